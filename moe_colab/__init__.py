@@ -1,0 +1,40 @@
+"""Run Mixture-of-Experts language models that do not fit your GPU, and see why it works."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .errors import MoEColabError
+
+if TYPE_CHECKING:
+    from .cache import Policy as Policy
+    from .chat import ChatSession as ChatSession
+    from .loading import load as load
+    from .offload import Offload as Offload
+    from .store import Store as Store
+    from .store import verify as verify
+
+__version__ = "0.1.0"
+
+_ROOMS = {  # public name: the room it lives in, entered when the name is first used
+    "ChatSession": "chat",
+    "Offload": "offload",
+    "Policy": "cache",
+    "Store": "store",
+    "load": "loading",
+    "verify": "store",
+}
+__all__ = ["MoEColabError", *_ROOMS]
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS])

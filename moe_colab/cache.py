@@ -1,0 +1,258 @@
+"""Who stays: eviction policies, and which experts live in one layer's slots.
+
+Knows expert ids and router logits. Knows no bytes, no devices and no torch: the pool asks this room
+what to do and does it; a replay asks the same room and only counts.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import MoEColabError
+
+Tokens = Sequence[tuple[Sequence[int], Sequence[float]]]
+"""One (top-k expert ids, router logits over all experts) pair per token of a forward."""
+
+
+class Policy(ABC):
+    """Decides who leaves one layer's slots. Subclass it, override `victim`, and pass the class to
+    `mc.load(policy=...)`.
+
+    One instance serves one layer and is called in this order in every forward: `observe` once the
+    router has spoken, then for each missing expert `victim` (only when the slots are full),
+    `evict`, `admit`.
+    """
+
+    needs_logits = False
+    """Set True to receive `tokens` in `observe`; costs a copy of the router's logits to the
+    host."""
+    keeps_nothing = False
+    """Set True and no expert stays after its use."""
+
+    def __init__(self, experts: int):
+        self.experts = experts
+
+    def observe(self, used: Sequence[int], tokens: Tokens | None = None) -> None:
+        """The distinct experts this forward needs, ascending; `tokens` in token order if
+        `needs_logits`."""
+
+    def admit(self, expert: int) -> None:
+        """`expert` was given a slot."""
+
+    def evict(self, expert: int) -> None:
+        """`expert` lost its slot."""
+
+    @abstractmethod
+    def victim(self, candidates: Sequence[int], newcomer: int) -> int:
+        """Who goes, to make room for `newcomer`: one of `candidates` (ascending). Answering
+        `newcomer` itself *bypasses* the cache: that expert is run from a scratch slot and nobody
+        leaves."""
+
+
+class LRU(Policy):
+    """Least recently used goes. Experts used by the same forward count as used in ascending
+    order."""
+
+    def __init__(self, experts: int):
+        super().__init__(experts)
+        self.last_use = [-1] * experts
+        self.clock = 0
+
+    def observe(self, used, tokens=None):
+        for expert in used:
+            self.last_use[expert] = self.clock
+            self.clock += 1
+
+    def victim(self, candidates, newcomer):
+        return min(candidates, key=self.last_use.__getitem__)
+
+
+class LFU(LRU):
+    """Least often used since loading the model goes; of equals, the least recently used."""
+
+    def __init__(self, experts: int):
+        super().__init__(experts)
+        self.uses = [0] * experts
+
+    def observe(self, used, tokens=None):
+        super().observe(used)
+        for expert in used:
+            self.uses[expert] += 1
+
+    def victim(self, candidates, newcomer):
+        return min(candidates, key=lambda expert: (self.uses[expert], self.last_use[expert]))
+
+
+class FIFO(Policy):
+    """The one that came first goes, however often it was used since."""
+
+    def __init__(self, experts: int):
+        super().__init__(experts)
+        self.arrival = [0] * experts
+        self.clock = 0
+
+    def admit(self, expert):
+        self.arrival[expert] = self.clock
+        self.clock += 1
+
+    def victim(self, candidates, newcomer):
+        return min(candidates, key=self.arrival.__getitem__)
+
+
+class RandomChoice(Policy):
+    """Any candidate goes, from a seeded generator: a run can be repeated exactly."""
+
+    def __init__(self, experts: int, seed: int = 0):
+        super().__init__(experts)
+        self.random = random.Random(seed)
+
+    def victim(self, candidates, newcomer):
+        return self.random.choice(candidates)
+
+
+class KeepNothing(Policy):
+    """Every expert is loaded when it is used and forgotten after: the paper's row without its
+    cache."""
+
+    keeps_nothing = True
+
+    def victim(self, candidates, newcomer):
+        return newcomer
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "lru": LRU,
+    "lfu": LFU,
+    "fifo": FIFO,
+    "random": RandomChoice,
+    "none": KeepNothing,
+}
+
+PolicySpec = str | Callable[[int], Policy]
+"""A name of POLICIES, or a class (or any callable) that takes the number of experts and returns a
+policy."""
+
+
+def policy_name(spec: PolicySpec) -> str:
+    return spec if isinstance(spec, str) else getattr(spec, "__name__", repr(spec))
+
+
+def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
+    """One layer's policy. Raises MoEColabError for an unknown name or an object that cannot
+    serve."""
+    if isinstance(spec, str):
+        if spec not in POLICIES:
+            raise MoEColabError(
+                f"unknown policy {spec!r}: choose one of {', '.join(POLICIES)}, or pass a policy "
+                "class."
+            )
+        return RandomChoice(experts, seed=layer) if spec == "random" else POLICIES[spec](experts)
+    if not callable(spec) or isinstance(spec, Policy):
+        raise MoEColabError(
+            f"policy must be a name or a class, not {spec!r}: every layer needs an instance of its "
+            "own, "
+            "made by calling policy(number_of_experts)."
+        )
+    policy = spec(experts)
+    missing = [
+        name
+        for name in ("observe", "admit", "evict", "victim")
+        if not callable(getattr(policy, name, None))
+    ]
+    if missing:
+        raise MoEColabError(
+            f"policy {policy_name(spec)} has no method {', '.join(missing)}: subclass "
+            "moe_colab.cache.Policy "
+            "and override victim(candidates, newcomer)."
+        )
+    return policy
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What to do for one needed expert: use it where it lies (`hit`), or load it, into the slot of
+    `victim` or a free one if there is none, and keep it there (`keep`) or run it from scratch."""
+
+    expert: int
+    hit: bool
+    victim: int | None = None
+    keep: bool = True
+
+
+class LayerCache:
+    """One layer's residents. Decisions only, and deterministic: the same accesses give the same
+    steps, whenever the bytes may arrive."""
+
+    def __init__(self, policy: Policy, slots: int):
+        self.policy = policy
+        self.slots = 0 if getattr(policy, "keeps_nothing", False) else slots
+        self.resident: set[int] = set()
+
+    def access(
+        self, needed: Sequence[int], tokens: Tokens | None = None, loading: Iterable[int] = ()
+    ) -> list[Step]:
+        """The steps of one forward, in the order of computation: hits ascending, then misses
+        ascending.
+
+        needed: the distinct experts of this forward, ascending. loading: residents whose bytes are
+        still under way. A needed expert is evicted only when no other is left (a *wave*), and then
+        only after its own step; a loading one only before that.
+        """
+        self.policy.observe(needed, tokens)
+        hits = [expert for expert in needed if expert in self.resident]
+        misses = [expert for expert in needed if expert not in self.resident]
+        spared = {*needed, *loading}
+        return [Step(expert, hit=True) for expert in hits] + [
+            self._admit(e, spared, set(needed)) for e in misses
+        ]
+
+    def guess(self, expert: int, spared: Iterable[int]) -> Step | None:
+        """Room for a speculative load that evicts none of `spared`, or None if there is no such
+        room."""
+        spared = set(spared)
+        if self.slots == 0 or (len(self.resident) >= self.slots and self.resident <= spared):
+            return None
+        step = self._admit(expert, spared, spared)
+        return step if step.keep else None
+
+    def reconcile(self, present: Iterable[int]) -> None:
+        """After a failure: the residents are `present`, whatever had been decided."""
+        present = set(present)
+        for expert in sorted(self.resident - present):
+            self._leave(expert)
+        for expert in sorted(present - self.resident):
+            self._enter(expert)
+
+    def _admit(self, expert: int, *spared: set[int]) -> Step:
+        """Give `expert` a slot; who must go is looked for outside the first of `spared` that leaves
+        anybody."""
+        victim = None
+        if self.slots == 0:
+            return Step(expert, hit=False, keep=False)
+        if len(self.resident) >= self.slots:
+            candidates = next(
+                filter(None, (sorted(self.resident - some) for some in (*spared, set())))
+            )
+            victim = self.policy.victim(candidates, expert)
+            if victim == expert:
+                return Step(expert, hit=False, keep=False)
+            if victim not in candidates:
+                raise MoEColabError(
+                    f"policy {type(self.policy).__name__} answered {victim!r}: victim() must "
+                    "return one of its "
+                    f"candidates {candidates} or the newcomer {expert}."
+                )
+            self._leave(victim)
+        self._enter(expert)
+        return Step(expert, hit=False, victim=victim)
+
+    def _enter(self, expert: int) -> None:
+        self.resident.add(expert)
+        self.policy.admit(expert)
+
+    def _leave(self, expert: int) -> None:
+        self.resident.discard(expert)
+        self.policy.evict(expert)

@@ -1,0 +1,106 @@
+"""The words that are counted. Knows what the pool reports; knows nothing of how loads are made.
+
+One *access* is one distinct expert needed by one MoE layer in one forward. It is exactly one of
+*hit* (resident and ready), *speculative hit* (brought by speculation, ready, first use), *late*
+(its speculative load is under way) and *miss* (a load must be issued). A *load* brings one expert's
+bytes into a device slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+PHASES = ("prompt", "decode")
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened in one layer and phase, or a sum of such."""
+
+    accesses: int = 0
+    hits: int = 0
+    speculative_hits: int = 0
+    late: int = 0
+    misses: int = 0
+    loads: int = 0
+    evictions: int = 0
+    bypasses: int = 0
+    bytes_loaded: int = 0
+    disk_bytes: int = 0
+    bytes_wasted: int = 0
+    stall_seconds: float = 0.0
+
+    def __add__(self, other: Counters) -> Counters:
+        return Counters(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counters)}
+        )
+
+    @property
+    def hit_rate(self) -> float:
+        """(hits + speculative hits) / accesses; 0 before the first access."""
+        return (self.hits + self.speculative_hits) / self.accesses if self.accesses else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "hit_rate": self.hit_rate}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A snapshot since loading or `reset_stats()`. `total`, `prompt` and `decode` sum all layers;
+    `layers` holds one sum per MoE layer. A forward with one new token per row after the first is
+    *decode*, any other is *prompt*. Every counter of `total` is also an attribute: `stats.hits`,
+    `stats.bytes_loaded`, `stats.hit_rate`."""
+
+    total: Counters
+    prompt: Counters
+    decode: Counters
+    layers: tuple[Counters, ...]
+    forwards: int
+    tokens: int
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "hit_rate" and name not in Counters.__slots__:
+            raise AttributeError(name)
+        return getattr(self.total, name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The totals flat, then `prompt`, `decode` and `layers` as dictionaries of the same
+        counters."""
+        return {
+            **self.total.as_dict(),
+            "forwards": self.forwards,
+            "tokens": self.tokens,
+            "prompt": self.prompt.as_dict(),
+            "decode": self.decode.as_dict(),
+            "layers": [layer.as_dict() for layer in self.layers],
+        }
+
+
+class Ledger:
+    """The open books: one Counters per layer and phase, and the phase the running forward is in."""
+
+    def __init__(self, layers: int):
+        self.layers = layers
+        self.reset()
+
+    def reset(self) -> None:
+        self.phase = "prompt"
+        self.forwards = 0
+        self.tokens = 0
+        self._books = {phase: [Counters() for _ in range(self.layers)] for phase in PHASES}
+
+    def forward(self, phase: str, tokens: int) -> None:
+        """A forward over `tokens` tokens (all rows) begins."""
+        self.phase, self.forwards, self.tokens = phase, self.forwards + 1, self.tokens + tokens
+
+    def layer(self, layer: int) -> Counters:
+        """The book to write in now."""
+        return self._books[self.phase][layer]
+
+    def stats(self) -> Stats:
+        prompt, decode = (sum(self._books[phase], Counters()) for phase in PHASES)
+        layers = tuple(
+            p + d for p, d in zip(self._books["prompt"], self._books["decode"], strict=True)
+        )
+        return Stats(prompt + decode, prompt, decode, layers, self.forwards, self.tokens)

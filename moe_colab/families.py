@@ -1,0 +1,89 @@
+"""What moe_colab must know about transformers' model classes, and nothing by class name.
+
+transformers keeps a layer's experts in one module with fused parameters and marks it with
+attributes; by those an experts module is found in any family. Its router is the `gate` or `router`
+beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import MoEColabError
+
+MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+ACCUMULATES_IN_FP32 = frozenset(
+    {"nemotron_h"}
+)  # model types whose eager experts sum in fp32 whatever the dtype
+
+
+def is_experts(module: nn.Module) -> bool:
+    return all(hasattr(module, mark) for mark in MARKS)
+
+
+def experts_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(name, experts module) of every MoE layer, in execution order."""
+    return [(name, module) for name, module in model.named_modules() if is_experts(module)]
+
+
+def parameter_names(experts: nn.Module) -> list[str]:
+    """The parameters that one expert has a part of: the fused [E, ...] tensors of the module."""
+    up = "gate_up_proj" if experts.has_gate else "up_proj"
+    names = [up, "down_proj"]
+    return names + [f"{name}_bias" for name in names] if experts.has_bias else names
+
+
+def expert_shapes(name: str, experts: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter of one expert. Raises MoEColabError for a module built in a way we do
+    not know."""
+    own = {
+        key: parameter for key, parameter in experts._parameters.items() if parameter is not None
+    }
+    wanted = parameter_names(experts)
+    if set(own) != set(wanted):
+        raise MoEColabError(
+            f"the experts of {name} hold {sorted(own)} where moe_colab knows {sorted(wanted)}."
+        )
+    return {key: tuple(own[key].shape[1:]) for key in wanted}
+
+
+def router_of(model: nn.Module, experts_name: str) -> nn.Module | None:
+    """The module that routes for these experts; its forward returns (logits, weights, indices,
+    ...)."""
+    block = model.get_submodule(experts_name.rpartition(".")[0])
+    candidates = (getattr(block, name, None) for name in ("gate", "router"))
+    return next((module for module in candidates if isinstance(module, nn.Module)), None)
+
+
+def router_logits(output: Any, experts: int) -> torch.Tensor | None:
+    """The logits [T, E] in a router's output: its first floating tensor with one column per
+    expert."""
+    parts = output if isinstance(output, (tuple, list)) else (output,)
+    for part in parts:
+        if torch.is_tensor(part) and part.is_floating_point() and part.shape[-1] == experts:
+            return part.reshape(-1, experts)
+    return None
+
+
+def sum_dtype(model_type: str, dtype: torch.dtype) -> torch.dtype:
+    """In which dtype eager adds up the experts' outputs."""
+    return torch.float32 if model_type in ACCUMULATES_IN_FP32 else dtype
+
+
+def top_k(config: Any) -> int:
+    """Experts per token, whatever the family calls it; 1 where it does not say."""
+    text = config.get_text_config()
+    for name in (
+        "num_experts_per_tok",
+        "moe_k",
+        "moe_topk",
+        "top_k_experts",
+        "num_experts_per_token",
+    ):
+        value = getattr(text, name, None)
+        if value is not None:
+            return max(value) if isinstance(value, (list, tuple)) else int(value)
+    return 1

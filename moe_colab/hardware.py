@@ -1,0 +1,99 @@
+"""What this machine has: memory, disk, and which dtypes a device can compute in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+
+from .errors import MoEColabError
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+}
+
+
+def parse_bytes(size: int | float | str) -> int:
+    """15_000_000_000, "15GB" and "15 GiB" as a number of bytes."""
+    if isinstance(size, (int, float)) and not isinstance(size, bool):
+        return int(size)
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(size))
+    if match is None or match[2].upper() not in UNITS:
+        raise MoEColabError(
+            f"{size!r} is not a size: write it like 12GB, 500MB or a number of bytes."
+        )
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def human(nbytes: float) -> str:
+    """1234567 as "1.2 MB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(nbytes) >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def available_memory() -> int:
+    """Bytes of host memory that can still be taken: what the machine has left, or what its
+    container allows."""
+    return min([psutil.virtual_memory().available, *_container_headroom()])
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where `folder` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _container_headroom() -> list[int]:
+    """Limit minus use of every memory control group that this process is in."""
+    out = []
+    root = Path("/sys/fs/cgroup")
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return out
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            names, base = ("memory.max", "memory.current"), root
+        elif "memory" in controllers.split(","):
+            names, base = ("memory.limit_in_bytes", "memory.usage_in_bytes"), root / "memory"
+        else:
+            continue
+        group = base / path.lstrip("/")
+        for folder in (group, *group.parents):
+            limit, used = (_read_number(folder / name) for name in names)
+            if limit is not None and used is not None and limit < 1 << 60:
+                out.append(max(0, limit - used + _reclaimable(folder)))
+            if folder == base:
+                break
+    return out
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of the group's use that are only cached file pages: the kernel gives them up when
+    asked."""
+    try:
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # absent, or "max": no limit
+        return None

@@ -1,0 +1,324 @@
+"""Links move an expert's bytes from its home into a block. They own no state beyond their own
+queue.
+
+Knows homes and blocks (anything with a writable `buffer`). Knows no experts, layers, policies or
+torch. Four links, one protocol: ThreadLink (a CPU reads), ManualLink (a test decides what completes
+or fails), ClockLink (virtual time) here, and CudaLink in cuda.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .counters import Counters
+from .errors import MoEColabError
+from .homes import CHUNK, Home
+
+QUEUED, MOVING, DONE, FAILED, CANCELLED = "queued", "moving", "done", "failed", "cancelled"
+
+
+class Block(Protocol):
+    buffer: memoryview
+
+
+class Ticket(Protocol):
+    """One load under way."""
+
+    home: Home
+
+    def done(self) -> bool:
+        """True once the bytes are in the block. False for a failed load."""
+
+    def failed(self) -> bool:
+        """True once the load has ended without its bytes."""
+
+    def wait(self, book: Counters | None = None) -> None:
+        """Return when compute may use the block; the time that compute had to wait goes to `book`.
+        Raises MoEColabError if the load failed."""
+
+    def promote(self) -> None:
+        """A guess has become a demand."""
+
+    def cancel(self) -> bool:
+        """True if the load will not happen and no byte of it has moved; False leaves it as it
+        is."""
+
+
+class Link(Protocol):
+    def start(self, home: Home, block: Block, after: Any, urgent: bool) -> Ticket:
+        """Begin to fill `block` once compute has passed the mark `after` (None: at once)."""
+
+    def mark(self) -> Any:
+        """A point in compute: a block used before it may be overwritten after it."""
+
+    def settle(self) -> None:
+        """Bring all stall times to the books they belong to, before these are read."""
+
+    def close(self) -> None:
+        """Finish or drop what is queued; no byte moves afterwards."""
+
+
+class QueueTicket:
+    """A ticket whose state its link changes under the link's condition."""
+
+    def __init__(self, link: QueueLink, home: Home, block: Block, after: Any, urgent: bool):
+        self.link, self.home, self.block, self.after, self.urgent = link, home, block, after, urgent
+        self.state = QUEUED
+        self.error: Exception | None = None
+
+    def done(self) -> bool:
+        return self.state == DONE
+
+    def failed(self) -> bool:
+        return self.state in (FAILED, CANCELLED)
+
+    def promote(self) -> None:
+        self.link.promote(self)
+
+    def cancel(self) -> bool:
+        return self.link.cancel(self)
+
+    def wait(self, book: Counters | None = None) -> None:
+        if self.state in (QUEUED, MOVING):
+            seconds = self.link.await_end(self)
+            if book is not None:
+                book.stall_seconds += seconds
+        if self.error is not None:
+            raise self.error
+        if self.state == CANCELLED:
+            raise MoEColabError(
+                "this model was closed while an expert was being loaded: load it again with "
+                "mc.load()."
+            )
+
+
+class QueueLink:
+    """What the links share: demand loads before guesses, each in the order of asking."""
+
+    ticket_class = QueueTicket
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.queues: tuple[deque[QueueTicket], deque[QueueTicket]] = (
+            deque(),
+            deque(),
+        )  # urgent, guesses
+
+    def start(
+        self, home: Home, block: Block, after: Any = None, urgent: bool = True
+    ) -> QueueTicket:
+        ticket = self.ticket_class(self, home, block, after, urgent)
+        with self.changed:
+            self._queue(ticket).append(ticket)
+            self.changed.notify_all()
+        return ticket
+
+    def mark(self) -> None:
+        """Compute on a CPU is over when the call returns: nothing to remember."""
+
+    def promote(self, ticket: QueueTicket) -> None:
+        with self.changed:
+            if ticket.state == QUEUED and not ticket.urgent:
+                self._queue(ticket).remove(ticket)
+                ticket.urgent = True
+                self._queue(ticket).append(ticket)
+
+    def cancel(self, ticket: QueueTicket) -> bool:
+        with self.changed:
+            if ticket.state != QUEUED:
+                return False
+            self._queue(ticket).remove(ticket)
+            ticket.state = CANCELLED
+            return True
+
+    def settle(self) -> None:
+        """Stall times are booked when they happen."""
+
+    def close(self) -> None:
+        with self.changed:
+            queued = [ticket for queue in self.queues for ticket in queue]
+        for ticket in queued:
+            self.cancel(ticket)
+
+    def await_end(self, ticket: QueueTicket) -> float:
+        raise MoEColabError(f"{type(self).__name__} cannot wait.")
+
+    def next_queued(self) -> QueueTicket | None:
+        return next((queue[0] for queue in self.queues if queue), None)
+
+    def _queue(self, ticket: QueueTicket) -> deque[QueueTicket]:
+        return self.queues[0 if ticket.urgent else 1]
+
+    def _end(self, ticket: QueueTicket, error: Exception | None = None) -> None:
+        ticket.error, ticket.state = error, FAILED if error else DONE
+
+    def _carry_out(self, ticket: QueueTicket) -> None:
+        """Move all of a load and end its ticket. An error is kept for the generation that waits for
+        this expert."""
+        try:
+            self.move(ticket)
+        except Exception as error:
+            self._end(ticket, error)
+        else:
+            self._end(ticket)
+
+    def move(self, ticket: QueueTicket) -> None:
+        for _ in ticket.home.fill(ticket.block.buffer):
+            pass
+
+
+class ThreadLink(QueueLink):
+    """One thread that reads, while the caller computes: file reads and large copies release the
+    GIL."""
+
+    def __init__(self):
+        super().__init__()
+        self.closing = False
+        self.thread: threading.Thread | None = None
+
+    def start(self, home, block, after=None, urgent=True):
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="moe_colab-link", daemon=True)
+            self.thread.start()
+        return super().start(home, block, after, urgent)
+
+    def await_end(self, ticket):
+        start = time.perf_counter()
+        self.promote(ticket)
+        with self.changed:
+            self.changed.wait_for(lambda: ticket.state not in (QUEUED, MOVING))
+        return time.perf_counter() - start
+
+    def stop(self) -> None:
+        """Like close, without waiting for the load that is moving."""
+        super().close()
+        with self.changed:
+            self.closing = True
+            self.changed.notify_all()
+
+    def close(self):
+        self.stop()
+        if self.thread is not None:
+            self.thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.closing or self.next_queued())
+                ticket = self.next_queued()
+                if ticket is None:
+                    return
+                self._queue(ticket).popleft()
+                ticket.state = MOVING
+            self._carry_out(ticket)
+            with self.changed:
+                self.changed.notify_all()
+
+
+class ManualLink(QueueLink):
+    """Nothing completes until `finish` or `fail` is called; `on_wait(ticket)` must end a ticket
+    that is waited for."""
+
+    def __init__(self, on_wait: Callable[[QueueTicket], None] | None = None):
+        super().__init__()
+        self.on_wait = on_wait or self.finish
+
+    @property
+    def pending(self) -> list[QueueTicket]:
+        """Loads not ended, urgent first, in the order of asking."""
+        return [ticket for queue in self.queues for ticket in queue]
+
+    def begin(self, ticket: QueueTicket) -> None:
+        """The first byte has moved: it can no longer be cancelled."""
+        ticket.state = MOVING
+
+    def finish(self, ticket: QueueTicket) -> None:
+        self._queue(ticket).remove(ticket)
+        self._carry_out(ticket)
+
+    def fail(self, ticket: QueueTicket, error: Exception) -> None:
+        self._queue(ticket).remove(ticket)
+        self._end(ticket, error)
+
+    def promote(self, ticket):
+        if not ticket.urgent and ticket in self.pending:
+            self._queue(ticket).remove(ticket)
+            ticket.urgent = True
+            self._queue(ticket).append(ticket)
+
+    def await_end(self, ticket):
+        self.on_wait(ticket)
+        return 0.0
+
+
+class ClockLink(QueueLink):
+    """A link in virtual time: `bytes_per_second`, one chunk at a time, demand loads first at every
+    chunk.
+
+    Time passes only through `compute(seconds)` and through waiting, so that who is late is the same
+    in every run. The bytes themselves move for real, when their virtual time has come.
+    """
+
+    def __init__(self, bytes_per_second: float, chunk: int = CHUNK):
+        super().__init__()
+        self.rate, self.chunk = bytes_per_second, chunk
+        self.now = 0.0  # what compute has reached, in seconds
+        self.moving: tuple[QueueTicket, int, float] | None = (
+            None  # whose chunk, its bytes, when it has arrived
+        )
+        self.left: dict[QueueTicket, int] = {}
+
+    def start(self, home, block, after=None, urgent=True):
+        ticket = super().start(home, block, after, urgent)
+        self.left[ticket] = home.nbytes
+        if self.moving is None:
+            self._begin_chunk(self.now)
+        return ticket
+
+    def compute(self, seconds: float) -> None:
+        """Compute for that long; the link goes on meanwhile."""
+        self.now += seconds
+        while self.moving is not None and self.moving[2] <= self.now:
+            self._end_chunk()
+
+    def promote(self, ticket):
+        if not ticket.urgent and ticket in self.left:
+            self._queue(ticket).remove(ticket)
+            ticket.urgent = True
+            self._queue(ticket).append(ticket)
+
+    def cancel(self, ticket):
+        cancelled = super().cancel(ticket)
+        if cancelled:
+            del self.left[ticket]
+        return cancelled
+
+    def await_end(self, ticket):
+        self.promote(ticket)
+        asked = self.now
+        while ticket.state in (QUEUED, MOVING):
+            self.now = max(self.now, self.moving[2])
+            self._end_chunk()
+        return self.now - asked
+
+    def _begin_chunk(self, at: float) -> None:
+        ticket = self.next_queued()
+        if ticket is None:
+            self.moving = None
+            return
+        size = min(self.chunk, self.left[ticket])
+        ticket.state = MOVING
+        self.moving = (ticket, size, at + size / self.rate)
+
+    def _end_chunk(self) -> None:
+        ticket, size, arrived = self.moving
+        self.left[ticket] -= size
+        if self.left[ticket] == 0:
+            del self.left[ticket]
+            self._queue(ticket).remove(ticket)
+            self._carry_out(ticket)
+        self._begin_chunk(arrived)

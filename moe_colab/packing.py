@@ -1,0 +1,156 @@
+"""A checkpoint becomes a store: once, one expert at a time, going on where it was stopped.
+
+Knows the checkpoint and the store's writer. Holds one expert in memory; changes nothing in the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from .checkpoint import Checkpoint
+from .errors import MoEColabError
+from .hardware import free_disk, human
+from .store import BlobLayout, Manifest, StoreWriter, plain_layout
+from .store.manifest import NAME, align
+from .store.tensors import (
+    DTYPE_NAMES,
+    TORCH_DTYPES,
+    aligned_first,
+    as_bytes,
+    make_header,
+    read_tensor,
+)
+
+# Never model.safetensors: plain transformers would load it, with random experts.
+DENSE = "dense.safetensors"
+HEADROOM = 64 << 20  # bytes of disk left alone
+
+
+def cache_folder() -> Path:
+    """Where stores of plain checkpoints are kept: MOE_COLAB_CACHE, or moe_colab in the user's cache
+    folder."""
+    root = os.environ.get("MOE_COLAB_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_colab"
+
+
+def cached_store(source: Path, dtype: torch.dtype | None, progress: bool = True) -> Path:
+    """The store of a checkpoint folder, packed on first use and whenever the checkpoint changed.
+
+    dtype: what the experts are packed in, None for the checkpoint's own. Two processes may ask at
+    once: one packs, the other waits and finds it done.
+    """
+    checkpoint = Checkpoint(source)
+    dtype = dtype or checkpoint.dtype()
+    key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
+    store = cache_folder() / f"{source.resolve().name}-{key}"
+    try:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{store}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                tqdm.write(f"another process is packing {source.name}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise MoEColabError(
+            f"the cache folder {store.parent} cannot be written ({error.strerror}): set "
+            "MOE_COLAB_CACHE to another folder."
+        ) from error
+    try:
+        if not _is_current(store, checkpoint):
+            pack(checkpoint, store, dtype, progress)
+    finally:
+        lock.release()
+    return store
+
+
+def pack(
+    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, progress: bool = True
+) -> Manifest:
+    """Write `folder` as a store of the checkpoint, its experts kept in `dtype`. Goes on where an
+    earlier packing of the same checkpoint was stopped. Raises MoEColabError where the disk is too
+    small, before writing."""
+    source = {
+        "id": checkpoint.folder.resolve().name,
+        "revision": None,
+        "fingerprint": checkpoint.fingerprint(),
+    }
+    layouts = [plain_layout(shapes, DTYPE_NAMES[dtype]) for shapes in checkpoint.shapes]
+    _check_disk(checkpoint, folder, layouts)
+    writer = StoreWriter(folder, {**source, "dtype": DTYPE_NAMES[dtype]})
+    try:
+        jobs = []
+        for (module, experts), layout in zip(checkpoint.layers, layouts, strict=True):
+            layer = writer.add_layer(module, experts.num_experts, layout)
+            jobs += [(layer, expert) for expert in range(experts.num_experts)]
+        for layer, expert in tqdm(
+            jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
+        ):
+            if not writer.has_expert(layer, expert):
+                writer.write_expert(
+                    layer, expert, make_blob(checkpoint.expert(layer, expert), layouts[layer])
+                )
+        if not writer.has_file(DENSE):
+            writer.write_file(DENSE, _dense_parts(checkpoint))
+        side = checkpoint.side_files()
+        for path in side:
+            if not writer.has_file(path.name):
+                writer.write_file(path.name, [path.read_bytes()])
+        names = [path.name for path in side]
+        return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
+    finally:
+        writer.close()
+
+
+def make_blob(tensors: dict[str, torch.Tensor], layout: BlobLayout) -> memoryview:
+    """One expert's matrices laid out as its layer's layout says, zeros between."""
+    blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    for matrix in layout.matrices:
+        (field,) = matrix.fields
+        raw = blob[field.offset : field.offset + field.nbytes]
+        raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(tensors[matrix.name])
+    return memoryview(blob.numpy())
+
+
+def _dense_parts(checkpoint: Checkpoint):
+    entries = aligned_first(checkpoint.dense_entries())
+    yield make_header(
+        (entry.name, entry.dtype, entry.shape, entry.end - entry.start) for entry in entries
+    )
+    for entry in entries:
+        yield as_bytes(read_tensor(entry))
+
+
+def _is_current(store: Path, checkpoint: Checkpoint) -> bool:
+    """True for a finished store of this very checkpoint; a damaged or outdated one is packed
+    anew."""
+    if not (store / NAME).exists():
+        return False
+    try:
+        return Manifest.load(store).source.get("fingerprint") == checkpoint.fingerprint()
+    except MoEColabError:
+        return False
+
+
+def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:
+    need = sum(entry.end - entry.start for entry in checkpoint.dense_entries()) + HEADROOM
+    for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
+        need += align(experts.num_experts * layout.nbytes, 1 << 20)
+    free = free_disk(folder)
+    if folder.is_dir():  # what an earlier packing took already
+        free += sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+    if need > free:
+        raise MoEColabError(
+            f"the store needs {human(need)} of disk in {folder.parent} and {human(free)} are free: "
+            "make room, or set MOE_COLAB_CACHE to a folder on a larger disk."
+        )

@@ -1,0 +1,123 @@
+"""What goes where: how many slots fit, and which experts have their home in host memory.
+
+Knows sizes and memory. Knows no transformers model; the pool uses what is made here.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+
+import torch
+
+from .errors import MoEColabError
+from .hardware import available_memory, human
+from .homes import DiskHome, HostHome
+from .store import LayerEntry
+
+SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
+VRAM_RESERVE = 3 << 29  # 1.5 GiB: key-value cache, activations, and what CUDA itself takes
+RAM_RESERVE = 2 << 30
+
+Resident = Sequence[Sequence[int]]
+"""The experts of each layer whose home is the device."""
+
+
+def fitting_slots(
+    layers: Sequence[LayerEntry],
+    resident: Resident,
+    vram: int | None,
+    dense: int,
+    top_k: int,
+    device: torch.device,
+) -> list[int]:
+    """As many slots a layer as `vram` bytes hold beside the `dense` bytes of the rest of the model;
+    without a limit, what the GPU has left, or half the experts on a CPU. Raises MoEColabError where
+    not even one fits."""
+    if vram is None and device.type == "cpu":
+        return [max(min(top_k, layer.experts), layer.experts // 2) for layer in layers]
+    budget = free_memory(device) - VRAM_RESERVE if vram is None else vram - dense
+    beside = beside_slots(layers, resident)
+    slots = (budget - beside) // bytes_per_slot(layers)
+    if slots < 1:
+        need = dense + beside + bytes_per_slot(layers)
+        raise MoEColabError(
+            f"one slot a layer needs {human(need)} with the {human(dense)} of everything else, "
+            "more than there is: "
+            "use a larger vram=..., or a checkpoint with fewer bits."
+        )
+    return [min(int(slots), layer.experts) for layer in layers]
+
+
+def check_room(
+    layers: Sequence[LayerEntry], slots: Sequence[int], resident: Resident, device: torch.device
+) -> None:
+    """Raises MoEColabError where the slots do not fit into the memory that is free now."""
+    need = sum(
+        n * layer.layout.nbytes for n, layer in zip(slots, layers, strict=True)
+    ) + beside_slots(layers, resident)
+    free = free_memory(device)
+    if need > free:
+        raise MoEColabError(
+            f"these slots need {human(need)} on {device} ({human(bytes_per_slot(layers))} for one "
+            "slot in every layer), "
+            f"but {human(free)} are free: use fewer slots."
+        )
+
+
+def make_homes(
+    disk: Sequence[Sequence[DiskHome]], ram: int | None, device: torch.device
+) -> list[list]:
+    """Copies in host memory of as many experts as `ram` bytes hold, spread over the layers; the
+    others stay on disk. Without a limit: what is free beside a CUDA device, and nothing on a CPU,
+    where the page cache serves."""
+    if ram is None:
+        ram = 0 if device.type == "cpu" else max(0, available_memory() - RAM_RESERVE)
+    elif ram > available_memory():
+        raise MoEColabError(
+            f"ram={human(ram)} was asked for, but {human(available_memory())} are free."
+        )
+    homes: list[list] = [list(layer) for layer in disk]
+    for _, number in sorted(
+        (expert, number) for number, layer in enumerate(disk) for expert in range(len(layer))
+    ):
+        expert = next(e for e, home in enumerate(homes[number]) if home.tier == "disk")
+        home = homes[number][expert]
+        if home.nbytes > ram:
+            break
+        ram -= home.nbytes
+        homes[number][expert] = in_host_memory(home, device)
+    return homes
+
+
+def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
+    memory = host_memory(home.nbytes, device)
+    buffer = memoryview(memory.numpy())
+    for _ in home.fill(buffer):
+        pass
+    return HostHome(buffer, memory)
+
+
+def bytes_per_slot(layers: Sequence[LayerEntry]) -> int:
+    """One slot in every layer."""
+    return sum(layer.layout.nbytes for layer in layers)
+
+
+def beside_slots(layers: Sequence[LayerEntry], resident: Resident) -> int:
+    """Spares, and the blocks of experts at home on the device."""
+    permanent = sum(
+        len(experts) * layer.layout.nbytes for experts, layer in zip(resident, layers, strict=True)
+    )
+    return permanent + SPARES * max(layer.layout.nbytes for layer in layers)
+
+
+def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    if device.type != "cuda":
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    from .cuda import pinned_memory
+
+    return pinned_memory(nbytes)
+
+
+def free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

@@ -1,0 +1,51 @@
+"""Device memory for experts: slabs of equal blocks, and typed views into a block.
+
+Knows layouts and devices. Knows no experts, policies or loads: the pool says what lies in a block.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from .store.manifest import BlobLayout
+from .store.tensors import TORCH_DTYPES
+
+
+class Block:
+    """Room for one expert: `tensor` uint8 [nbytes] on the device; `buffer`, the same memory, where
+    a host can write."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+        self.buffer = memoryview(tensor.numpy()) if tensor.device.type == "cpu" else None
+        self._views: dict[BlobLayout, dict[str, torch.Tensor]] = {}
+
+    def views(self, layout: BlobLayout) -> dict[str, torch.Tensor]:
+        """The 16- or 32-bit matrices that lie here, by name; views, made once per layout."""
+        views = self._views.get(layout)
+        if views is None:
+            views = self._views[layout] = {
+                matrix.name: self._view(matrix.fields[0])
+                for matrix in layout.matrices
+                if matrix.packing == "none"
+            }
+        return views
+
+    def _view(self, field) -> torch.Tensor:
+        raw = self.tensor[field.offset : field.offset + field.nbytes]
+        return raw.view(TORCH_DTYPES[field.dtype]).view(field.shape)
+
+
+def allocate(count: int, nbytes: int, device: torch.device) -> list[Block]:
+    """`count` blocks in one piece; on a CPU they start at a page and take memory only once
+    written."""
+    if count == 0:
+        return []
+    with torch.inference_mode(False):  # a slot made inside a generation must outlive it
+        if device.type == "cpu":
+            slab = torch.frombuffer(mmap.mmap(-1, count * nbytes), dtype=torch.uint8)
+        else:
+            slab = torch.empty(count * nbytes, dtype=torch.uint8, device=device)
+        return [Block(part) for part in slab.split(nbytes)]

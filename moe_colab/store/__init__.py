@@ -1,0 +1,20 @@
+"""The store on disk: a folder with one contiguous blob per expert, so that a load is one read."""
+
+from .manifest import BlobLayout, Field, FileEntry, LayerEntry, Manifest, Matrix, plain_layout
+from .reader import Store, is_store
+from .verify import verify
+from .writer import StoreWriter
+
+__all__ = [
+    "BlobLayout",
+    "Field",
+    "FileEntry",
+    "LayerEntry",
+    "Manifest",
+    "Matrix",
+    "Store",
+    "StoreWriter",
+    "is_store",
+    "plain_layout",
+    "verify",
+]

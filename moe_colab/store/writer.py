@@ -1,0 +1,222 @@
+"""Writing a store so that a half-written one is never taken for whole, and a killed writing goes
+on.
+
+Experts go to their place in files of their full size and are noted in a journal, one line each; any
+other file is written under a temporary name, synced and renamed. The manifest comes last: without
+it there is no store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import MoEColabError
+from .manifest import NAME, BlobLayout, FileEntry, LayerEntry, Manifest
+from .tensors import make_header, read_bytes
+
+JOURNAL = "journal.jsonl"
+
+
+class StoreWriter:
+    """Writes into `folder`, going on where an earlier writing with the same `identity` was
+    stopped."""
+
+    def __init__(self, folder: Path, identity: dict[str, Any]):
+        self.folder, self.identity = folder, identity
+        self.records: dict[str, dict[str, Any]] = {}
+        self.layers: list[LayerEntry] = []
+        self.journal_path = folder / JOURNAL
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self._resume():
+                self._start_over()
+            self.journal = open(self.journal_path, "a", encoding="utf-8")
+
+    # ------------------------------------------------------------------ experts
+    def add_layer(self, module: str, experts: int, layout: BlobLayout) -> int:
+        """Make room for a layer; its number. Experts are written with `write_expert`, in any
+        order."""
+        layer = len(self.layers)
+        file = f"experts-{layer:05}.safetensors"
+        header = make_header(
+            (f"expert.{e}", "U8", (layout.nbytes,), layout.nbytes) for e in range(experts)
+        )
+        digest = hashlib.sha256(header).hexdigest()
+        entry = LayerEntry(
+            module, file, experts, len(header), digest, layout, (0,) * experts, ("",) * experts
+        )
+        self.layers.append(entry)
+        with (
+            _disk_errors(self.folder),
+            open(self.folder / file, "r+b" if self._exists(file) else "w+b") as out,
+        ):
+            _allocate(out.fileno(), entry.file_bytes)
+            out.write(header)
+        return layer
+
+    def has_expert(self, layer: int, expert: int) -> bool:
+        """True if an earlier writing finished this expert, and its bytes are still the ones it
+        noted."""
+        record, entry = self.records.get(f"{layer}/{expert}"), self.layers[layer]
+        if record is None:
+            return False
+        buffer = memoryview(bytearray(entry.layout.nbytes))
+        read_bytes(self.folder / entry.file, entry.offset(expert), buffer)
+        return zlib.crc32(buffer) == record["crc32"]
+
+    def write_expert(self, layer: int, expert: int, blob: memoryview) -> None:
+        entry = self.layers[layer]
+        with _disk_errors(self.folder), open(self.folder / entry.file, "r+b", buffering=0) as out:
+            out.seek(entry.offset(expert))
+            _write_all(out, blob)
+        self._note(
+            f"{layer}/{expert}", crc32=zlib.crc32(blob), sha256=hashlib.sha256(blob).hexdigest()
+        )
+
+    # ------------------------------------------------------------------ other files
+    def has_file(self, name: str) -> bool:
+        record = self.records.get(name)
+        return (
+            record is not None
+            and self._exists(name)
+            and file_entry(self.folder / name).crc32 == record["crc32"]
+        )
+
+    def write_file(self, name: str, parts: Iterable[memoryview | bytes]) -> None:
+        """Write a whole file from its parts, in order."""
+        temporary = self.folder / f"{name}.part"
+        with _disk_errors(self.folder):
+            with open(temporary, "wb") as out:
+                for part in parts:
+                    out.write(part)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, self.folder / name)
+        entry = file_entry(self.folder / name)
+        self._note(name, nbytes=entry.nbytes, crc32=entry.crc32, sha256=entry.sha256)
+
+    # ------------------------------------------------------------------ the end
+    def finish(
+        self, source: dict[str, Any], family: str, dtype: str, dense: str, files: Iterable[str]
+    ) -> Manifest:
+        """Sync everything, write the manifest, and only then call it a store."""
+        layers = []
+        for number, entry in enumerate(self.layers):
+            notes = [self.records[f"{number}/{expert}"] for expert in range(entry.experts)]
+            digests = {key: tuple(note[key] for note in notes) for key in ("crc32", "sha256")}
+            layers.append(replace(entry, **digests))
+        manifest = Manifest(
+            source, family, dtype, self._entry(dense), tuple(map(self._entry, files)), tuple(layers)
+        )
+        with _disk_errors(self.folder):
+            for entry in layers:
+                with open(self.folder / entry.file, "rb") as file:
+                    os.fsync(file.fileno())
+            temporary = self.folder / f"{NAME}.part"
+            with open(temporary, "w", encoding="utf-8") as out:
+                out.write(manifest.dump())
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temporary, self.folder / NAME)
+        self.close()
+        self.journal_path.unlink()
+        return manifest
+
+    def close(self) -> None:
+        self.journal.close()
+
+    # ------------------------------------------------------------------ journal
+    def _resume(self) -> bool:
+        if not self.journal_path.exists():
+            return False
+        lines = self.journal_path.read_text(encoding="utf-8").splitlines()
+        notes = []
+        for line in lines:
+            with contextlib.suppress(
+                ValueError
+            ):  # a line torn by the kill: that expert is written again
+                notes.append(json.loads(line))
+        if not notes or notes[0] != {"identity": self.identity}:
+            return False
+        self.records = {note.pop("key"): note for note in notes[1:]}
+        return True
+
+    def _start_over(self) -> None:
+        """Clear what an earlier store or writing left; a folder that holds anything else is not
+        ours to clear."""
+        ours = self.journal_path.exists() or self._exists(NAME)
+        if any(self.folder.iterdir()) and not ours:
+            raise MoEColabError(
+                f"{self.folder} holds something else: choose an empty folder for the store."
+            )
+        with open(self.journal_path, "w", encoding="utf-8") as journal:
+            journal.write(json.dumps({"identity": self.identity}) + "\n")
+        (self.folder / NAME).unlink(
+            missing_ok=True
+        )  # before the rest: what lacks a file must not look like a store
+        for path in self.folder.iterdir():
+            if path != self.journal_path:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _note(self, key: str, **record: Any) -> None:
+        self.records[key] = record
+        with _disk_errors(self.folder):
+            # A torn last line, if any, must not swallow this one.
+            self.journal.write("\n" + json.dumps({"key": key, **record}) + "\n")
+            self.journal.flush()
+
+    def _entry(self, name: str) -> FileEntry:
+        return FileEntry(name, **self.records[name])
+
+    def _exists(self, name: str) -> bool:
+        return (self.folder / name).exists()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and digests of a whole file."""
+    crc, sha, size = 0, hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(4 << 20):
+            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+            sha.update(chunk)
+    return FileEntry(path.name, size, crc, sha.hexdigest())
+
+
+def _write_all(out, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += out.write(data[done:])
+
+
+def _allocate(fd: int, size: int) -> None:
+    """Take the space now, so that a full disk is met before the work and not in its middle."""
+    os.ftruncate(fd, size)
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path):
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise MoEColabError(
+                f"the disk of {folder} is full: make room and start again; it will go on from here."
+            ) from error
+        raise MoEColabError(
+            f"cannot write the store in {folder}: {error.strerror or error}."
+        ) from error
