@@ -156,7 +156,13 @@ def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
             "own, "
             "made by calling policy(number_of_experts)."
         )
-    policy = spec(experts)
+    try:
+        policy = spec(experts)
+    except TypeError as error:  # a subclass without victim(), or an __init__ of another signature
+        raise MoEColabError(
+            f"policy {policy_name(spec)} could not be made by calling "
+            f"policy(number_of_experts): {error}."
+        ) from error
     missing = [
         name
         for name in ("observe", "admit", "evict", "victim")

@@ -14,7 +14,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -25,7 +32,7 @@ from transformers.core_model_loading import (
 
 from .errors import MoEColabError
 from .families import expert_shapes, experts_modules
-from .store.tensors import TORCH_DTYPES, TensorEntry, read_header, read_tensor
+from .store.tensors import DTYPE_NAMES, TensorEntry, read_header, read_tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -46,20 +53,24 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
     quantization = raw.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "an unnamed method")
+        named = isinstance(quantization, dict) and quantization.get("quant_method")
+        method = named or "an unnamed method"
         raise MoEColabError(
             f"{folder} is quantized with {method}, which moe_colab cannot read: use the original "
             "weights."
         )
+    if family is None:
+        raise MoEColabError(f"{path} names no model_type: it is not a transformers model.")
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        raise MoEColabError(
+            f"{folder} is of the family {family!r}, which transformers {transformers.__version__} "
+            "does not know."
+        )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        if family is None:
-            raise MoEColabError(
-                f"{path} names no model_type: it is not a transformers model."
-            ) from error
+    except Exception as error:  # each family checks its configuration in its own way
         raise MoEColabError(
-            f"{folder} is of the family {family!r}, which transformers cannot build: {error}"
+            f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
         ) from error
 
 
@@ -67,14 +78,19 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     """The model without memory for its weights. Raises MoEColabError unless it is a causal LM with
     routed experts."""
     family = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise MoEColabError(
+            f"the family {family!r} is not a causal language model: moe_colab runs no other."
+        )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), experts_implementation="eager"
             )
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # numbers that do not go together fail anywhere in a family's code
         raise MoEColabError(
-            f"the family {family!r} is not a causal language model: {error}"
+            f"transformers cannot build this model of the family {family!r} from its config.json: "
+            f"{one_line(error)}"
         ) from error
     if not experts_modules(model):
         raise MoEColabError(
@@ -83,6 +99,10 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
             "or keeps its experts in a way of its own. Load it with transformers."
         )
     return model
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class Checkpoint:
@@ -112,10 +132,15 @@ class Checkpoint:
         said = getattr(self.config.get_text_config(), "dtype", None) or getattr(
             self.config, "dtype", None
         )
-        if isinstance(said, torch.dtype):
-            return said
-        keys = next(iter(self.sources.values()))
-        return TORCH_DTYPES[self.entries[next(iter(keys.values()))[0]].dtype]
+        if not isinstance(said, torch.dtype):
+            keys = next(iter(self.sources.values()))
+            said = self.entries[next(iter(keys.values()))[0]].torch_dtype()
+        if not said.is_floating_point or said not in DTYPE_NAMES:
+            raise MoEColabError(
+                f"{self.folder} is kept in {said}, which moe_colab cannot compute in: use the "
+                "original weights."
+            )
+        return said
 
     def side_files(self) -> list[Path]:
         """Configuration, tokenizer and generation files."""
@@ -136,6 +161,11 @@ class Checkpoint:
         for parameter, shape in self.shapes[layer].items():
             target = f"{module}.{parameter}"
             tensor = self._converted(target, expert, experts.num_experts)
+            if not tensor.is_floating_point():
+                raise MoEColabError(
+                    f"{target} is kept in {tensor.dtype}, as codes that moe_colab cannot read: use "
+                    "the original weights."
+                )
             if tuple(tensor.shape) != shape:
                 raise MoEColabError(
                     f"{target} of expert {expert} is {tuple(tensor.shape)}; the model needs "
@@ -157,26 +187,25 @@ class Checkpoint:
         for pattern, keys in sources.items():
             if len(keys) == experts:
                 part = read_tensor(self.entries[keys[expert]])
-            elif len(keys) == 1:  # fused, but in another layout
+            else:  # fused, but in another layout
                 part = read_tensor(self.entries[keys[0]], row=expert)[None]
-            else:
-                raise MoEColabError(
-                    f"{self.folder} has {len(keys)} tensors for the {experts} experts of {target}."
-                )
             job.add_tensor(target, keys[0], pattern, lambda part=part: part)
-        result = job.convert(target, model=self.model, config=self.model.config)[target]
+        try:
+            result = job.convert(target, model=self.model, config=self.model.config)[target]
+        except Exception as error:  # it meets what is missing in many ways
+            raise MoEColabError(
+                f"{target} cannot be put together from the tensors of {self.folder}: it is not a "
+                f"whole checkpoint ({one_line(error)})."
+            ) from error
         return (result[0] if isinstance(result, list) else result)[0]
 
     # ------------------------------------------------------------------ names
     def _entries(self) -> dict[str, TensorEntry]:
         if (self.folder / INDEX).is_file():
             try:
-                files = set(
-                    json.loads((self.folder / INDEX).read_text(encoding="utf-8"))[
-                        "weight_map"
-                    ].values()
-                )
-            except (ValueError, KeyError, AttributeError) as error:
+                index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+                files = {str(file) for file in index["weight_map"].values()}
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise MoEColabError(
                     f"{self.folder / INDEX} is not an index of shards: {error}."
                 ) from error
@@ -205,8 +234,8 @@ class Checkpoint:
         }
         state = self.model.state_dict()
         wanted = {
-            f"{module}.{name}"
-            for (module, _), shapes in zip(self.layers, self.shapes, strict=True)
+            f"{module}.{name}": experts.num_experts
+            for (module, experts), shapes in zip(self.layers, self.shapes, strict=True)
             for name in shapes
         }
         self.sources: dict[str, dict[str | None, list[str]]] = defaultdict(
@@ -225,8 +254,15 @@ class Checkpoint:
                 self.converters[name] = by_pattern.get(pattern)
             else:
                 self.dense.append(key)
-        missing = sorted(wanted - self.sources.keys())
+        missing = sorted(wanted.keys() - self.sources.keys())
         if missing:
             raise MoEColabError(
                 f"{self.folder} lacks the weights of {missing[0]}: it is not a whole checkpoint."
             )
+        for target, experts in wanted.items():
+            for keys in self.sources[target].values():
+                if len(keys) not in (1, experts):  # one by one, or fused
+                    raise MoEColabError(
+                        f"{self.folder} has {len(keys)} tensors for the {experts} experts of "
+                        f"{target}: it is not a whole checkpoint."
+                    )

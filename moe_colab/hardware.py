@@ -25,9 +25,7 @@ UNITS = {
 
 def parse_bytes(size: int | float | str) -> int:
     """15_000_000_000, "15GB" and "15 GiB" as a number of bytes."""
-    if isinstance(size, (int, float)) and not isinstance(size, bool):
-        return int(size)
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", str(size))
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", str(size))
     if match is None or match[2].upper() not in UNITS:
         raise MoEColabError(
             f"{size!r} is not a size: write it like 12GB, 500MB or a number of bytes."

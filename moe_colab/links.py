@@ -103,6 +103,7 @@ class QueueLink:
 
     def __init__(self):
         self.changed = threading.Condition()
+        self.closing = False
         self.queues: tuple[deque[QueueTicket], deque[QueueTicket]] = (
             deque(),
             deque(),
@@ -113,6 +114,8 @@ class QueueLink:
     ) -> QueueTicket:
         ticket = self.ticket_class(self, home, block, after, urgent)
         with self.changed:
+            if self.closing:  # nobody would ever move it
+                raise MoEColabError("this model was closed: load it again with mc.load().")
             self._queue(ticket).append(ticket)
             self.changed.notify_all()
         return ticket
@@ -140,9 +143,10 @@ class QueueLink:
 
     def close(self) -> None:
         with self.changed:
-            queued = [ticket for queue in self.queues for ticket in queue]
-        for ticket in queued:
-            self.cancel(ticket)
+            self.closing = True
+            for ticket in [ticket for queue in self.queues for ticket in queue]:
+                self.cancel(ticket)
+            self.changed.notify_all()
 
     def await_end(self, ticket: QueueTicket) -> float:
         raise MoEColabError(f"{type(self).__name__} cannot wait.")
@@ -177,11 +181,10 @@ class ThreadLink(QueueLink):
 
     def __init__(self):
         super().__init__()
-        self.closing = False
         self.thread: threading.Thread | None = None
 
     def start(self, home, block, after=None, urgent=True):
-        if self.thread is None:
+        if self.thread is None and not self.closing:
             self.thread = threading.Thread(target=self._run, name="moe_colab-link", daemon=True)
             self.thread.start()
         return super().start(home, block, after, urgent)
@@ -196,9 +199,6 @@ class ThreadLink(QueueLink):
     def stop(self) -> None:
         """Like close, without waiting for the load that is moving."""
         super().close()
-        with self.changed:
-            self.closing = True
-            self.changed.notify_all()
 
     def close(self):
         self.stop()
@@ -296,6 +296,15 @@ class ClockLink(QueueLink):
         if cancelled:
             del self.left[ticket]
         return cancelled
+
+    def close(self):
+        """The bytes of a load move at its end: what is under way is dropped like what is queued."""
+        super().close()
+        for ticket in self.left:
+            self._queue(ticket).remove(ticket)
+            ticket.state = CANCELLED
+        self.left.clear()
+        self.moving = None
 
     def await_end(self, ticket):
         self.promote(ticket)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     if source is None:
         return shipped_model()
     folder = Path(source).expanduser()
-    if not folder.exists():
+    if not os.path.exists(folder):  # False also for what no file can be called
         raise MoEColabError(
             f"{source} does not exist: name a store or a checkpoint folder on this machine "
             "(huggingface_hub.snapshot_download brings a model of the hub into one)."
@@ -214,11 +214,13 @@ class OffloadQuantizer(HfQuantizer):
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
+        self.pre_quantized = False  # or 5.15 leaves renamed weights in the checkpoint's dtype
         for _, module in experts_modules(model):
             for name in parameter_names(module):
                 module.register_parameter(name, None)
             module._is_hf_initialized = True  # there is nothing left to initialize
             module.config._experts_implementation = engine.NAME
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def is_serializable(self, *args, **kwargs) -> bool:
         return False
@@ -243,11 +245,15 @@ def load_dense(
             device_map=None if device.type == "cpu" else {"": device},
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
-    lost = sorted(info["missing_keys"]) + sorted(info["mismatched_keys"])
+    lost = sorted(
+        {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"]), *reshaped(model)}
+    )
     if lost:
         raise MoEColabError(
-            f"{store.folder} does not fill the model: {', '.join(map(str, lost[:3]))} are missing."
+            f"{store.folder} does not fill the model: {', '.join(lost[:3])} are missing, or of "
+            "another size than config.json says."
         )
     model.requires_grad_(False)
     for parameter in model.parameters():
@@ -257,9 +263,17 @@ def load_dense(
     return model
 
 
+def reshaped(model: transformers.PreTrainedModel) -> list[str]:
+    """Parameters of another shape than the model was built with: some versions of transformers
+    load them without a word where there is a quantizer."""
+    shapes = model.hf_quantizer.shapes
+    return [name for name, p in model.named_parameters() if p.shape != shapes.get(name, p.shape)]
+
+
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar and no remark about a quantization method that transformers does not know from before."""
+    """No bar and no remark about a quantization method that transformers does not know from
+    before."""
     log = transformers.logging
     verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -275,26 +289,26 @@ def quiet_transformers() -> Iterator[None]:
 def refuse_casts(
     model: transformers.PreTrainedModel, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Let `model.to` say at once that the experts would not come along."""
-    move = model.to
+    """Let every cast and move (`to`, `bfloat16`, `cuda`, ...) say at once that the experts would
+    not come along. They all go through `_apply`, with the function that changes one tensor."""
+    apply = model._apply
 
-    def to(*args: Any, **kwargs: Any):
-        new_device, new_dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        moved = new_device is not None and torch.device(new_device).type != device.type
-        if moved or new_dtype not in (None, dtype):
+    def apply_if_harmless(change: Callable[..., torch.Tensor], *args: Any, **kwargs: Any):
+        probe = change(torch.empty(1, dtype=dtype, device=device))
+        if probe.dtype != dtype or probe.device != device:
             raise MoEColabError(
                 f"an offloaded model stays {dtype} on {device}: load it again with device=... or "
                 "dtype=... instead."
             )
-        return move(*args, **kwargs)
+        return apply(change, *args, **kwargs)
 
-    model.to = to
+    model._apply = apply_if_harmless
 
 
 def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase | None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more specific
         raise MoEColabError(f"the tokenizer in {folder} cannot be loaded: {error}") from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -32,9 +32,7 @@ class Layer:
         self.experts = module.num_experts
         self.lock = offload.lock
         self.sum_dtype = families.sum_dtype(offload.model_type, offload.dtype)
-        self.logits: torch.Tensor | None = (
-            None  # [T, E], kept by a hook on the router if a policy asks for it
-        )
+        self.router = threading.local()  # `logits` [T, E] of this thread's forward, kept by a hook
 
     def check_input(self, hidden_states: torch.Tensor) -> None:
         if hidden_states.dtype != self.offload.dtype or hidden_states.device != self.offload.device:
@@ -49,7 +47,7 @@ class Layer:
         """top_k_index [T, K] on the host, and what the policy is shown; one transfer for both."""
         if not self.offload.needs_logits:
             return top_k_index.cpu().numpy(), None
-        logits, self.logits = self.logits, None
+        logits = self.router.__dict__.pop("logits", None)
         if logits is None or len(logits) != len(top_k_index):
             raise MoEColabError(
                 f"policy {self.offload.policy!r} needs the router's logits, and MoE layer "
@@ -108,7 +106,7 @@ class Offload:
             )
         self._slots = check_slots(slots, self.entries)
         placement.check_room(self.entries, self._slots, self._resident, device)
-        self.homes = placement.make_homes(store.homes, ram, device)
+        self.homes = placement.make_homes(store.homes, ram, device, self._resident)
         self.ledger = Ledger(len(self.entries))
         modules = families.experts_modules(model)
         self._layers = [
@@ -172,12 +170,18 @@ class Offload:
     def where(self, layer: int, expert: int) -> Place:
         """Where one expert lies now: its home and its slot."""
         with self.lock:
+            self._check_open()
             return self.pool.where(layer, expert)
 
     def census(self) -> dict[str, int]:
         """Experts by home and blocks by state, over all layers."""
         with self.lock:
             return self.pool.census()
+
+    @property
+    def store_bytes(self) -> int:
+        """All experts together."""
+        return sum(entry.experts * entry.layout.nbytes for entry in self.entries)
 
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
@@ -217,7 +221,7 @@ class Offload:
 
     def _keep_logits(self, layer: Layer, output) -> None:
         if self.needs_logits:
-            layer.logits = families.router_logits(output, layer.experts)
+            layer.router.logits = families.router_logits(output, layer.experts)
 
     def _begin_forward(self, model, args, kwargs) -> None:
         inputs = kwargs.get("input_ids")
@@ -236,6 +240,11 @@ class Offload:
     def _make_pool(self) -> Pool:
         largest = max(entry.layout.nbytes for entry in self.entries)
         link = make_link(self.device, largest)
+        try:
+            permanent = self._load_permanent(link)
+        except BaseException:
+            link.close()  # or its thread would wait for good
+            raise
         pool = Pool(
             link,
             self.homes,
@@ -245,7 +254,7 @@ class Offload:
             ],
             [self._make_cache(number) for number in range(len(self.entries))],
             spares=allocate(placement.SPARES, largest, self.device),
-            permanent=self._load_permanent(link),
+            permanent=permanent,
             ledger=self.ledger,
         )
         weakref.finalize(pool, link.stop)
@@ -270,6 +279,8 @@ class Offload:
 def check_slots(slots: int | Sequence[int], entries: Sequence) -> list[int]:
     """One number per layer. Raises MoEColabError for 0, for more than the layer has experts, for a
     wrong length."""
+    if isinstance(slots, str) or not isinstance(slots, (int, Iterable)):
+        raise MoEColabError(f"slots must be a number or a number per layer, not {slots!r}.")
     per_layer = [slots] * len(entries) if isinstance(slots, int) else list(slots)
     if len(per_layer) != len(entries):
         raise MoEColabError(
@@ -290,14 +301,21 @@ def check_policy(policy: cache.PolicySpec, entries: Sequence) -> cache.PolicySpe
 
 def check_resident(resident: Mapping[int, Sequence[int]], entries: Sequence) -> list[list[int]]:
     out: list[list[int]] = [[] for _ in entries]
-    for number, experts in resident.items():
+    try:
+        named = {number: sorted(set(experts)) for number, experts in resident.items()}
+    except (AttributeError, TypeError) as error:
+        raise MoEColabError(
+            f"resident must give each layer a list of its experts, as {{0: [3, 5]}}, not "
+            f"{resident!r}."
+        ) from error
+    for number, experts in named.items():
         if number not in range(len(entries)) or any(
-            e not in range(entries[number].experts) for e in experts
+            not isinstance(e, int) or e not in range(entries[number].experts) for e in experts
         ):
             raise MoEColabError(
-                f"resident names experts {list(experts)} of MoE layer {number}, which do not exist."
+                f"resident names experts {experts} of MoE layer {number}, which do not exist."
             )
-        out[number] = sorted(set(experts))
+        out[number] = experts
     return out
 
 

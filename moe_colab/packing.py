@@ -27,6 +27,7 @@ from .store.tensors import (
     make_header,
     read_tensor,
 )
+from .store.writer import update_files
 
 # Never model.safetensors: plain transformers would load it, with random experts.
 DENSE = "dense.safetensors"
@@ -69,6 +70,8 @@ def cached_store(source: Path, dtype: torch.dtype | None, progress: bool = True)
     try:
         if not _is_current(store, checkpoint):
             pack(checkpoint, store, dtype, progress)
+        else:
+            update_files(store, checkpoint.side_files())
     finally:
         lock.release()
     return store

@@ -66,11 +66,14 @@ def check_room(
 
 
 def make_homes(
-    disk: Sequence[Sequence[DiskHome]], ram: int | None, device: torch.device
+    disk: Sequence[Sequence[DiskHome]],
+    ram: int | None,
+    device: torch.device,
+    resident: Resident | None = None,
 ) -> list[list]:
     """Copies in host memory of as many experts as `ram` bytes hold, spread over the layers; the
-    others stay on disk. Without a limit: what is free beside a CUDA device, and nothing on a CPU,
-    where the page cache serves."""
+    others stay on disk, as do the `resident` ones, which need no copy. Without a limit: what is
+    free beside a CUDA device, and nothing on a CPU, where the page cache serves."""
     if ram is None:
         ram = 0 if device.type == "cpu" else max(0, available_memory() - RAM_RESERVE)
     elif ram > available_memory():
@@ -78,10 +81,13 @@ def make_homes(
             f"ram={human(ram)} was asked for, but {human(available_memory())} are free."
         )
     homes: list[list] = [list(layer) for layer in disk]
-    for _, number in sorted(
-        (expert, number) for number, layer in enumerate(disk) for expert in range(len(layer))
+    resident = resident or [()] * len(disk)
+    for expert, number in sorted(
+        (expert, number)
+        for number, layer in enumerate(disk)
+        for expert in range(len(layer))
+        if expert not in resident[number]
     ):
-        expert = next(e for e, home in enumerate(homes[number]) if home.tier == "disk")
         home = homes[number][expert]
         if home.nbytes > ram:
             break

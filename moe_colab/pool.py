@@ -71,7 +71,7 @@ class Pool:
             deque((b, None) for b in layer) for layer in blocks
         ]
         self.spares: deque[tuple[Block, Any]] = deque((b, None) for b in spares)
-        self.torn: set[int] = set()  # layers whose last use did not come to its end
+        self.torn: dict[int, Any] = {}  # layers whose last use has not come to its end: which use
         self.closed = False
 
     # ------------------------------------------------------------------ use
@@ -81,15 +81,15 @@ class Pool:
         """Yield each needed expert (distinct, ascending) once with the block that holds it, in the
         order of the cache's steps: residents first, then loads, as many of them at once as there is
         room for. The block is the caller's until it asks for the next. Raises MoEColabError where a
-        load fails; the pool stays whole."""
+        load fails; the pool stays whole. One use at a time: the next one ends it."""
         if self.closed:
             raise MoEColabError("this model was closed: load it again with mc.load().")
-        if layer in self.torn:
-            self._repair(layer)
+        for left in list(self.torn):  # it may hold spares
+            self._repair(left)
         book, always, table = self.ledger.layer(layer), self.permanent[layer], self.table[layer]
         self._settle_guesses(layer, needed)
         loading = {expert for expert, slot in table.items() if not slot.ticket.done()}
-        self.torn.add(layer)
+        use = self.torn[layer] = object()
         try:
             steps = self.caches[layer].access(
                 [expert for expert in needed if expert not in always], tokens, loading
@@ -101,32 +101,39 @@ class Pool:
             for expert in needed:
                 if expert in always:
                     yield expert, always[expert]
+                    self._check_goes_on(layer, use)
             for step in steps:
                 self._start_all(layer, to_load, unused, book)
                 slot = table[step.expert]
                 slot.ticket.wait(book)
                 slot.guessed = False
                 yield step.expert, slot.block
+                self._check_goes_on(layer, use)
                 unused.discard(step.expert)
                 if not slot.keep:
                     self._drop(layer, step.expert)
-            self.torn.discard(layer)
+            del self.torn[layer]
         finally:
-            if layer in self.torn:  # an error, Ctrl-C, or a caller that stopped asking
+            if self.torn.get(layer) is use:  # an error, Ctrl-C, or a caller that stopped asking
                 self._repair(layer)
 
     def guess(self, layer: int, experts: Sequence[int], spared: Sequence[int] = ()) -> None:
         """Begin to load what `layer` may need next. Changes speed, never output: takes only free
         slots and slots of experts that are ready and not in `spared`, and never waits."""
+        if self.closed or layer in self.torn:
+            return
         table = self.table[layer]
         for expert in experts:
-            if self.closed or expert in table or expert in self.permanent[layer]:
+            if expert in table or expert in self.permanent[layer]:
                 continue
             loading = [e for e, slot in table.items() if not slot.ticket.done()]
+            self.torn[layer] = None  # until the table shows what the cache decides
             step = self.caches[layer].guess(expert, spared=[*spared, *experts, *loading])
+            if step is not None:
+                self._start(layer, step, self.ledger.layer(layer), urgent=False)
+            del self.torn[layer]
             if step is None:
                 return
-            self._start(layer, step, self.ledger.layer(layer), urgent=False)
 
     # ------------------------------------------------------------------ ask
     def where(self, layer: int, expert: int) -> Place:
@@ -165,8 +172,10 @@ class Pool:
         """Stop the link and let go of every block. Use after this raises MoEColabError."""
         self.closed = True
         self.link.close()
+        self.torn.clear()
         for layer in range(len(self.homes)):
-            self.table[layer].clear()
+            for expert in list(self.table[layer]):
+                self._drop(layer, expert)
             self.free[layer].clear()
             self.permanent[layer].clear()
         self.spares.clear()
@@ -189,26 +198,28 @@ class Pool:
             if (
                 not victim.ticket.done()
             ):  # an unwanted guess that can no longer be called back, and nobody else to go
-                with contextlib.suppress(MoEColabError):
+                with contextlib.suppress(Exception):
                     victim.ticket.wait(book)
-            if victim.guessed:
-                book.bytes_wasted += self.homes[layer][step.victim].nbytes
             self._drop(layer, step.victim)
             book.evictions += 1
         spare = not self.free[layer]
-        block, after = (self.spares if spare else self.free[layer]).popleft()
-        home = self.homes[layer][step.expert]
-        ticket = self.link.start(home, block, after, urgent)
+        room = self.spares if spare else self.free[layer]
+        (block, after), home = room[0], self.homes[layer][step.expert]
+        ticket = self.link.start(home, block, after, urgent)  # may raise: the block stays free
+        room.popleft()
         self.table[layer][step.expert] = Slot(
             block, ticket, book, guessed=not urgent, keep=step.keep, spare=spare
         )
         self._count_load(book, home, 1)
 
     def _drop(self, layer: int, expert: int) -> None:
-        """The expert leaves its block; a load that never arrived is not counted as one."""
-        slot = self.table[layer].pop(expert)
+        """The expert leaves its block; a load that never arrived is not counted as one, a guess
+        that was of no use is counted as waste."""
+        slot, home = self.table[layer].pop(expert), self.homes[layer][expert]
         if slot.ticket.failed():
-            self._count_load(slot.book, self.homes[layer][expert], -1)
+            self._count_load(slot.book, home, -1)
+        elif slot.guessed:
+            self.ledger.layer(layer).bytes_wasted += home.nbytes
         (self.spares if slot.spare else self.free[layer]).append((slot.block, self.link.mark()))
 
     def _settle_guesses(self, layer: int, needed: Sequence[int]) -> None:
@@ -235,7 +246,13 @@ class Pool:
             if slot.ticket.failed() or not slot.keep:
                 self._drop(layer, expert)
         self.caches[layer].reconcile(self.table[layer])
-        self.torn.discard(layer)
+        self.torn.pop(layer, None)
+
+    def _check_goes_on(self, layer: int, use: object) -> None:
+        """Raises MoEColabError where the caller has closed the pool or used it anew meanwhile."""
+        if self.torn.get(layer) is not use:
+            what = "was closed" if self.closed else "was run anew"
+            raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
     # ------------------------------------------------------------------ count
     def _count(

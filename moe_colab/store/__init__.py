@@ -2,6 +2,7 @@
 
 from .manifest import BlobLayout, Field, FileEntry, LayerEntry, Manifest, Matrix, plain_layout
 from .reader import Store, is_store
+from .summary import Summary, summarize
 from .verify import verify
 from .writer import StoreWriter
 
@@ -14,7 +15,9 @@ __all__ = [
     "Matrix",
     "Store",
     "StoreWriter",
+    "Summary",
     "is_store",
     "plain_layout",
+    "summarize",
     "verify",
 ]

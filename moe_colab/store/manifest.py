@@ -156,12 +156,14 @@ class Manifest:
         altered."""
         path = folder / NAME
         try:
-            text = path.read_text(encoding="utf-8")
-            body = json.loads(text)
+            data = path.read_bytes()  # as text, "\r" would be read as "\n"
+            body = json.loads(data)
             digest = body.pop("digest")
             version = body.pop("format")
         except FileNotFoundError:
             raise MoEColabError(f"{folder} is not a finished store: it has no {NAME}.") from None
+        except OSError as error:
+            raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise MoEColabError(f"{path} is damaged ({error}); make the store anew.") from error
         if isinstance(version, int) and version > FORMAT:
@@ -170,9 +172,8 @@ class Manifest:
                 f"{FORMAT}): "
                 "upgrade moe_colab, or make the store anew."
             )
-        if digest != _digest({"format": version, **body}) or text != _text(
-            {"digest": digest, "format": version, **body}
-        ):
+        whole = _text({"digest": digest, "format": version, **body}).encode()
+        if digest != _digest({"format": version, **body}) or data != whole:
             raise MoEColabError(
                 f"{path} was altered: its digest does not match; make the store anew."
             )

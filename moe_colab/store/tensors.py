@@ -8,6 +8,7 @@ ours keeps the order it is given and starts the data at a page. The library read
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..errors import MoEColabError
-from .manifest import BLOB_ALIGNMENT, align
+from .manifest import BLOB_ALIGNMENT, DTYPE_BYTES, align
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -47,6 +48,13 @@ class TensorEntry:
     start: int
     end: int
 
+    def torch_dtype(self) -> torch.dtype:
+        if self.dtype not in TORCH_DTYPES:
+            raise MoEColabError(
+                f"{self.path} holds {self.name} as {self.dtype}, which moe_colab cannot read."
+            )
+        return TORCH_DTYPES[self.dtype]
+
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
     """All tensors of a file by name. Raises MoEColabError where it is not a whole safetensors
@@ -69,10 +77,14 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             )
             for name, t in header.items()
         }
+        for entry in entries.values():
+            need = math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0)
+            if need and need != entry.end - entry.start:
+                raise ValueError(f"{entry.name} has {entry.end - entry.start} bytes, not {need}")
     except FileNotFoundError:
         raise MoEColabError(f"{path} is missing: the checkpoint is not complete.") from None
-    except PermissionError:
-        raise MoEColabError(f"{path} cannot be read: permission denied.") from None
+    except OSError as error:
+        raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise MoEColabError(f"{path} is not a whole safetensors file: {error}.") from error
     if any(entry.end > size for entry in entries.values()):
@@ -96,15 +108,11 @@ def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
 
 def read_tensor(entry: TensorEntry, row: int | None = None) -> torch.Tensor:
     """The tensor, or its part `[row]` along the first axis, in memory of its own."""
-    if entry.dtype not in TORCH_DTYPES:
-        raise MoEColabError(
-            f"{entry.path} holds {entry.name} as {entry.dtype}, which moe_colab cannot read."
-        )
     shape, start, nbytes = entry.shape, entry.start, entry.end - entry.start
     if row is not None:
         shape, nbytes = shape[1:], nbytes // shape[0]
         start += row * nbytes
-    out = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
+    out = torch.empty(shape, dtype=entry.torch_dtype())
     if nbytes:
         read_bytes(entry.path, start, as_bytes(out))
     return out

@@ -13,9 +13,8 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from ..errors import MoEColabError
 from .manifest import NAME, BlobLayout, FileEntry, LayerEntry, Manifest
 from .tensors import make_header, read_bytes
 
-JOURNAL = "journal.jsonl"
+JOURNAL = "moe_colab.journal.jsonl"
+# What a store is made of; a folder with anything else in it is never cleared.
+SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
 
 
 class StoreWriter:
@@ -94,15 +95,7 @@ class StoreWriter:
 
     def write_file(self, name: str, parts: Iterable[memoryview | bytes]) -> None:
         """Write a whole file from its parts, in order."""
-        temporary = self.folder / f"{name}.part"
-        with _disk_errors(self.folder):
-            with open(temporary, "wb") as out:
-                for part in parts:
-                    out.write(part)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, self.folder / name)
-        entry = file_entry(self.folder / name)
+        entry = write_whole(self.folder, name, parts)
         self._note(name, nbytes=entry.nbytes, crc32=entry.crc32, sha256=entry.sha256)
 
     # ------------------------------------------------------------------ the end
@@ -122,24 +115,20 @@ class StoreWriter:
             for entry in layers:
                 with open(self.folder / entry.file, "rb") as file:
                     os.fsync(file.fileno())
-            temporary = self.folder / f"{NAME}.part"
-            with open(temporary, "w", encoding="utf-8") as out:
-                out.write(manifest.dump())
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temporary, self.folder / NAME)
+        write_whole(self.folder, NAME, [manifest.dump().encode()])
         self.close()
         self.journal_path.unlink()
         return manifest
 
     def close(self) -> None:
-        self.journal.close()
+        with contextlib.suppress(OSError):  # a note that the full disk refused, and said so
+            self.journal.close()
 
     # ------------------------------------------------------------------ journal
     def _resume(self) -> bool:
         if not self.journal_path.exists():
             return False
-        lines = self.journal_path.read_text(encoding="utf-8").splitlines()
+        lines = self.journal_path.read_text(encoding="utf-8", errors="replace").splitlines()
         notes = []
         for line in lines:
             with contextlib.suppress(
@@ -152,21 +141,28 @@ class StoreWriter:
         return True
 
     def _start_over(self) -> None:
-        """Clear what an earlier store or writing left; a folder that holds anything else is not
-        ours to clear."""
-        ours = self.journal_path.exists() or self._exists(NAME)
-        if any(self.folder.iterdir()) and not ours:
-            raise MoEColabError(
-                f"{self.folder} holds something else: choose an empty folder for the store."
-            )
-        with open(self.journal_path, "w", encoding="utf-8") as journal:
-            journal.write(json.dumps({"identity": self.identity}) + "\n")
-        (self.folder / NAME).unlink(
-            missing_ok=True
-        )  # before the rest: what lacks a file must not look like a store
+        """Clear what an earlier store or writing left. The journal gets its identity last: files
+        that were not cleared must never be taken for ours, another process may still read them."""
+        self._check_ours()
+        self.journal_path.write_text("")
+        # Before the rest: what lacks a file must not look like a store.
+        (self.folder / NAME).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path != self.journal_path:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                path.unlink()
+        self.journal_path.write_text(json.dumps({"identity": self.identity}) + "\n")
+
+    def _check_ours(self) -> None:
+        """Raises MoEColabError where the folder holds what no store or writing of one has left."""
+        paths = sorted(self.folder.iterdir())
+        foreign = [path for path in paths if path.is_dir() or path.suffix not in SUFFIXES]
+        if not self._exists(NAME) and not self.journal_path.exists():
+            foreign = paths
+        if foreign:
+            raise MoEColabError(
+                f"{self.folder} holds something else ({foreign[0].name}): choose an empty folder "
+                "for the store."
+            )
 
     def _note(self, key: str, **record: Any) -> None:
         self.records[key] = record
@@ -180,6 +176,36 @@ class StoreWriter:
 
     def _exists(self, name: str) -> bool:
         return (self.folder / name).exists()
+
+
+def write_whole(folder: Path, name: str, parts: Iterable[memoryview | bytes]) -> FileEntry:
+    """Write one file under a temporary name, sync it, and give it its name."""
+    temporary = folder / f"{name}.part"
+    with _disk_errors(folder):
+        with open(temporary, "wb") as out:
+            for part in parts:
+                out.write(part)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, folder / name)
+    return file_entry(folder / name)
+
+
+def update_files(folder: Path, paths: Sequence[Path]) -> None:
+    """Make the tokenizer and other side files of a finished store equal to `paths`, beside its
+    experts."""
+    manifest = Manifest.load(folder)
+    before = {entry.name: entry for entry in manifest.files}
+    after = tuple(
+        before[path.name]
+        if file_entry(path) == before.get(path.name)
+        else write_whole(folder, path.name, [path.read_bytes()])
+        for path in paths
+    )
+    if after != manifest.files:
+        write_whole(folder, NAME, [replace(manifest, files=after).dump().encode()])
+        for name in before.keys() - {entry.name for entry in after}:
+            (folder / name).unlink(missing_ok=True)
 
 
 def file_entry(path: Path) -> FileEntry:

@@ -1,0 +1,117 @@
+"""moe_colab from a shell: python -m moe_colab chat | inspect | verify | bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import MoEColabError
+
+SAMPLE_QUESTION = "Can you play some music?"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except MoEColabError as error:
+        print(f"moe_colab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nmoe_colab: interrupted", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m moe_colab", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"moe_colab {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    chat = commands.add_parser("chat", help="talk to a model whose experts are offloaded")
+    chat.add_argument(
+        "source", nargs="?", help="a store or checkpoint folder; default: the small model"
+    )
+    chat.add_argument("--prompt", help="ask this once and leave")
+    chat.add_argument("--max-new-tokens", type=positive, help="length of an answer at the most")
+    chat.add_argument(
+        "--slots", type=slots, default="auto", help="experts a layer holds: 4, or 4,4,6,..."
+    )
+    chat.add_argument(
+        "--policy", default="lru", help="lru, lfu, fifo, random or none (default: lru)"
+    )
+    chat.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    chat.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
+    chat.add_argument("--seed", type=int, help="repeat the same answers")
+    chat.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    chat.set_defaults(run=run_chat)
+
+    inspect = commands.add_parser("inspect", help="what a store holds, by bytes and bits")
+    inspect.add_argument("store")
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=run_inspect)
+
+    verify = commands.add_parser("verify", help="compare every byte of a store with its manifest")
+    verify.add_argument("store")
+    verify.add_argument("--json", action="store_true")
+    verify.set_defaults(run=run_verify)
+
+    bench = commands.add_parser("bench", help="measure").add_subparsers(
+        required=True, metavar="BENCH"
+    )
+    check = bench.add_parser("gpu-check", help="is an offloaded model right and fast on this GPU?")
+    check.add_argument("source", nargs="?", help="default: the small model")
+    check.add_argument("--device", default="cuda")
+    check.add_argument("--out", help="write the JSON here too")
+    check.add_argument("--quick", action="store_true", help="check every setting, time none")
+    check.set_defaults(run=run_gpu_check)
+    return parser
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
+def slots(text: str) -> int | list[int] | str:
+    if text == "auto":
+        return text
+    numbers = [int(part) for part in text.split(",")]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def run_chat(args: argparse.Namespace) -> int:
+    from .terminal import converse, one_shot
+
+    return one_shot(args) if args.prompt is not None else converse(args, SAMPLE_QUESTION)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    from .store import summarize
+
+    summary = summarize(args.store)
+    print(json.dumps(summary.as_dict()) if args.json else summary.text())
+
+
+def run_verify(args: argparse.Namespace) -> None:
+    from .store import verify
+
+    report = verify(args.store)
+    if args.json:
+        print(json.dumps(report.as_dict()))
+    else:
+        print(f"{report.store}: {report.nbytes:,} bytes in {report.files} files, all as packed")
+
+
+def run_gpu_check(args: argparse.Namespace) -> int:
+    from .bench.gpu_check import run
+
+    return run(args.source, args.device, args.out, args.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measurements: what README may quote. Each prints one JSON with the machine it ran on."""

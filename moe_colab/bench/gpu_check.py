@@ -1,0 +1,128 @@
+"""Is an offloaded model right on this device, and how fast is its link? Runs unattended; one JSON
+at the end.
+
+For every policy and number of slots, and for homes on disk and in host memory, greedy tokens must
+be those of the plain model, fully resident on the same device. Times are medians over repetitions
+in one run.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM
+
+from ..cache import POLICIES
+from ..loading import find_source, load, pick_device
+from ..offload import make_link
+from ..placement import free_memory, in_host_memory
+from ..slots import allocate
+from ..store import Store
+from .machine import describe
+
+PROMPT_TOKENS, NEW_TOKENS, REPEATS = 48, 24, 5
+LINK_LOADS = 32
+
+
+def run(source: str | None, device: str, out: str | None, quick: bool = False) -> int:
+    """Check, measure, print one JSON object as the last line; 0 if every token was right, else 1.
+    quick: every setting is checked, none is timed."""
+    target = pick_device(device)
+    report: dict[str, Any] = {"bench": "gpu-check", "machine": describe(target)}
+    report |= check_tokens(source, target, timed=not quick)
+    report |= measure_link(source, target)
+    text = json.dumps(report)
+    if out:
+        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(text)
+    return 0 if not report["wrong"] else 1
+
+
+def check_tokens(source: str | None, device: torch.device, timed: bool) -> dict[str, Any]:
+    """Offloaded against resident, over policies, slots and homes."""
+    folder = find_source(source)
+    model, _ = load(folder, device=device, slots=1, ram=0, progress=False)
+    experts = model.offload.entries[0].experts
+    plain = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=model.dtype, experts_implementation="eager"
+    ).to(device)
+    vocabulary = plain.get_input_embeddings().num_embeddings
+    ids = torch.randint(
+        0, vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
+    )
+    ids = ids.to(device)
+    expected, wrong, settings = tokens(plain, ids), [], []
+    host = min(model.offload.store_bytes, free_memory(torch.device("cpu")) // 2)
+    model.offload.close()
+    for tier, ram in (("disk", 0), ("host", host)):
+        model, _ = load(folder, device=device, slots=1, ram=ram, progress=False)
+        with model.offload as offload:
+            grid = [(policy, slots) for policy in POLICIES for slots in range(1, experts + 1)]
+            for policy, slots in tqdm(grid, desc=f"homes on {tier}"):
+                offload.policy, offload.slots = policy, slots
+                offload.reset_stats()
+                got = tokens(model, ids)
+                stats = offload.stats()
+                setting = {"homes": tier, "policy": policy, "slots": slots}
+                if not torch.equal(got, expected):
+                    wrong.append(setting)
+                if timed and policy == "lru":
+                    offloaded, resident = paired(model, plain, ids)
+                    settings.append(
+                        {
+                            **setting,
+                            "seconds_per_token": offloaded / NEW_TOKENS,
+                            "resident_seconds_per_token": resident / NEW_TOKENS,
+                            "hit_rate": stats.hit_rate,
+                            "bytes_loaded": stats.bytes_loaded,
+                            "stall_seconds": stats.stall_seconds,
+                        }
+                    )
+    return {"checked": 2 * len(grid), "wrong": wrong, "settings": settings}
+
+
+def tokens(model, ids: torch.Tensor) -> torch.Tensor:
+    return model.generate(
+        ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+    ).cpu()
+
+
+def paired(model, plain, ids: torch.Tensor) -> tuple[float, float]:
+    """Median seconds of each model's generation, taken in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(REPEATS):
+        for one, kept in zip((model, plain), times, strict=True):
+            start = time.perf_counter()
+            tokens(one, ids)
+            kept.append(time.perf_counter() - start)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def measure_link(source: str | None, device: torch.device) -> dict[str, Any]:
+    """Bytes per second of whole-expert loads, from disk (page cache) and from host memory."""
+    model, _ = load(source, device=device, slots=1, ram=0, progress=False)
+    store = Store(model.offload.store)
+    model.offload.close()
+    home = store.homes[0][0]
+    block = allocate(1, home.nbytes, device)[0]
+    link = make_link(device, home.nbytes)
+    rates = {}
+    for tier, source_home in (("disk", home), ("host", in_host_memory(home, device))):
+        seconds = []
+        for _ in range(REPEATS):
+            start = time.perf_counter()
+            tickets = [link.start(source_home, block, link.mark(), True) for _ in range(LINK_LOADS)]
+            for ticket in tickets:
+                ticket.wait()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        rates[tier] = LINK_LOADS * home.nbytes / statistics.median(seconds)
+    link.close()
+    return {"link_bytes_per_second": rates, "expert_bytes": home.nbytes}

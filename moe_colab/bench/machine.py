@@ -1,0 +1,43 @@
+"""The machine a measurement ran on, in words and numbers."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "transformers", "safetensors", "numpy")
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    out = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": str(device),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        out |= {
+            "gpu": properties.name,
+            "vram_bytes": properties.total_memory,
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return out
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            named = [line for line in lines if line.startswith("model name")]
+    except OSError:
+        named = []
+    return named[0].partition(":")[2].strip() if named else platform.processor()

@@ -1,0 +1,113 @@
+"""The chat in a terminal: one question, or a conversation. Knows argparse's answers and a
+ChatSession."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+
+import transformers
+
+from .chat import ChatSession
+from .errors import MoEColabError
+from .loading import load
+
+COMMANDS = "/reset forgets the conversation, /stats shows the counts, /quit leaves"
+
+
+def open_chat(args: argparse.Namespace) -> ChatSession:
+    transformers.logging.set_verbosity_error()  # its remarks would run through the answers
+    model, tokenizer = load(
+        args.source, slots=args.slots, policy=args.policy, device=args.device, dtype=args.dtype
+    )
+    return ChatSession(model, tokenizer)
+
+
+def generation(args: argparse.Namespace) -> dict:
+    return {"max_new_tokens": args.max_new_tokens} if args.max_new_tokens else {}
+
+
+def one_shot(args: argparse.Namespace) -> int:
+    """Ask once. With --json nothing but the object is printed."""
+    chat = open_chat(args)
+    with chat.model.offload as offload:
+        for piece in chat.ask(args.prompt, seed=args.seed, **generation(args)):
+            if not args.json:
+                print(piece, end="", flush=True)
+        if args.json:
+            print(json.dumps({"text": chat.turn.text, "stats": offload.stats().as_dict()}))
+        else:
+            print(f"\n[{chat.turn.line()}]")
+    return 0
+
+
+def converse(args: argparse.Namespace, sample: str) -> int:
+    """Talk until /quit or the end of input. Without a terminal and without a question in the input,
+    `sample` is asked, so that the command always shows an answer."""
+    chat = open_chat(args)
+    with chat.model.offload as offload:
+        print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
+        asked = 0
+        for text in questions():
+            if text == "/quit":
+                break
+            if text == "/reset":
+                chat.reset()
+                print("(the conversation is forgotten)")
+            elif text == "/stats":
+                print(table(offload.stats().as_dict()))
+            elif text.startswith("/"):
+                print(f"unknown command {text}: {COMMANDS}")
+            elif text:
+                answer(chat, text, args)
+                asked += 1
+        if not asked and not sys.stdin.isatty():
+            print(f"> {sample}")
+            answer(chat, sample, args)
+        if args.json:
+            said = [m["content"] for m in chat.messages if m["role"] == "assistant"]
+            print(
+                json.dumps({"text": said[-1] if said else "", "stats": offload.stats().as_dict()})
+            )
+    return 0
+
+
+def questions() -> Iterator[str]:
+    """Lines from the terminal; Ctrl-C at the prompt drops the line, Ctrl-D ends."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "").strip()
+        except KeyboardInterrupt:
+            print()
+        except EOFError:
+            if sys.stdin.isatty():
+                print()
+            return
+
+
+def answer(chat: ChatSession, text: str, args: argparse.Namespace) -> None:
+    """Stream one answer; Ctrl-C ends the answer, not the program."""
+    pieces = chat.ask(text, seed=args.seed, **generation(args))
+    try:
+        with contextlib.closing(pieces):
+            for piece in pieces:
+                print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    except MoEColabError as error:
+        print(f"\nmoe_colab: {error}", file=sys.stderr)
+        return
+    print(f"\n[{chat.turn.line()}]")
+
+
+def table(stats: dict) -> str:
+    """The counts, a line each, prompt and decode beside the total."""
+    rows = [f"{'':18}{'total':>12}{'prompt':>12}{'decode':>12}"]
+    for name, value in stats["prompt"].items():
+        cells = [stats[name], value, stats["decode"][name]]
+        shown = [f"{cell:,.3f}" if isinstance(cell, float) else f"{cell:,}" for cell in cells]
+        rows.append(f"{name.replace('_', ' '):18}" + "".join(f"{cell:>12}" for cell in shown))
+    return "\n".join(rows)

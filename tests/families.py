@@ -1,0 +1,155 @@
+"""Tiny models of many families: 3 layers, 8 experts, top-2, with experts that are all different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
+LOCAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
+DEEPSEEK = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LATENT = {
+    **DEEPSEEK,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+FULL = {"layer_types": ["full_attention"] * 3}
+
+PROMISED = {
+    "mixtral": LOCAL,
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": {**EXPERTS, "norm_topk_prob": True},
+    "gpt_oss": {
+        **LOCAL,
+        "head_dim": 8,
+        "sliding_window": 16,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "granitemoe": LOCAL,
+    "phimoe": LOCAL,
+    "deepseek_v3": LATENT,
+    "glm4_moe": {**DEEPSEEK, "n_group": 2, "topk_group": 1, "head_dim": 8},
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2, "head_dim": 8},
+}
+OTHERS = {
+    "deepseek_v2": {**LATENT, "topk_method": "group_limited_greedy"},
+    "granitemoeshared": {**LOCAL, "shared_intermediate_size": 16},
+    "minimax_m2": {**LOCAL, "head_dim": 8},
+    "ernie4_5_moe": {
+        "moe_num_experts": 8,
+        "moe_k": 2,
+        "moe_intermediate_size": 16,
+        "moe_num_shared_experts": 1,
+        "moe_layer_start_index": 1,
+    },
+    "lfm2_moe": {
+        **EXPERTS,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention", "conv"],
+    },
+    "jamba": {
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
+        "use_mamba_kernels": False,
+        "mamba_d_state": 4,
+        "mamba_dt_rank": 4,
+    },
+    "flex_olmo": {"num_experts": 8, "num_experts_per_tok": 2},
+    "dots1": {**DEEPSEEK, "n_group": 1, "topk_group": 1, "head_dim": 8},
+    "afmoe": {**EXPERTS, **FULL, "num_dense_layers": 1, "num_shared_experts": 1},
+    "qwen3_next": {**EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16},
+    "nemotron_h": {
+        **DEEPSEEK,
+        "n_group": 2,
+        "topk_group": 1,
+        "moe_shared_expert_intermediate_size": 16,
+        "head_dim": 8,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "layers_block_type": ["moe", "attention", "moe"],
+    },
+    "solar_open": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "n_shared_experts": 1,
+        "head_dim": 8,
+    },
+    "granitemoehybrid": {
+        **LOCAL,
+        "shared_intermediate_size": 16,
+        "layer_types": ["attention"] * 3,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+    },
+    "glm4_moe_lite": LATENT,
+}
+FAMILIES = {**PROMISED, **OTHERS}
+
+
+def tiny_config(family: str, **changes):
+    return CONFIG_MAPPING[family](**{**COMMON, **FAMILIES[family], **changes})
+
+
+def make_checkpoint(family: str, folder: Path, dtype=torch.float32, seed: int = 0, **save) -> Path:
+    """A saved model of random weights, wide enough apart that every expert and every route
+    counts."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(family), experts_implementation="eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name and parameter.dim() > 0:
+                parameter.normal_(std=0.2)
+    model.to(dtype).save_pretrained(folder, **save)
+    return folder
+
+
+def reference(folder: Path, **load):
+    """The plain model, its experts computed by transformers' eager code, its weights in memory of
+    their own: mapped views are not aligned, and products on them may differ in the last bit."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, experts_implementation="eager", **load
+    ).eval()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model.requires_grad_(False)

@@ -1,0 +1,145 @@
+"""The experts function by itself, and an offloaded model in every way that transformers can run
+one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MOE
+from families import reference
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import pipeline
+
+import moe_colab as mc
+from moe_colab.engine import Groups
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return reference(TINY_MOE)
+
+
+@pytest.fixture(scope="module")
+def offloaded():
+    model, tokenizer = mc.load(slots=3, progress=False)
+    with model.offload:
+        yield model, tokenizer
+
+
+@given(st.data())
+def test_groups_are_eagers_rows_and_order(data):
+    experts = data.draw(st.integers(1, 9))
+    top_k = data.draw(st.integers(1, experts))
+    rows = data.draw(
+        st.lists(
+            st.permutations(range(experts + 1)).map(lambda p: p[:top_k]), min_size=1, max_size=7
+        )
+    )
+    index = np.array(rows)
+    groups = Groups.of(index, experts)
+    assert groups.experts == sorted({e for row in rows for e in row if e < experts})
+    for i, expert in enumerate(groups.experts):
+        token, position, rank = groups.rows[:, groups.bounds[i] : groups.bounds[i + 1]].tolist()
+        eager = [(t, p) for p in range(top_k) for t in range(len(rows)) if rows[t][p] == expert]
+        assert list(zip(token, position, strict=True)) == eager
+        assert rank == [sorted(rows[t]).index(expert) for t in token]
+
+
+IDS = torch.randint(6, 4000, (1, 24), generator=torch.Generator().manual_seed(1))
+
+
+def test_prompt_lookup(plain, offloaded):
+    ids = IDS[:, :8].repeat(1, 3)
+    settings = {"prompt_lookup_num_tokens": 3, "max_new_tokens": 16, "do_sample": False}
+    assert torch.equal(offloaded[0].generate(ids, **settings), plain.generate(ids, **settings))
+
+
+def test_assisted_by_the_plain_model(plain, offloaded):
+    settings = {"assistant_model": plain, "max_new_tokens": 16, "do_sample": False}
+    got = offloaded[0].generate(IDS, **settings)
+    assert torch.equal(got, plain.generate(IDS, max_new_tokens=16, do_sample=False))
+
+
+def test_static_cache(plain, offloaded):
+    settings = {"cache_implementation": "static", "max_new_tokens": 12, "do_sample": False}
+    settings["disable_compile"] = True
+    assert torch.equal(offloaded[0].generate(IDS, **settings), plain.generate(IDS, **settings))
+
+
+def test_chunked_prefill(plain, offloaded):
+    settings = {"prefill_chunk_size": 10, "max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(offloaded[0].generate(IDS, **settings), plain.generate(IDS, **settings))
+
+
+def test_pipeline(plain, offloaded):
+    model, tokenizer = offloaded
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    said = [
+        pipeline("text-generation", m, tokenizer=tokenizer)("Hello", **settings)
+        for m in (model, plain)
+    ]
+    assert said[0] == said[1]
+
+
+def test_many_rows_of_different_length(plain, offloaded):
+    model, tokenizer = offloaded
+    tokenizer.padding_side = "left"
+    batch = tokenizer(
+        ["Hi", "I need a flight to New York, please."], padding=True, return_tensors="pt"
+    )
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(model.generate(**batch, **settings), plain.generate(**batch, **settings))
+
+
+def test_an_unattached_model_says_so():
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(TINY_MOE, experts_implementation="moe_colab")
+    with pytest.raises(mc.MoEColabError, match="never attached"):
+        model(IDS)
+
+
+class Probable(mc.Policy):
+    """A reader's own policy: stays whom the router finds probable; who is less so than all does not
+    enter."""
+
+    needs_logits = True
+
+    def __init__(self, experts):
+        super().__init__(experts)
+        self.score = [0.0] * experts
+
+    def observe(self, used, tokens=None):
+        for _, logits in tokens:
+            odds = torch.tensor(logits).softmax(0).tolist()
+            self.score = [0.9 * old + new for old, new in zip(self.score, odds, strict=True)]
+
+    def victim(self, candidates, newcomer):
+        return min([*candidates, newcomer], key=self.score.__getitem__)
+
+
+def test_a_policy_that_reads_the_routers_logits(plain, monkeypatch):
+    seen = []
+    observe = Probable.observe
+    monkeypatch.setattr(
+        Probable,
+        "observe",
+        lambda self, used, tokens: seen.append(tokens) or observe(self, used, tokens),
+    )
+    logits = []
+    gates = [layer.mlp.gate for layer in plain.model.layers]
+    handles = [g.register_forward_hook(lambda _, __, out: logits.append(out[0])) for g in gates]
+    expected = plain(IDS).logits
+    for handle in handles:
+        handle.remove()
+    model, _ = mc.load(slots=3, policy=Probable, progress=False)
+    with model.offload, torch.no_grad():
+        assert torch.equal(model(IDS).logits, expected)
+        assert model.offload.policy == "Probable"
+        assert model.offload.stats().bypasses > 0
+    assert len(seen) == len(logits) == 8
+    for tokens, layer in zip(seen, logits, strict=True):
+        assert [list(t[1]) for t in tokens] == layer.double().tolist()
+        assert [sorted(t[0]) for t in tokens] == layer.topk(2).indices.sort().values.tolist()

@@ -1,0 +1,155 @@
+"""What holds the project together: who imports whom, what an installed package brings, what the
+files say."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "moe_colab"
+NO_TORCH = ["cache", "counters", "errors", "hardware", "homes", "links", "pool", "store.manifest"]
+
+
+def python(code: str, **settings) -> str:
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, **settings
+    )
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys; print(' '.join(m.split('.')[0] for m in sys.modules))"
+    return set(python(code, cwd=ROOT).split())
+
+
+def test_importing_moe_colab_brings_in_nothing_heavy():
+    unwanted = {"IPython", "ipywidgets", "matplotlib", "pandas", "hqq"}
+    assert not unwanted & loaded_by("import moe_colab; moe_colab.load; moe_colab.ChatSession")
+    assert not {"torch", "transformers"} & loaded_by("import moe_colab")
+
+
+@pytest.mark.parametrize("room", NO_TORCH)
+def test_rooms_below_the_line_import_no_torch(room):
+    """Judged by their own import statements: the package's folder imports others beside them."""
+    path = PACKAGE / (room.replace(".", "/") + ".py")
+    modules = {name for name, _ in imports(path)}
+    assert not {"torch", "transformers", "numpy", "safetensors"} & modules
+
+
+def test_cache_runs_without_torch():
+    assert "torch" not in loaded_by("import moe_colab.cache, moe_colab.pool, moe_colab.links")
+
+
+ORDER = [  # a room may import only rooms that stand before it
+    *("errors", "counters", "hardware", "homes", "links", "cache", "pool", "store", "slots"),
+    *("cuda", "placement", "families", "engine", "offload", "checkpoint", "packing", "loading"),
+    *("chat", "terminal", "bench", "__main__"),
+]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix()
+)
+def test_arrows_point_down(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    below = ORDER[: ORDER.index(room) + 1]
+    for name, level in imports(path):
+        if level:
+            depth = len(path.relative_to(PACKAGE).parts) - level
+            target = room if depth > 0 else name.split(".")[0]
+            assert target in (*below, "__version__"), f"{path.name} imports {target}"
+
+
+def imports(path) -> set[tuple[str, int]]:
+    """(module or name, level) of every import in a file, wherever it stands."""
+    out = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out |= {(alias.name.split(".")[0], 0) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            if node.level and not node.module:
+                out |= {(alias.name, node.level) for alias in node.names}
+            else:
+                name = node.module if node.level else node.module.split(".")[0]
+                out.add((name, node.level))
+    return out
+
+
+def test_the_readmes_map_names_every_room():
+    readme = (ROOT / "README.md").read_text()
+    rooms = {p.name if p.is_file() else f"{p.name}/" for p in PACKAGE.iterdir()}
+    rooms = {r for r in rooms if not r.startswith("__") or r == "__main__.py"}
+    assert not {room for room in rooms if room not in readme}
+
+
+def test_an_installed_package_brings_the_small_model(tmp_path):
+    """A wheel's content, used in an empty folder: the checkout is nowhere near."""
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    for name in files:
+        target = tmp_path / "source" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, target)
+    subprocess.run(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "--no-deps",
+            ),
+            *("--target", str(tmp_path / "site"), str(tmp_path / "source")),
+        ],
+        check=True,
+        timeout=300,
+    )
+    (tmp_path / "empty").mkdir()
+    shutil.rmtree(tmp_path / "source")
+    code = """
+import moe_colab as mc
+model, tokenizer = mc.load(slots=3, progress=False)
+out = model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=4)
+print(mc.__file__, out.shape[1] > 1, sep="|")
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    where, spoke = python(code, cwd=tmp_path / "empty", env=env).strip().splitlines()[-1].split("|")
+    assert where.startswith(str(tmp_path / "site"))
+    assert spoke == "True"
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
+def test_notebooks_are_saved_without_widget_state_or_errors(path):
+    notebook = json.loads(path.read_text())
+    assert "widgets" not in notebook["metadata"]
+    outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
+    assert not [out for out in outputs if out["output_type"] == "error"]
+
+
+def test_links_in_the_readme_lead_somewhere():
+    import re
+
+    for page in (ROOT / "README.md", ROOT / "assets" / "tiny-moe" / "README.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} names {target}"
