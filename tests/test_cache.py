@@ -316,6 +316,24 @@ def flat(steps):
     return None if steps is None else [flat(step) for step in steps]
 
 
+@pytest.mark.parametrize(
+    ("name", "uses", "leaves"),
+    [
+        ("lru", [[0], [1], [0]], 1),
+        ("lru", [[0, 1]], 0),  # of one forward, the higher counts as later
+        ("lfu", [[0], [0], [1]], 1),
+        ("lfu", [[1], [0]], 1),  # equally often: the least recently used
+        ("lfu", [[0], [0], [2], [2], [1]], 1),
+        ("fifo", [[1], [0], [1], [1]], 1),
+    ],
+)
+def test_who_leaves_two_slots_when_5_comes(name, uses, leaves):
+    cache = LayerCache(make_policy(name, E), 2)
+    for needed in uses:
+        cache.access(needed)
+    assert [step.victim for step in cache.access([5])] == [leaves]
+
+
 def test_waves_in_full():
     """Three needed experts share two slots: what is there is used first, then makes room."""
     cache = LayerCache(make_policy("lru", E), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -150,6 +151,17 @@ def test_a_first_read_that_was_broken_off_counts_as_no_check(shelf):
     next(home.fill(Room(home.nbytes).buffer))
     with pytest.raises(MoEColabError, match="expert 5"):
         fill(home)
+
+
+def test_a_read_that_brings_less_than_it_was_asked_for_goes_on(shelf, monkeypatch):
+    whole_read = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda file, parts, offset: whole_read(file, [parts[0][:300]], offset)
+    )
+    home = shelf.home(5)
+    assert fill(home) == shelf.data[5]
+    assert home.checked
+    assert fill(home) == shelf.data[5]
 
 
 @pytest.mark.parametrize("missing", [1, 1500, 2500])

@@ -163,6 +163,11 @@ class TestAUse:
         assert all(ticket.urgent for ticket in it.link.pending)
         assert [expert for expert, _ in use] == [1, 2, 3]
 
+    def test_loads_while_experts_at_home_on_the_device_are_computed(self):
+        it = Experts(slots=2, permanent=[4])
+        it.begin(1, 4)
+        assert it.slot(1) == "loading"
+
     def test_runs_in_waves_where_slots_are_short(self):
         it = Experts(slots=2)
         it.use(4, 5)
