@@ -1,4 +1,4 @@
-"""A checkpoint becomes a store, exactly and once: when changed, killed, raced for, short of disk."""
+"""A checkpoint becomes a store, exactly and once: changed, killed, raced for, short of disk."""
 
 from __future__ import annotations
 

@@ -165,8 +165,9 @@ class TestAUse:
 
     def test_loads_while_experts_at_home_on_the_device_are_computed(self):
         it = Experts(slots=2, permanent=[4])
-        it.begin(1, 4)
+        use = it.begin(1, 4)
         assert it.slot(1) == "loading"
+        assert [expert for expert, _ in use] == [1]
 
     def test_runs_in_waves_where_slots_are_short(self):
         it = Experts(slots=2)

@@ -424,9 +424,9 @@ WAVES = (Guess(0, (2, 1)), Use(0, (0, 1, 2), guess=Guess(1, (0, 1))), Use(1, (0,
 POOLS = [  # program, slots of each layer, spares
     *((AGAIN, (slots, 1), 1) for slots in (1, 2)),
     *((program, (1, 1), spares) for program in (WHILE_COMPUTING, BEFORE) for spares in (0, 1)),
-    *((program, (2, 1), 1) for program in (WHILE_COMPUTING, BEFORE)),
+    (BEFORE, (2, 1), 1),
     *((program, (2, 2), 0) for program in (WHILE_COMPUTING, BEFORE)),
-    *((WAVES, (1, 1), spares) for spares in (0, 1, 2)),
+    *((WAVES, (1, 1), spares) for spares in (0, 2)),
     *((WAVES, (2, 1), spares) for spares in (0, 1)),
 ]
 HAZARDS = {  # what goes wrong once in a run, wherever it can; the fewest runs that must come of it
