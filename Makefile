@@ -5,9 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 COLAB := .venv-colab
 PIP := -m pip install --quiet --disable-pip-version-check
-# Two test processes share two cores: more threads than that only get in each other's way.
-PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
-PYTEST_COLAB := OMP_NUM_THREADS=1 $(COLAB)/bin/python -m pytest -n 2
+PYTEST := $(VENV)/bin/python -m pytest -n 2
+PYTEST_COLAB := $(COLAB)/bin/python -m pytest -n 2
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
 	tests/test_packing.py tests/test_chat.py

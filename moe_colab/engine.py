@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .errors import MoEColabError
+from .interrupts import deferred_interrupts
 
 NAME = "moe_colab"
 
@@ -74,7 +75,7 @@ def experts_forward(
             "inference_mode()."
         )
     layer.check_input(hidden_states)
-    with layer.lock:
+    with layer.lock, deferred_interrupts():
         index, tokens = layer.routing(top_k_index)
         groups = Groups.of(index, module.num_experts)
         rows = torch.from_numpy(groups.rows).to(hidden_states.device, non_blocking=True)

@@ -3,6 +3,8 @@ one."""
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from transformers import pipeline
 
 import moe_colab as mc
 from moe_colab.engine import Groups
+from moe_colab.placement import SPARES
+from moe_colab.slots import Block
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,35 @@ def test_an_unattached_model_says_so():
     model = AutoModelForCausalLM.from_pretrained(TINY_MOE, experts_implementation="moe_colab")
     with pytest.raises(mc.MoEColabError, match="never attached"):
         model(IDS)
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_leaves_the_model_whole(plain, monkeypatch, presses):
+    """The first waits for the end of the layer, the second comes through at once; neither does
+    harm."""
+    model, _ = mc.load(slots=2, progress=False)
+    settings = {"max_new_tokens": 12, "do_sample": False}
+    expected = plain.generate(IDS, **settings)
+    views = Block.views
+    for at in (1, 7, 30, 31, 32):
+        calls = []
+
+        def press(self, layout, calls=calls, at=at):
+            calls.append(1)
+            if len(calls) == at:
+                for _ in range(presses):
+                    signal.raise_signal(signal.SIGINT)
+            return views(self, layout)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Block, "views", press)
+            with pytest.raises(KeyboardInterrupt):
+                model.generate(IDS, **settings)
+        assert len(calls) == at if presses == 2 else len(calls) >= at
+        census = model.offload.census()
+        assert census["ready"] + census["loading"] + census["free"] == 8 * 2 + SPARES
+        assert torch.equal(model.generate(IDS, **settings), expected)
+    model.offload.close()
 
 
 class Probable(mc.Policy):

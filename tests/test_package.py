@@ -14,7 +14,10 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "moe_colab"
-NO_TORCH = ["cache", "counters", "errors", "hardware", "homes", "links", "pool", "store.manifest"]
+NO_TORCH = [
+    *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
+    "store.manifest",
+]
 
 
 def python(code: str, **settings) -> str:
@@ -49,7 +52,18 @@ def test_cache_runs_without_torch():
 
 
 ORDER = [  # a room may import only rooms that stand before it
-    *("errors", "counters", "hardware", "homes", "links", "cache", "pool", "store", "slots"),
+    *(
+        "errors",
+        "interrupts",
+        "counters",
+        "hardware",
+        "homes",
+        "links",
+        "cache",
+        "pool",
+        "store",
+        "slots",
+    ),
     *("cuda", "placement", "families", "engine", "offload", "checkpoint", "packing", "loading"),
     *("chat", "terminal", "bench", "__main__"),
 ]

@@ -434,7 +434,7 @@ HAZARDS = {  # what goes wrong once in a run, wherever it can; the fewest runs t
     "a load fails": ({"failures": 1}, 5_000),
     "a load is refused": ({"refusals": 1}, 4_000),
     "Ctrl-C": ({"interrupts": 1}, 4_000),
-    "a use is left": ({"leaves": ("stop", "forget", "close")}, 8_000),
+    "a use is left": ({"leaves": ("stop", "forget", "close")}, 15_000),
 }
 
 
