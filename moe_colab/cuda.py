@@ -6,8 +6,11 @@ has passed.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import weakref
+from collections import deque
+from collections.abc import Iterator
 
 import torch
 
@@ -24,10 +27,11 @@ class CudaTicket(QueueTicket):
         return self.state == DONE and self.event.query()
 
     def wait(self, book=None) -> None:
-        """The host waits until the copy is issued; the compute stream, not the host, waits for its
-        end."""
-        super().wait(book)
-        self.link.compute_waits_for(self.event, book)
+        """The host waits until the copy is issued; the compute stream waits for its end."""
+        if not self.done():
+            with self.link.stall(book):
+                super().wait()
+                torch.cuda.current_stream(self.link.device).wait_event(self.event)
 
 
 class CudaLink(ThreadLink):
@@ -44,30 +48,35 @@ class CudaLink(ThreadLink):
         self.stages = [pinned_memory(largest) for _ in range(2)]
         self.stage_free: list[torch.cuda.Event | None] = [None, None]
         self.turn = 0
-        self.stalls: list[tuple] = []
+        self.stalls: deque[tuple] = deque()  # (book, event before, event after), oldest first
 
     def mark(self) -> torch.cuda.Event:
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event
 
-    def compute_waits_for(self, event: torch.cuda.Event, book) -> None:
+    @contextlib.contextmanager
+    def stall(self, book) -> Iterator[None]:
+        """Time what the compute stream spends between here and the end of the block: it has
+        nothing to do but wait. Booked when the events have passed."""
         compute = torch.cuda.current_stream(self.device)
-        if event.query():
-            compute.wait_event(event)
-            return
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(compute)
-        compute.wait_event(event)
+        yield
         after.record(compute)
         if book is not None:
             self.stalls.append((book, before, after))
+        while self.stalls and self.stalls[0][2].query():  # past: it needs no waiting for
+            self._book_oldest()
 
     def settle(self) -> None:
-        for book, before, after in self.stalls:
-            after.synchronize()
-            book.stall_seconds += before.elapsed_time(after) / 1e3
-        self.stalls.clear()
+        while self.stalls:
+            self.stalls[0][2].synchronize()
+            self._book_oldest()
+
+    def _book_oldest(self) -> None:
+        book, before, after = self.stalls.popleft()
+        book.stall_seconds += before.elapsed_time(after) / 1e3
 
     def move(self, ticket: CudaTicket) -> None:
         home, target = ticket.home, ticket.block.tensor

@@ -65,6 +65,10 @@ class DiskHome:
             )
         self.checked = True
 
+    def forget(self) -> None:
+        """Let the kernel drop its cached pages of this expert: a copy of it is kept elsewhere."""
+        os.posix_fadvise(self.file.fileno(), self.offset, self.nbytes, os.POSIX_FADV_DONTNEED)
+
 
 class HostHome:
     """An expert kept in host memory for the session. `tensor` is the same memory as a torch tensor,

@@ -101,6 +101,7 @@ def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
     buffer = memoryview(memory.numpy())
     for _ in home.fill(buffer):
         pass
+    home.forget()  # or the expert would be in host memory twice
     return HostHome(buffer, memory)
 
 

@@ -17,7 +17,8 @@ from moe_colab import homes
 from moe_colab.counters import Counters
 from moe_colab.errors import MoEColabError
 from moe_colab.homes import DiskHome, HostHome
-from moe_colab.links import ClockLink, ManualLink, ThreadLink
+from moe_colab.links import ThreadLink
+from moe_colab.virtual_links import ClockLink, ManualLink
 
 CHUNK = 1000  # of homes, in these tests
 PATIENCE = 20  # seconds until a thread that should have moved is given up

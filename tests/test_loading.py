@@ -378,6 +378,14 @@ def test_a_model_is_ready_to_run_and_not_to_train(model):
     assert all(parameter.dtype == torch.float32 for parameter in parameters.values())
 
 
+def test_weights_of_odd_sizes_lie_on_64_bytes_too(tmp_path):
+    source = make_checkpoint(tmp_path / "odd", hidden_size=40)
+    model, _ = mc.load(source, slots=2, progress=False)
+    sizes = [parameter.nbytes % 64 for parameter in model.parameters()]
+    assert sum(map(bool, sizes)) > 1
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
 def test_a_checkpoint_is_loaded_in_the_dtype_asked_for(source, dtype):
     model, _ = mc.load(source, slots=2, dtype=dtype, progress=False)

@@ -433,6 +433,7 @@ def test_killed_while_an_old_store_is_cleared_it_is_the_old_one_or_none(
     n, run, checkpoints, uninterrupted, tmp_path, written
 ):
     folder = Path(shutil.copytree(uninterrupted, tmp_path / "store"))
+    in_use = Store(folder)  # by another process, say
     assert run(unlink_and_die, checkpoints / "one", folder, torch.float16, n) == -signal.SIGKILL
     if n == 0:  # nothing is gone yet
         mc.verify(folder)
@@ -443,6 +444,8 @@ def test_killed_while_an_old_store_is_cleared_it_is_the_old_one_or_none(
     assert len(written) == TOTAL
     assert sorted(contents(folder)) == sorted(contents(uninterrupted))
     mc.verify(folder)
+    for home in sum(in_use.homes, []):  # it still reads what it opened, or would raise
+        assert sum(home.fill(memoryview(bytearray(home.nbytes)))) == home.nbytes
 
 
 # ---------------------------------------------------------------------- two at once
@@ -489,15 +492,21 @@ def test_too_small_a_disk_is_met_before_anything_is_written(checkpoint, own_cach
     assert [path for path in own_cache.rglob("*") if path.suffix != ".lock"] == []
 
 
-def test_what_an_earlier_packing_took_counts_as_free(
-    run, checkpoints, uninterrupted, tmp_path, monkeypatch
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_need_is_counted_to_the_byte_and_what_was_written_counts_as_free(
+    killed, run, checkpoints, uninterrupted, tmp_path, monkeypatch
 ):
-    folder = tmp_path / "store"
-    run(pack_and_die, checkpoints / "one", folder, "before the dense file")
-    taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
-    checkpoint = Checkpoint(checkpoints / "one")
-    need = packing.HEADROOM + 2 * (1 << 20) + (uninterrupted / "dense.safetensors").stat().st_size
-    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken // 2)
+    folder, checkpoint, taken = tmp_path / "store", Checkpoint(checkpoints / "one"), 0
+    if killed:
+        run(pack_and_die, checkpoints / "one", folder, "before the dense file")
+        taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
+        assert taken > TOTAL * 73_728
+    dense = sum(tensor.nbytes for tensor in load_file(uninterrupted / "dense.safetensors").values())
+    need = dense + LAYERS * (1 << 20) + packing.HEADROOM  # a layer's experts have 0.6 MB
+    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken - 1)
+    with pytest.raises(mc.MoEColabError, match="make room"):
+        pack(checkpoint, folder, torch.float32, progress=False)
+    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken)
     pack(checkpoint, folder, torch.float32, progress=False)
     assert contents(folder) == contents(uninterrupted)
 

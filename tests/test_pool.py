@@ -17,8 +17,9 @@ from moe_colab.cache import LRU, POLICIES, LayerCache, make_policy
 from moe_colab.counters import Counters, Ledger
 from moe_colab.errors import MoEColabError
 from moe_colab.homes import DiskHome, HostHome
-from moe_colab.links import ClockLink, Link, ManualLink, ThreadLink
+from moe_colab.links import Link, ThreadLink
 from moe_colab.pool import Place, Pool
+from moe_colab.virtual_links import ClockLink, ManualLink
 
 N = 64  # bytes of an expert in these tests
 
