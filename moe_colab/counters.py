@@ -8,6 +8,7 @@ bytes into a device slot.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -78,25 +79,27 @@ class Stats:
 
 
 class Ledger:
-    """The open books: one Counters per layer and phase, and the phase the running forward is in."""
+    """The open books: one Counters per layer and phase, and the phase each thread's forward is
+    in."""
 
     def __init__(self, layers: int):
         self.layers = layers
+        self._thread = threading.local()
         self.reset()
 
     def reset(self) -> None:
-        self.phase = "prompt"
         self.forwards = 0
         self.tokens = 0
         self._books = {phase: [Counters() for _ in range(self.layers)] for phase in PHASES}
 
     def forward(self, phase: str, tokens: int) -> None:
         """A forward over `tokens` tokens (all rows) begins."""
-        self.phase, self.forwards, self.tokens = phase, self.forwards + 1, self.tokens + tokens
+        self._thread.phase = phase
+        self.forwards, self.tokens = self.forwards + 1, self.tokens + tokens
 
     def layer(self, layer: int) -> Counters:
         """The book to write in now."""
-        return self._books[self.phase][layer]
+        return self._books[getattr(self._thread, "phase", "prompt")][layer]
 
     def stats(self) -> Stats:
         prompt, decode = (sum(self._books[phase], Counters()) for phase in PHASES)

@@ -43,14 +43,15 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_colab"
 
 
-def cached_store(source: Path, dtype: torch.dtype | None, progress: bool = True) -> Path:
-    """The store of a checkpoint folder, packed on first use and whenever the checkpoint changed.
+def cached_store(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, progress: bool = True
+) -> Path:
+    """The store of a checkpoint, packed on first use and whenever the checkpoint changed.
 
     dtype: what the experts are packed in, None for the checkpoint's own. Two processes may ask at
     once: one packs, the other waits and finds it done.
     """
-    checkpoint = Checkpoint(source)
-    dtype = dtype or checkpoint.dtype()
+    source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
     store = cache_folder() / f"{source.resolve().name}-{key}"
     try:

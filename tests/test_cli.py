@@ -19,6 +19,7 @@ from conftest import ROOT
 
 import moe_colab as mc
 from moe_colab import terminal
+from moe_colab.checkpoint import Checkpoint
 from moe_colab.packing import cached_store
 
 COMMAND = [sys.executable, "-m", "moe_colab"]
@@ -38,7 +39,7 @@ def run(*args: str, text: str = "", **settings) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def store() -> Path:
-    return cached_store(ROOT / "assets" / "tiny-moe", None, progress=False)
+    return cached_store(Checkpoint(ROOT / "assets" / "tiny-moe"), None, progress=False)
 
 
 def test_one_shot_prints_the_answer_and_one_line():

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 import moe_colab as mc
-from moe_colab import loading, placement
+from moe_colab import devices, loading, placement
 from moe_colab.cache import LRU
+from moe_colab.checkpoint import Checkpoint
 from moe_colab.packing import cached_store
 from moe_colab.store import Manifest
 
@@ -73,7 +74,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(source, cache_folder) -> Path:
-    return cached_store(source, None, progress=False)
+    return cached_store(Checkpoint(source), None, progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -337,21 +338,29 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert loading.pick_device("auto") == loading.pick_device("cuda") == torch.device("cuda", 1)
-    assert loading.pick_device("cuda:0") == torch.device("cuda", 0)
+    assert devices.pick_device("auto") == devices.pick_device("cuda") == torch.device("cuda", 1)
+    assert devices.pick_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(mc.MoEColabError, match=r"no cuda:2: this machine has 2 GPUs"):
-        loading.pick_device("cuda:2")
+        devices.pick_device("cuda:2")
 
 
-def test_a_gpu_without_bfloat16_gets_float16(tmp_path, monkeypatch):
+def test_a_gpu_without_bfloat16_gets_float16(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    t4, source = torch.device("cuda", 0), make_checkpoint(tmp_path, torch.bfloat16)
-    assert loading.usable_dtype(source, None, t4) is torch.float16
-    assert loading.usable_dtype(source, torch.float32, t4) is torch.float32
-    assert loading.usable_dtype(source, None, torch.device("cpu")) is None
+    t4, cpu, bf16 = torch.device("cuda", 0), torch.device("cpu"), torch.bfloat16
+    assert devices.usable_dtype(bf16, None, t4) is torch.float16
+    assert devices.usable_dtype(bf16, torch.float32, t4) is torch.float32
+    assert devices.usable_dtype(torch.float32, None, t4) is torch.float32
+    assert devices.usable_dtype(bf16, None, cpu) is bf16
     with pytest.raises(mc.MoEColabError, match="Tesla T4 cannot compute in bfloat16"):
-        loading.usable_dtype(source, torch.bfloat16, t4)
+        devices.usable_dtype(bf16, bf16, t4)
+
+
+def test_a_wrong_setting_is_found_before_the_packing(tmp_path, cache_folder):
+    source = make_checkpoint(tmp_path / "never-packed")
+    for wrong in ({"slots": 9}, {"policy": "best"}, {"resident": {0: [8]}}, {"ram": "much"}):
+        refusal(source, **wrong)
+    assert not list(cache_folder.glob("never-packed*"))
 
 
 def test_more_ram_than_the_machine_has_left_is_refused(store, monkeypatch):
@@ -389,7 +398,7 @@ def test_weights_of_odd_sizes_lie_on_64_bytes_too(tmp_path):
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
 def test_a_checkpoint_is_loaded_in_the_dtype_asked_for(source, dtype):
     model, _ = mc.load(source, slots=2, dtype=dtype, progress=False)
-    wanted = loading.pick_dtype(dtype)
+    wanted = devices.pick_dtype(dtype)
     assert {parameter.dtype for parameter in model.parameters()} == {wanted}
     plain = AutoModelForCausalLM.from_pretrained(
         source, dtype=wanted, experts_implementation="eager"
@@ -718,7 +727,7 @@ def test_a_model_that_is_forgotten_is_gone_with_its_thread(folder):
 
 def test_a_load_that_fails_leaves_nothing_behind(folder):
     before = link_threads()
-    store = cached_store(folder, None, progress=False)
+    store = cached_store(Checkpoint(folder), None, progress=False)
     entry = Manifest.load(store).layers[1]
     with open(store / entry.file, "r+b") as file:
         file.seek(entry.offset(6))

@@ -16,6 +16,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
     *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
+    "settings",
     *("virtual_links", "store.manifest"),
 ]
 
@@ -52,8 +53,9 @@ def test_cache_runs_without_torch():
 
 
 ORDER = """
-    errors interrupts counters hardware homes links virtual_links cache pool store slots cuda
-    placement families engine offload checkpoint packing loading chat terminal bench __main__
+    errors interrupts counters hardware homes links virtual_links cache settings pool store slots
+    cuda placement families engine attachment offload dense architecture checkpoint packing
+    devices loading chat terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 

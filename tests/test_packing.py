@@ -159,7 +159,7 @@ def test_one_file_and_shards_give_the_same_experts(checkpoints, tmp_path, uninte
 
 def test_a_checkpoint_is_left_as_it_was(checkpoint):
     before = contents(checkpoint)
-    cached_store(checkpoint, None, progress=False)
+    cached_store(Checkpoint(checkpoint), None, progress=False)
     assert contents(checkpoint) == before
 
 
@@ -169,10 +169,10 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_store_is_packed_once_and_used_again(checkpoint, own_cache, packings):
-    store = cached_store(checkpoint, None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False)
     before = stamps(store)
     assert store.parent == own_cache
-    assert cached_store(checkpoint, None, progress=False) == store
+    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
     mc.load(checkpoint, progress=False)
     assert packings == [store]
     assert stamps(store) == before
@@ -181,7 +181,7 @@ def test_a_store_is_packed_once_and_used_again(checkpoint, own_cache, packings):
 def test_each_dtype_and_each_folder_has_a_store_of_its_own(checkpoint, tmp_path, packings):
     other = shutil.copytree(checkpoint, tmp_path / "elsewhere" / "checkpoint")
     stores = [
-        cached_store(source, dtype, progress=False)
+        cached_store(Checkpoint(source), dtype, progress=False)
         for source in (checkpoint, other)
         for dtype in (None, torch.float32, torch.float16)
     ]
@@ -190,7 +190,7 @@ def test_each_dtype_and_each_folder_has_a_store_of_its_own(checkpoint, tmp_path,
 
 
 def test_a_changed_weight_file_is_packed_anew(checkpoint, packings):
-    store = cached_store(checkpoint, None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False)
     weights = load_file(checkpoint / "model.safetensors")
     changed = next(name for name in weights if ".experts.5." in name)
     weights[changed] += 1
@@ -205,10 +205,10 @@ def test_a_changed_weight_file_is_packed_anew(checkpoint, packings):
 
 @pytest.mark.parametrize("file", [NAME, "config.json of the checkpoint"])
 def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint, packings, file):
-    store = cached_store(checkpoint, None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False)
     path = store / NAME if file == NAME else checkpoint / "config.json"
     path.write_text(path.read_text() + " ")
-    assert cached_store(checkpoint, None, progress=False) == store
+    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
     assert packings == [store, store]
     mc.verify(store)
 
@@ -216,13 +216,13 @@ def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint
 def test_changed_side_files_are_taken_over_without_packing_the_experts(checkpoint, packings):
     (checkpoint / "chat_template.jinja").write_text("old")
     (checkpoint / "notes.txt").write_text("gone tomorrow")
-    store = cached_store(checkpoint, None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False)
     before = stamps(store)
     (checkpoint / "chat_template.jinja").write_text("new")
     (checkpoint / "notes.txt").unlink()
     (checkpoint / "added.json").write_text("{}")
     for _ in range(2):
-        assert cached_store(checkpoint, None, progress=False) == store
+        assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
         mc.verify(store)
     assert packings == [store]
     assert (store / "chat_template.jinja").read_text() == "new"
@@ -463,7 +463,7 @@ def pack_slowly(checkpoint: Path, cache: Path, log: Path, start) -> None:
 
     StoreWriter.finish = finish
     packing.tqdm.write = write
-    Store(cached_store(checkpoint, None, progress=True))
+    Store(cached_store(Checkpoint(checkpoint), None, progress=True))
 
 
 def test_of_two_processes_one_packs_and_the_other_waits(processes, checkpoint, own_cache, tmp_path):
