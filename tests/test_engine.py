@@ -3,7 +3,9 @@ one."""
 
 from __future__ import annotations
 
+import random
 import signal
+import zlib
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ from conftest import TINY_MOE
 from families import reference
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
 
 import moe_colab as mc
+from moe_colab.attachment import Layer
 from moe_colab.engine import Groups
 from moe_colab.placement import SPARES
 from moe_colab.slots import Block
@@ -49,6 +53,72 @@ def test_groups_are_eagers_rows_and_order(data):
         eager = [(t, p) for p in range(top_k) for t in range(len(rows)) if rows[t][p] == expert]
         assert list(zip(token, position, strict=True)) == eager
         assert rank == [sorted(rows[t]).index(expert) for t in token]
+
+
+SYNCHRONIZING = {"_local_scalar_dense", "nonzero", "_unique2", "equal", "masked_select", "bincount"}
+
+
+class Watch(TorchDispatchMode):
+    """Notes the names of all operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.seen.add(operator.__name__.partition(".")[0])
+        return operator(*args, **(kwargs or {}))
+
+
+def test_one_transfer_to_the_host_per_layer(offloaded, monkeypatch):
+    """On a GPU each of these would wait for everything before it; only the routing may."""
+    model, _ = offloaded
+    watch, transfers = Watch(), []
+    routing = Layer.routing
+
+    def transfer(self, top_k_index):
+        transfers.append(self.number)
+        return routing(self, top_k_index)
+
+    monkeypatch.setattr(Layer, "routing", transfer)
+    layer = model.model.layers[0].mlp.experts
+    x, index = torch.randn(5, 192, dtype=model.dtype), torch.randint(0, 8, (5, 2))
+    with watch:
+        layer(x, index, torch.rand(5, 2, dtype=model.dtype))
+    assert transfers == [0]
+    assert {"mm", "index", "index_put_"} <= watch.seen
+    assert not watch.seen & SYNCHRONIZING
+
+
+def test_the_order_of_arrival_changes_nothing(plain, monkeypatch):
+    """Experts computed in any order, sums in eager's: bit by bit the same, row after row."""
+    weights = Layer.weights
+    shuffle = random.Random(0)
+
+    def in_any_order(self, needed, tokens):
+        copies = [
+            (e, {k: v.clone() for k, v in w.items()}) for e, w in weights(self, needed, tokens)
+        ]
+        yield from shuffle.sample(copies, len(copies))
+
+    monkeypatch.setattr(Layer, "weights", in_any_order)
+    model, _ = mc.load(slots=3, progress=False)
+    with model.offload, torch.no_grad():
+        for length in (1, 24):
+            assert torch.equal(model(IDS[:, :length]).logits, plain(IDS[:, :length]).logits)
+
+
+def test_slots_are_copies_of_their_homes_and_never_written(plain):
+    model, _ = mc.load(slots=3, progress=False)
+    with model.offload as offload:
+        model.generate(IDS, max_new_tokens=20, do_sample=False)
+        checked = 0
+        for number, table in enumerate(offload.pool.table):
+            for expert, slot in table.items():
+                home = offload.homes[number][expert]
+                assert zlib.crc32(slot.block.buffer) == home.crc32
+                checked += 1
+        assert checked == 8 * 3
 
 
 IDS = torch.randint(6, 4000, (1, 24), generator=torch.Generator().manual_seed(1))
