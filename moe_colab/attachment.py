@@ -111,8 +111,7 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
 def has_past(kwargs: Mapping) -> bool:
     """True if a forward was given a cache that holds earlier tokens; layers without attention
     cannot tell."""
-    caches = [
-        value for value in kwargs.values() if isinstance(value, Cache)
-    ]  # its name differs between versions
+    # By type: its name differs between versions.
+    caches = [value for value in kwargs.values() if isinstance(value, Cache)]
     layers = [layer for past in caches for layer in past.layers if hasattr(layer, "get_seq_length")]
     return any(layer.get_seq_length() > 0 for layer in layers)

@@ -195,9 +195,7 @@ class Pool:
     def _start(self, layer: int, step: Step, book: Counters, urgent: bool = True) -> None:
         if step.victim is not None:
             victim = self.table[layer][step.victim]
-            if (
-                not victim.ticket.done()
-            ):  # an unwanted guess that can no longer be called back, and nobody else to go
+            if not victim.ticket.done():  # an unwanted guess, too late to call back, and the last
                 with contextlib.suppress(Exception):
                     victim.ticket.wait(book)
             self._drop(layer, step.victim)
@@ -267,13 +265,13 @@ class Pool:
             if slot is None:
                 book.misses += 1
                 book.bypasses += not step.keep
-            elif not slot.ticket.done():
-                slot.ticket.promote()
-                book.late += 1
-            elif slot.guessed:
+            elif not slot.guessed:
+                book.hits += 1
+            elif slot.ticket.done():
                 book.speculative_hits += 1
             else:
-                book.hits += 1
+                slot.ticket.promote()
+                book.late += 1
 
     @staticmethod
     def _count_load(book: Counters, home: Home, sign: int) -> None:
