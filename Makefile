@@ -9,7 +9,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2
 PYTEST_COLAB := $(COLAB)/bin/python -m pytest -n 2
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
-	tests/test_packing.py tests/test_chat.py
+	tests/test_packing.py tests/test_chat.py tests/test_hub.py
 
 .PHONY: chat test test-all lint clean
 

@@ -32,8 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     chat = commands.add_parser("chat", help="talk to a model whose experts are offloaded")
     chat.add_argument(
-        "source", nargs="?", help="a store or checkpoint folder; default: the small model"
+        "source",
+        nargs="?",
+        help="a store, a checkpoint folder, or org/name; default: the small model",
     )
+    chat.add_argument("--revision", help="of a model of the hub")
     chat.add_argument("--prompt", help="ask this once and leave")
     chat.add_argument("--max-new-tokens", type=positive, help="length of an answer at the most")
     chat.add_argument(

@@ -36,8 +36,9 @@ SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 class Checkpoint:
     """A folder with config.json and safetensors weights, in one file or in shards."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, name: str | None = None, revision: str | None = None):
+        """name, revision: where it came from, if from elsewhere than this folder."""
+        self.folder, self.name, self.revision = folder, name or folder.resolve().name, revision
         self.config = load_config(folder)
         self.model = skeleton(self.config)
         self.layers = experts_modules(self.model)

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint
 from .dense import load_dense
 from .devices import check_device_dtype, pick_device, pick_dtype, usable_dtype
 from .errors import MoEColabError
+from .hub import fetch, is_repo_id
 from .offload import Offload
 from .packing import cached_store
 from .settings import Settings
@@ -44,13 +45,15 @@ def load(
     ram: int | str = "auto",
     resident: Mapping[int, Sequence[int]] | None = None,
     whole_layer: bool = False,
+    revision: str | None = None,
     progress: bool = True,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
     """Load a Mixture-of-Experts model with its experts offloaded; (model, tokenizer), tokenizer
     None if there is none.
 
-    source: None for the small model that comes with moe_colab, a store, or a checkpoint folder
-    (packed into a store in the cache folder the first time). slots: experts of each layer that the
+    source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
+    into a store in the cache folder the first time), or "org/name" of the hub at `revision`
+    (downloaded first). slots: experts of each layer that the
     device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
     a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
     class (see moe_colab.cache.Policy). device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is
@@ -66,7 +69,7 @@ def load(
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
     settings = Settings(slots, policy, vram, ram, resident, whole_layer)
-    store = open_store(find_source(source), settings, target, wanted, progress)
+    store = open_store(source, revision, settings, target, wanted, progress)
     own = TORCH_DTYPES[store.manifest.dtype]
     if wanted not in (None, own):
         raise MoEColabError(
@@ -81,20 +84,30 @@ def load(
 
 # ---------------------------------------------------------------------- the source
 def open_store(
-    folder: Path,
+    source: str | os.PathLike[str] | None,
+    revision: str | None,
     settings: Settings,
     device: torch.device,
     dtype: torch.dtype | None,
     progress: bool,
 ) -> Store:
-    """The store in `folder`, or that of the checkpoint there. A wrong setting is found before the
-    packing, which takes its time."""
-    if is_store(folder):
-        return Store(folder)
-    checkpoint = Checkpoint(folder)
+    """The store that `source` names, or that of the checkpoint it names. A wrong setting is found
+    before the packing, which takes its time."""
+    if is_repo_id(source) and not os.path.exists(source):
+        checkpoint = fetch_checkpoint(source, revision, progress)
+    else:
+        folder = find_source(source)
+        if is_store(folder):
+            return Store(folder)
+        checkpoint = Checkpoint(folder)
     settings.checked([module.num_experts for _, module in checkpoint.layers])
     usable = usable_dtype(checkpoint.dtype(), dtype, device)
     return Store(cached_store(checkpoint, usable, progress))
+
+
+def fetch_checkpoint(repo_id: str, revision: str | None, progress: bool) -> Checkpoint:
+    snapshot = fetch(repo_id, revision, progress)
+    return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
 
 
 def shipped_model() -> Path:
@@ -116,8 +129,8 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     folder = Path(source).expanduser()
     if not os.path.exists(folder):  # False also for what no file can be called
         raise MoEColabError(
-            f"{source} does not exist: name a store or a checkpoint folder on this machine "
-            "(huggingface_hub.snapshot_download brings a model of the hub into one)."
+            f"{source} does not exist: name a store or a checkpoint folder on this machine, or a "
+            "model of the hub as org/name."
         )
     if not folder.is_dir():
         raise MoEColabError(f"{source} is a file: name the folder that it lies in.")

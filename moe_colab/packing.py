@@ -53,7 +53,7 @@ def cached_store(
     """
     source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
-    store = cache_folder() / f"{source.resolve().name}-{key}"
+    store = cache_folder() / f"{checkpoint.name.replace('/', '--')}-{key}"
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{store}.lock")
@@ -61,7 +61,7 @@ def cached_store(
             lock.acquire(timeout=0)
         except Timeout:
             if progress:
-                tqdm.write(f"another process is packing {source.name}: waiting for it")
+                tqdm.write(f"another process is packing {checkpoint.name}: waiting for it")
             lock.acquire()
     except OSError as error:
         raise MoEColabError(
@@ -85,8 +85,8 @@ def pack(
     earlier packing of the same checkpoint was stopped. Raises MoEColabError where the disk is too
     small, before writing."""
     source = {
-        "id": checkpoint.folder.resolve().name,
-        "revision": None,
+        "id": checkpoint.name,
+        "revision": checkpoint.revision,
         "fingerprint": checkpoint.fingerprint(),
     }
     layouts = [plain_layout(shapes, DTYPE_NAMES[dtype]) for shapes in checkpoint.shapes]

@@ -21,7 +21,12 @@ COMMANDS = "/reset forgets the conversation, /stats shows the counts, /quit leav
 def open_chat(args: argparse.Namespace) -> ChatSession:
     transformers.logging.set_verbosity_error()  # its remarks would run through the answers
     model, tokenizer = load(
-        args.source, slots=args.slots, policy=args.policy, device=args.device, dtype=args.dtype
+        args.source,
+        slots=args.slots,
+        policy=args.policy,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
     )
     return ChatSession(model, tokenizer)
 

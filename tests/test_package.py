@@ -55,7 +55,7 @@ def test_cache_runs_without_torch():
 ORDER = """
     errors interrupts counters hardware homes links virtual_links cache settings pool store slots
     cuda placement families engine attachment offload dense architecture checkpoint packing
-    devices loading chat terminal bench __main__
+    devices hub loading chat terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 

@@ -1,0 +1,148 @@
+"""A hub on 127.0.0.1: serves folders as models, notes what it is asked, and can break or refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+COMMIT = "c0ffee" + "0" * 34
+
+
+class FakeHub:
+    """`models`: folder of each repo id. `gated`: repo ids that need `token`. `break_at[file]`: how
+    many bytes of it are sent before the connection is cut, once per entry of the list."""
+
+    def __init__(self):
+        self.models: dict[str, Path] = {}
+        self.gated: set[str] = set()
+        self.token = "hf_secret"
+        self.break_at: dict[str, list[int]] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.sent: Counter[str] = Counter()
+        self.down = False
+
+    @contextmanager
+    def serving(self):
+        handler = type("Handler", (Handler,), {"hub": self})
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.asked.append((self.command, path))
+        if self.hub.down:
+            return self.refuse(503, "")
+        api = path.startswith("/api/models/")
+        parts = path.removeprefix("/api/models").strip("/").split("/")
+        repo, rest = "/".join(parts[:2]), parts[2:]
+        if repo not in self.hub.models:
+            return self.refuse(401, "RepoNotFound")
+        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
+        if repo in self.hub.gated and not known:
+            return self.refuse(401, "GatedRepo")
+        if rest and rest[0] in ("revision", "tree", "resolve") and rest[1] not in ("main", COMMIT):
+            return self.refuse(404, "RevisionNotFound")
+        folder = self.hub.models[repo]
+        if api:
+            listing = tree(folder) if rest and rest[0] == "tree" else info(repo, folder)
+            return self.send(
+                json.dumps(listing).encode(), {"Content-Type": "application/json"}, body
+            )
+        file = folder / "/".join(rest[2:])
+        if not file.is_file():
+            return self.refuse(404, "EntryNotFound")
+        self.send_file(file, body)
+
+    def send_file(self, file: Path, body: bool) -> None:
+        data = file.read_bytes()
+        start, headers = 0, {"ETag": f'"{digest(data)}"', "X-Repo-Commit": COMMIT}
+        wanted = self.headers.get("Range")
+        if wanted:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        rest = data[start:]
+        cuts = self.hub.break_at.get(file.name) if body else None
+        if cuts:
+            cut = cuts.pop(0)
+            self.start(206 if wanted else 200, len(rest), headers)
+            self.wfile.write(rest[:cut])
+            self.hub.sent[file.name] += min(cut, len(rest))
+            self.close_connection = True
+            self.connection.close()
+            return
+        self.send(rest, headers, body, 206 if wanted else 200)
+        if body:
+            self.hub.sent[file.name] += len(rest)
+
+    def send(self, data: bytes, headers: dict, body: bool, code: int = 200) -> None:
+        self.start(code, len(data), headers)
+        if body:
+            self.wfile.write(data)
+
+    def refuse(self, code: int, reason: str) -> None:
+        self.start(code, 0, {"X-Error-Code": reason, "X-Error-Message": reason})
+
+    def start(self, code: int, length: int, headers: dict) -> None:
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": length}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def info(repo: str, folder: Path) -> dict:
+    siblings = [
+        {
+            "rfilename": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size,
+            "blobId": digest(path.read_bytes()),
+        }
+        for path in files(folder)
+    ]
+    return {"id": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+
+
+def tree(folder: Path) -> list[dict]:
+    return [
+        {
+            "type": "file",
+            "path": path.relative_to(folder).as_posix(),
+            "size": path.stat().st_size,
+            "oid": digest(path.read_bytes()),
+        }
+        for path in files(folder)
+    ]
