@@ -119,12 +119,6 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
     assert f"{tmp_path}/nowhere does not exist" in refusal(tmp_path / "nowhere")
 
 
-def test_a_name_of_the_hub_is_told_how_to_get_there():
-    said = refusal("mistralai/Mixtral-8x7B-v0.1")
-    assert "mistralai/Mixtral-8x7B-v0.1 does not exist" in said
-    assert "snapshot_download" in said
-
-
 def test_a_name_that_no_file_can_have_is_as_any_other():
     assert "does not exist" in refusal("x" * 300)
 
