@@ -144,6 +144,7 @@ class Screen:
         (["inspect", "assets"], "not a finished store"),
         (["verify", "nowhere"], "not a folder"),
         (["bench", "gpu-check"], "GPU"),
+        (["bench", "gpu-check", "--device", "cpu", "--out", "/no/such/folder/x.json"], "/no/such"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(args, word, monkeypatch):
@@ -184,6 +185,11 @@ def test_gpu_check_runs_on_a_cpu_too(tmp_path):
     assert report["wrong"] == [] and report["checked"] == 2 * 5 * 8
     assert min(report["link_bytes_per_second"].values()) > 1e6
     assert report["machine"]["packages"]["torch"]
+
+
+def test_gpu_check_needs_a_checkpoint(store):
+    out = run("bench", "gpu-check", str(store), "--device", "cpu")
+    assert out.returncode == 2 and "is a store" in out.stderr
 
 
 def test_gpu_check_tells_a_wrong_token(monkeypatch, capsys):

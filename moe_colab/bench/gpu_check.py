@@ -19,11 +19,12 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
 from ..cache import POLICIES
+from ..errors import MoEColabError
 from ..loading import find_source, load, pick_device
 from ..offload import make_link
 from ..placement import free_memory, in_host_memory
 from ..slots import allocate
-from ..store import Store
+from ..store import Store, is_store
 from .machine import describe
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 48, 24, 5
@@ -33,10 +34,16 @@ LINK_LOADS = 32
 def run(source: str | None, device: str, out: str | None, quick: bool = False) -> int:
     """Check, measure, print one JSON object as the last line; 0 if every token was right, else 1.
     quick: every setting is checked, none is timed."""
-    target = pick_device(device)
+    target, folder = pick_device(device), find_source(source)
+    if is_store(folder):
+        raise MoEColabError(
+            f"{folder} is a store: gpu-check compares with the plain model, name its checkpoint."
+        )
+    if out and not Path(out).absolute().parent.is_dir():
+        raise MoEColabError(f"{out} cannot be written: its folder does not exist.")
     report: dict[str, Any] = {"bench": "gpu-check", "machine": describe(target)}
-    report |= check_tokens(source, target, timed=not quick)
-    report |= measure_link(source, target)
+    report |= check_tokens(folder, target, timed=not quick)
+    report |= measure_link(folder, target)
     text = json.dumps(report)
     if out:
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -44,9 +51,8 @@ def run(source: str | None, device: str, out: str | None, quick: bool = False) -
     return 0 if not report["wrong"] else 1
 
 
-def check_tokens(source: str | None, device: torch.device, timed: bool) -> dict[str, Any]:
+def check_tokens(folder: Path, device: torch.device, timed: bool) -> dict[str, Any]:
     """Offloaded against resident, over policies, slots and homes."""
-    folder = find_source(source)
     model, _ = load(folder, device=device, slots=1, ram=0, progress=False)
     experts = model.offload.entries[0].experts
     plain = AutoModelForCausalLM.from_pretrained(
@@ -104,9 +110,9 @@ def paired(model, plain, ids: torch.Tensor) -> tuple[float, float]:
     return statistics.median(times[0]), statistics.median(times[1])
 
 
-def measure_link(source: str | None, device: torch.device) -> dict[str, Any]:
+def measure_link(folder: Path, device: torch.device) -> dict[str, Any]:
     """Bytes per second of whole-expert loads, from disk (page cache) and from host memory."""
-    model, _ = load(source, device=device, slots=1, ram=0, progress=False)
+    model, _ = load(folder, device=device, slots=1, ram=0, progress=False)
     store = Store(model.offload.store)
     model.offload.close()
     home = store.homes[0][0]
