@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoEColabError as error:
         print(f"moe_colab: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\nmoe_colab: interrupted", file=sys.stderr)
         return 130
@@ -47,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     chat.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
-    chat.add_argument("--seed", type=int, help="repeat the same answers")
+    chat.add_argument("--seed", type=seed, help="repeat the same answers")
     chat.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chat.set_defaults(run=run_chat)
 
@@ -74,16 +78,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
-    return number
+    return whole(text, 1, 10**9)
+
+
+def seed(text: str) -> int:
+    return whole(text, 0, 2**32 - 1)
+
+
+def whole(text: str, least: int, most: int) -> int:
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return int(text)
 
 
 def slots(text: str) -> int | list[int] | str:
     if text == "auto":
         return text
-    numbers = [int(part) for part in text.split(",")]
+    numbers = [whole(part, 1, 10**6) for part in text.split(",")]
     return numbers[0] if len(numbers) == 1 else numbers
 
 

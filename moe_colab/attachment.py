@@ -100,6 +100,8 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs.get("inputs_embeds")
+        if inputs is None:
+            return  # the model will say what it misses
         rows, length = inputs.shape[:2]
         decode = length == 1 and has_past(kwargs)
         with offload.lock:

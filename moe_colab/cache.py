@@ -207,7 +207,7 @@ class LayerCache:
         still under way. A needed expert is evicted only when no other is left (a *wave*), and then
         only after its own step; a loading one only before that.
         """
-        self.policy.observe(needed, tokens)
+        self.policy.observe(list(needed), tokens)  # a copy: the policy may do with it what it likes
         hits = [expert for expert in needed if expert in self.resident]
         misses = [expert for expert in needed if expert not in self.resident]
         spared = {*needed, *loading}
@@ -239,18 +239,17 @@ class LayerCache:
         if self.slots == 0:
             return Step(expert, hit=False, keep=False)
         if len(self.resident) >= self.slots:
-            candidates = next(
-                filter(None, (sorted(self.resident - some) for some in (*spared, set())))
-            )
-            victim = self.policy.victim(candidates, expert)
-            if victim == expert:
+            choices = (self.resident - some for some in (*spared, set()))
+            candidates = sorted(next(filter(None, choices)))
+            answer = self.policy.victim(list(candidates), expert)
+            if answer == expert:
                 return Step(expert, hit=False, keep=False)
-            if victim not in candidates:
+            if answer not in candidates:
                 raise MoEColabError(
-                    f"policy {type(self.policy).__name__} answered {victim!r}: victim() must "
-                    "return one of its "
-                    f"candidates {candidates} or the newcomer {expert}."
+                    f"policy {type(self.policy).__name__} answered {answer!r}: victim() must "
+                    f"return one of its candidates {candidates} or the newcomer {expert}."
                 )
+            victim = candidates[candidates.index(answer)]  # ours, whatever type it was told in
             self._leave(victim)
         self._enter(expert)
         return Step(expert, hit=False, victim=victim)

@@ -3,6 +3,7 @@ no terminal."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,7 @@ class ChatSession:
             raise MoEColabError("an answer is under way: stop it, or wait for its end.")
         try:
             self._stop.clear()
+            self.turn = None
             yield from self._answer(text, seed, generation)
         finally:
             self._busy.release()
@@ -95,12 +97,11 @@ class ChatSession:
         inputs = self._encode(asked).to(self.model.device)
         if seed is not None:
             set_seed(seed)
-        before, start, first = self.model.offload.stats(), time.perf_counter(), None
+        before, start = self.model.offload.stats(), time.perf_counter()
         worker = Generation(self.model, self.tokenizer, inputs, self._stop, generation)
         pieces: list[str] = []
         try:
             for piece in worker:
-                first = first or time.perf_counter()
                 pieces.append(piece)
                 yield piece
         finally:
@@ -165,9 +166,10 @@ class Generation(StoppingCriteria):
     def end(self) -> bool:
         """Wait until the thread is through, ending it if it is not; True if it was ended early."""
         early = self.thread.is_alive()
-        if early:
+        while self.thread.is_alive():
             self.stop.set()
-            self.thread.join()
+            with contextlib.suppress(KeyboardInterrupt):  # pressed again: it is stopping already
+                self.thread.join()
         return early or self.stop.is_set()
 
     def _run(self, model, inputs, settings: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ class Checkpoint:
             if name in wanted:
                 self.sources[name][pattern].append(key)
                 self.converters[name] = by_pattern.get(pattern)
-            else:
+            elif name in state or ".experts." not in key:  # experts of layers that are not run
                 self.dense.append(key)
         missing = sorted(wanted.keys() - self.sources.keys())
         if missing:

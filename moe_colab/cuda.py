@@ -7,7 +7,6 @@ has passed.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 
 from .errors import MoEColabError
 from .links import DONE, QueueTicket, ThreadLink
+from .slots import host_slab
 
 
 class CudaTicket(QueueTicket):
@@ -78,6 +78,11 @@ class CudaLink(ThreadLink):
         book, before, after = self.stalls.popleft()
         book.stall_seconds += before.elapsed_time(after) / 1e3
 
+    def close(self) -> None:
+        """Copies that were issued and never waited for end before their memory is given away."""
+        super().close()
+        self.stream.synchronize()
+
     def move(self, ticket: CudaTicket) -> None:
         home, target = ticket.home, ticket.block.tensor
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
@@ -109,7 +114,7 @@ class CudaLink(ThreadLink):
 def pinned_memory(nbytes: int) -> torch.Tensor:
     """uint8 [nbytes] of page-locked host memory, of exactly that size: torch's own rounds up to a
     power of two."""
-    memory = torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    memory = host_slab(nbytes)
     runtime, address = torch.cuda.cudart(), memory.data_ptr()
     code = runtime.cudaHostRegister(address, nbytes, 0)
     if int(code) != 0:

@@ -22,6 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from . import engine
 from .errors import MoEColabError
 from .families import experts_modules, parameter_names
+from .hardware import human
+from .placement import free_memory
 from .store import Store
 
 
@@ -60,6 +62,11 @@ def load_dense(
     store: Store, dtype: torch.dtype, device: torch.device
 ) -> transformers.PreTrainedModel:
     """The model with everything but its routed experts."""
+    if device.type == "cuda" and store.manifest.dense.nbytes > free_memory(device):
+        raise MoEColabError(
+            f"everything but the experts needs {human(store.manifest.dense.nbytes)} on {device}, "
+            f"and {human(free_memory(device))} are free."
+        )
     config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
     config.transformers_weights = store.manifest.dense.name
     config.quantization_config = {"quant_method": engine.NAME}
@@ -81,6 +88,10 @@ def load_dense(
             f"{store.folder} does not fill the model: {', '.join(lost[:3])} are missing, or of "
             "another size than config.json says."
         )
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None:  # some families compute in another way when they see this mark
+            vars(config).pop("_is_quantized", None)
     model.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.data_ptr() % 64:  # a mapped view: products on it may differ in the last bit

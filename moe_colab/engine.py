@@ -9,7 +9,6 @@ top-k.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,10 +118,3 @@ def expert_mlp(
 
 
 ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
-
-
-def token_pairs(
-    index: np.ndarray, logits: np.ndarray
-) -> list[tuple[Sequence[int], Sequence[float]]]:
-    """What a policy is shown: per token its experts and the router's logits."""
-    return list(zip(index.tolist(), logits.tolist(), strict=True))

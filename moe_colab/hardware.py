@@ -87,7 +87,9 @@ def _reclaimable(group: Path) -> int:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return 0
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", 0)))
+    cached = ("total_inactive_file", "total_active_file"), ("inactive_file", "active_file")
+    pages = max(sum(int(stat.get(name, 0)) for name in names) for names in cached)
+    return max(0, pages - int(stat.get("total_dirty", stat.get("file_dirty", 0))))
 
 
 def _read_number(path: Path) -> int | None:

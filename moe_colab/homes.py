@@ -10,6 +10,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from io import FileIO
+from pathlib import Path
 from typing import Protocol
 
 from .errors import MoEColabError
@@ -58,10 +59,12 @@ class DiskHome:
             done += got
             yield got
         if not self.checked and crc != self.crc32:
+            folder = Path(self.file.name).parent
             raise MoEColabError(
                 f"{self.label} in {self.file.name} is damaged (crc32 {crc:08x}, packed as "
                 f"{self.crc32:08x}): "
-                "its bytes changed since the store was made; make the store anew."
+                f"its bytes changed since the store was made. Delete {folder} and make it again: "
+                "that of a checkpoint is made when it is loaded."
             )
         self.checked = True
 

@@ -126,10 +126,14 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     """The folder that `source` names. Raises MoEColabError where it is none, or an empty one."""
     if source is None:
         return shipped_model()
-    folder = Path(source).expanduser()
-    if not os.path.exists(folder):  # False also for what no file can be called
+    try:
+        folder = Path(source).expanduser()
+    except (TypeError, RuntimeError) as error:
+        raise MoEColabError(f"{source!r} names no folder: {error}.") from error
+    if source == "" or not os.path.exists(folder):  # False also for what no file can be called
         raise MoEColabError(
-            f"{source} does not exist: name a store or a checkpoint folder on this machine, or a "
+            f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "
+            "machine, or a "
             "model of the hub as org/name."
         )
     if not folder.is_dir():

@@ -95,7 +95,7 @@ class Offload:
 
     @property
     def needs_logits(self) -> bool:
-        return getattr(self.pool.caches[0].policy, "needs_logits", False)
+        return any(getattr(cache.policy, "needs_logits", False) for cache in self.pool.caches)
 
     # ------------------------------------------------------------------ questions
     def stats(self) -> Stats:
@@ -132,6 +132,9 @@ class Offload:
         with self.lock:
             self.pool.close()
             self.homes = self.pool.homes = []
+
+    def __deepcopy__(self, memo) -> Offload:
+        raise MoEColabError("an offloaded model cannot be copied: load it a second time.")
 
     def __enter__(self) -> Offload:
         return self
@@ -188,7 +191,7 @@ class Offload:
                 zip(experts, allocate(len(experts), entry.layout.nbytes, self.device), strict=True)
             )
             for expert, block in blocks.items():
-                link.start(self.homes[number][expert], block, None, True).wait()
+                link.start(self.homes[number][expert], block, link.mark(), True).wait()
             permanent.append(blocks)
         return permanent
 

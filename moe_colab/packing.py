@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import free_disk, human
-from .store import BlobLayout, Manifest, StoreWriter, plain_layout
+from .store import BlobLayout, Manifest, Store, StoreWriter, plain_layout
 from .store.manifest import NAME, align
 from .store.tensors import (
     DTYPE_NAMES,
@@ -141,7 +141,7 @@ def _is_current(store: Path, checkpoint: Checkpoint) -> bool:
     if not (store / NAME).exists():
         return False
     try:
-        return Manifest.load(store).source.get("fingerprint") == checkpoint.fingerprint()
+        return Store(store).manifest.source.get("fingerprint") == checkpoint.fingerprint()
     except MoEColabError:
         return False
 

@@ -5,7 +5,6 @@ Knows sizes and memory. Knows no transformers model; the pool uses what is made 
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from .errors import MoEColabError
 from .hardware import available_memory, human
 from .homes import DiskHome, HostHome
+from .slots import host_slab
 from .store import LayerEntry
 
 SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
@@ -120,11 +120,15 @@ def beside_slots(layers: Sequence[LayerEntry], resident: Resident) -> int:
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
-        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+        return host_slab(nbytes)
     from .cuda import pinned_memory
 
     return pinned_memory(nbytes)
 
 
 def free_memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    """Bytes that can still be taken on the device, what torch holds without using it included."""
+    if device.type != "cuda":
+        return available_memory()
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held

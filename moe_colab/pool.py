@@ -67,10 +67,13 @@ class Pool:
         self.permanent = list(permanent or [{} for _ in homes])
         self.ledger = ledger or Ledger(len(homes))
         self.table: list[dict[int, Slot]] = [{} for _ in homes]
+        fresh = (
+            link.mark()
+        )  # earlier compute may still read the memory that the blocks were made of
         self.free: list[deque[tuple[Block, Any]]] = [
-            deque((b, None) for b in layer) for layer in blocks
+            deque((b, fresh) for b in layer) for layer in blocks
         ]
-        self.spares: deque[tuple[Block, Any]] = deque((b, None) for b in spares)
+        self.spares: deque[tuple[Block, Any]] = deque((b, fresh) for b in spares)
         self.torn: dict[int, Any] = {}  # layers whose last use has not come to its end: which use
         self.closed = False
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 from .cache import PolicySpec, make_policy
 from .errors import MoEColabError
@@ -43,19 +44,19 @@ class Settings:
 def check_slots(slots: int | Sequence[int], experts: Sequence[int]) -> list[int]:
     """One number per layer. Raises MoEColabError for 0, for more than the layer has experts, for a
     wrong length."""
-    if isinstance(slots, str) or not isinstance(slots, (int, Iterable)):
+    if isinstance(slots, str) or not isinstance(slots, (Integral, Iterable)):
         raise MoEColabError(f"slots must be a number or a number per layer, not {slots!r}.")
-    per_layer = [slots] * len(experts) if isinstance(slots, int) else list(slots)
+    per_layer = [slots] * len(experts) if isinstance(slots, Integral) else list(slots)
     if len(per_layer) != len(experts):
         raise MoEColabError(
             f"{len(per_layer)} numbers of slots were given for {len(experts)} MoE layers."
         )
     for number, (n, most) in enumerate(zip(per_layer, experts, strict=True)):
-        if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= most:
+        if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= most:
             raise MoEColabError(
                 f"slots must be 1 to {most}, the experts of MoE layer {number}, not {n!r}."
             )
-    return per_layer
+    return [int(n) for n in per_layer]
 
 
 def check_resident(

@@ -9,6 +9,8 @@ import mmap
 
 import torch
 
+from .errors import MoEColabError
+from .hardware import human
 from .store.manifest import BlobLayout
 from .store.tensors import TORCH_DTYPES
 
@@ -38,6 +40,16 @@ class Block:
         return raw.view(TORCH_DTYPES[field.dtype]).view(field.shape)
 
 
+def host_slab(nbytes: int) -> torch.Tensor:
+    """uint8 [nbytes] of host memory that starts at a page and is taken only once written."""
+    try:
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    except OSError as error:
+        raise MoEColabError(
+            f"the system refused {human(nbytes)} of memory ({error.strerror}): use fewer slots."
+        ) from error
+
+
 def allocate(count: int, nbytes: int, device: torch.device) -> list[Block]:
     """`count` blocks in one piece; on a CPU they start at a page and take memory only once
     written."""
@@ -45,7 +57,7 @@ def allocate(count: int, nbytes: int, device: torch.device) -> list[Block]:
         return []
     with torch.inference_mode(False):  # a slot made inside a generation must outlive it
         if device.type == "cpu":
-            slab = torch.frombuffer(mmap.mmap(-1, count * nbytes), dtype=torch.uint8)
+            slab = host_slab(count * nbytes)
         else:
             slab = torch.empty(count * nbytes, dtype=torch.uint8, device=device)
         return [Block(part) for part in slab.split(nbytes)]

@@ -105,7 +105,8 @@ def answer(chat: ChatSession, text: str, args: argparse.Namespace) -> None:
     except MoEColabError as error:
         print(f"\nmoe_colab: {error}", file=sys.stderr)
         return
-    print(f"\n[{chat.turn.line()}]")
+    if chat.turn is not None:
+        print(f"\n[{chat.turn.line()}]")
 
 
 def table(stats: dict) -> str:

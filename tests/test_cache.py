@@ -452,3 +452,18 @@ def test_this_room_loads_no_torch(room):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_a_policy_that_spoils_what_it_is_shown_spoils_nothing():
+    class Spoiler(Policy):
+        def observe(self, used, tokens=None):
+            used.clear()
+
+        def victim(self, candidates, newcomer):
+            return float(candidates.pop())
+
+    cache = LayerCache(Spoiler(8), 2)
+    assert [step.expert for step in cache.access([1, 2])] == [1, 2]
+    (step,) = cache.access([5])
+    assert (step.expert, step.victim) == (5, 2) and type(step.victim) is int
+    assert cache.resident == {1, 5}

@@ -118,6 +118,43 @@ def test_ctrl_c_in_a_long_answer(capsys):
     model.offload.close()
 
 
+def test_ctrl_c_twice_in_one_answer_is_as_once(capsys):
+    """The second press meets the wait for the generation's end."""
+    model, tokenizer = mc.load(slots=2, progress=False)
+    chat = mc.ChatSession(model, tokenizer)
+    model.generation_config.min_new_tokens = 1500
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.6))
+    for seconds in (1.5, 1.8):
+        threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
+    terminal.answer(chat, "Tell me everything.", argparse.Namespace(seed=1, max_new_tokens=1500))
+    assert "MB moved]" in capsys.readouterr().out
+    assert chat.turn.stopped
+    assert not [t for t in threading.enumerate() if t.name == "moe_colab-generation"]
+    model.offload.close()
+
+
+@pytest.mark.parametrize(
+    "option", [["--seed", "-1"], ["--slots", "many"], ["--max-new-tokens", "0"]]
+)
+def test_a_wrong_option_is_named(option):
+    out = run("chat", "--prompt", "x", *option)
+    assert out.returncode == 2 and "Traceback" not in out.stderr
+    assert "is not a whole number from" in out.stderr
+
+
+def test_a_reader_who_leaves_is_no_error():
+    process = subprocess.Popen(
+        [*COMMAND, "chat", "--prompt", "I need a flight.", "--seed", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    )
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    process.wait(60)
+
+
 class Screen:
     """What a terminal shows."""
 

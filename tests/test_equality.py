@@ -98,7 +98,7 @@ def test_other_families_and_a_whole_forward(world, family):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("family", PROMISED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_16_bit_sums_are_eagers_too(tmp_path, family, dtype):
     folder = make_checkpoint(family, tmp_path / family, dtype=dtype)
     model, _ = mc.load(folder, slots=3, progress=False)

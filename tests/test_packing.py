@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import make_checkpoint as make_family
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
@@ -21,7 +22,7 @@ import moe_colab as mc
 from moe_colab import packing
 from moe_colab.checkpoint import Checkpoint
 from moe_colab.packing import cached_store, pack
-from moe_colab.store import Manifest, Store, StoreWriter, writer
+from moe_colab.store import Manifest, Store, StoreWriter, verify, writer
 from moe_colab.store.manifest import NAME
 from moe_colab.store.tensors import TORCH_DTYPES
 from moe_colab.store.writer import JOURNAL
@@ -613,3 +614,35 @@ def test_a_target_that_is_a_file_is_named(checkpoints, tmp_path):
     with pytest.raises(mc.MoEColabError, match="cannot write the store"):
         pack(Checkpoint(checkpoints / "one"), tmp_path / "store", torch.float32, progress=False)
     assert (tmp_path / "store").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "damage", ["dense.safetensors", "experts-00000.safetensors", "config.json"]
+)
+@pytest.mark.parametrize("how", ["missing", "short"])
+def test_a_cached_store_that_was_damaged_is_made_again(checkpoint, damage, how):
+    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    path = store / damage
+    whole = path.read_bytes()
+    path.unlink()
+    if how == "short":
+        path.write_bytes(whole[:-1])
+    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
+    verify(store)
+    assert path.read_bytes() == whole
+
+
+def test_experts_of_layers_that_are_not_run_are_left_out(tmp_path):
+    """Some checkpoints carry a layer more than the model runs, for predicting two tokens at
+    once."""
+    folder = make_family("glm4_moe", tmp_path / "more")
+    tensors = load_file(folder / "model.safetensors")
+    extra = {
+        name.replace("layers.2.", "layers.3."): tensor.clone()
+        for name, tensor in tensors.items()
+        if "layers.2." in name and ".experts." in name
+    }
+    assert extra
+    save_file({**tensors, **extra}, folder / "model.safetensors", metadata={"format": "pt"})
+    store = cached_store(Checkpoint(folder), None, progress=False)
+    assert not [name for name in load_file(store / "dense.safetensors") if ".experts." in name]

@@ -473,7 +473,7 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a needed expert may be chosen to leave": (
         "nothing",
         *(LayerCache, "_admit"),
-        *("(sorted(self.resident - some) for some in (*spared, set()))", "[sorted(self.resident)]"),
+        *("(self.resident - some for some in (*spared, set()))", "[self.resident]"),
     ),
     "a needed expert is overwritten before its use": (
         "nothing",

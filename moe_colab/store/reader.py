@@ -4,6 +4,7 @@ slots and no model."""
 from __future__ import annotations
 
 import hashlib
+import os
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,17 @@ from .writer import JOURNAL
 def is_store(folder: Path) -> bool:
     """True for a store, finished or not."""
     return (folder / NAME).exists() or (folder / JOURNAL).exists()
+
+
+def store_folder(store: str | os.PathLike[str]) -> Path:
+    """The folder that a user names as a store. Raises MoEColabError where it is none."""
+    try:
+        folder = Path(store)
+    except TypeError as error:
+        raise MoEColabError(f"{store!r} names no folder: {error}.") from error
+    if not folder.is_dir():
+        raise MoEColabError(f"{folder} is not a folder: name a store.")
+    return folder
 
 
 class Store:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ..errors import MoEColabError
 from ..hardware import human
-from .reader import Store
+from .reader import Store, store_folder
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ class Summary:
 
 def summarize(store: str | os.PathLike[str]) -> Summary:
     """Raises MoEColabError where `store` is not a whole store."""
-    folder = Path(store)
-    if not folder.is_dir():
-        raise MoEColabError(f"{folder} is not a folder: name a store.")
+    folder = store_folder(store)
     manifest = Store(folder).manifest
     layers = manifest.layers
     weights = sum(layer.experts * layer.parameters() for layer in layers)

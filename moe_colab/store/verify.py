@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import MoEColabError
 from .manifest import FileEntry, LayerEntry
-from .reader import Store
+from .reader import Store, store_folder
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ class VerifyReport:
 def verify(store: str | os.PathLike[str]) -> VerifyReport:
     """Read the whole store and compare every sha256. Returns what was read; raises MoEColabError
     naming what differs."""
-    folder = Path(store)
-    if not folder.is_dir():
-        raise MoEColabError(f"{folder} is not a folder: name a store.")
+    folder = store_folder(store)
     manifest = Store(folder).manifest
     damaged = [
         entry.name
