@@ -78,8 +78,7 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     if not experts_modules(model):
         raise MoEColabError(
             f"the family {family!r} has no routed experts that moe_colab can offload: it is a "
-            "dense model, "
-            "or keeps its experts in a way of its own. Load it with transformers."
+            "dense model, or keeps its experts in a way of its own. Load it with transformers."
         )
     return model
 

@@ -51,9 +51,8 @@ class Layer:
         if hidden_states.dtype != self.offload.dtype or hidden_states.device != self.offload.device:
             raise MoEColabError(
                 f"the experts are {self.offload.dtype} on {self.offload.device}, their input is "
-                f"{hidden_states.dtype} on "
-                f"{hidden_states.device}: do not move or cast a loaded model, load it with "
-                "device=... and dtype=..."
+                f"{hidden_states.dtype} on {hidden_states.device}: do not move or cast a loaded "
+                "model, load it with device=... and dtype=..."
             )
 
     def routing(self, top_k_index: torch.Tensor) -> tuple[np.ndarray, Tokens | None]:
@@ -64,8 +63,7 @@ class Layer:
         if logits is None or len(logits) != len(top_k_index):
             raise MoEColabError(
                 f"policy {self.offload.policy!r} needs the router's logits, and MoE layer "
-                f"{self.number} of this "
-                "family shows none: choose another policy."
+                f"{self.number} of this family shows none: choose another policy."
             )
         both = torch.cat([top_k_index.double(), logits.double()], dim=1).cpu().numpy()
         index = both[:, : top_k_index.shape[1]].astype(np.int64)

@@ -153,15 +153,14 @@ def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
     if not callable(spec) or isinstance(spec, Policy):
         raise MoEColabError(
             f"policy must be a name or a class, not {spec!r}: every layer needs an instance of its "
-            "own, "
-            "made by calling policy(number_of_experts)."
+            "own, made by calling policy(number_of_experts)."
         )
     try:
         policy = spec(experts)
     except TypeError as error:  # a subclass without victim(), or an __init__ of another signature
         raise MoEColabError(
-            f"policy {policy_name(spec)} could not be made by calling "
-            f"policy(number_of_experts): {error}."
+            f"policy {policy_name(spec)} could not be made by calling policy(number_of_experts): "
+            f"{error}."
         ) from error
     missing = [
         name
@@ -171,8 +170,7 @@ def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
     if missing:
         raise MoEColabError(
             f"policy {policy_name(spec)} has no method {', '.join(missing)}: subclass "
-            "moe_colab.cache.Policy "
-            "and override victim(candidates, newcomer)."
+            "moe_colab.cache.Policy and override victim(candidates, newcomer)."
         )
     return policy
 

@@ -46,9 +46,8 @@ class Turn:
     def line(self) -> str:
         """The one line shown under an answer."""
         return (
-            f"{self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s, "
-            f"hit rate {self.hit_rate:.0%}, {self.loads} loads, {self.bytes_loaded / 1e6:.1f} MB "
-            "moved"
+            f"{self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s, hit rate "
+            f"{self.hit_rate:.0%}, {self.loads} loads, {self.bytes_loaded / 1e6:.1f} MB moved"
         )
 
 

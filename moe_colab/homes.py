@@ -62,9 +62,8 @@ class DiskHome:
             folder = Path(self.file.name).parent
             raise MoEColabError(
                 f"{self.label} in {self.file.name} is damaged (crc32 {crc:08x}, packed as "
-                f"{self.crc32:08x}): "
-                f"its bytes changed since the store was made. Delete {folder} and make it again: "
-                "that of a checkpoint is made when it is loaded."
+                f"{self.crc32:08x}): its bytes changed since the store was made. Delete {folder} "
+                "and make it again: that of a checkpoint is made when it is loaded."
             )
         self.checked = True
 

@@ -121,8 +121,7 @@ def check_disk(repo_id: str, revision: str, weights: dict[str, int]) -> None:
         raise MoEColabError(
             f"{repo_id} needs {human(need)} of disk ({human(download)} to download, the rest for "
             f"the store made of it), and {human(free)} are free: make room, or set HF_HUB_CACHE "
-            "and "
-            "MOE_COLAB_CACHE to folders on a larger disk."
+            "and MOE_COLAB_CACHE to folders on a larger disk."
         )
 
 

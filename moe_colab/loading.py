@@ -133,8 +133,7 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     if source == "" or not os.path.exists(folder):  # False also for what no file can be called
         raise MoEColabError(
             f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "
-            "machine, or a "
-            "model of the hub as org/name."
+            "machine, or a model of the hub as org/name."
         )
     if not folder.is_dir():
         raise MoEColabError(f"{source} is a file: name the folder that it lies in.")

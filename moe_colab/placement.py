@@ -43,8 +43,7 @@ def fitting_slots(
         need = dense + beside + bytes_per_slot(layers)
         raise MoEColabError(
             f"one slot a layer needs {human(need)} with the {human(dense)} of everything else, "
-            "more than there is: "
-            "use a larger vram=..., or a checkpoint with fewer bits."
+            "more than there is: use a larger vram=..., or a checkpoint with fewer bits."
         )
     return [min(int(slots), layer.experts) for layer in layers]
 
@@ -60,8 +59,7 @@ def check_room(
     if need > free:
         raise MoEColabError(
             f"these slots need {human(need)} on {device} ({human(bytes_per_slot(layers))} for one "
-            "slot in every layer), "
-            f"but {human(free)} are free: use fewer slots."
+            f"slot in every layer), but {human(free)} are free: use fewer slots."
         )
 
 

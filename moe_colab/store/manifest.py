@@ -169,8 +169,7 @@ class Manifest:
         if isinstance(version, int) and version > FORMAT:
             raise MoEColabError(
                 f"{folder} was made by a newer moe_colab (store format {version}, this one reads "
-                f"{FORMAT}): "
-                "upgrade moe_colab, or make the store anew."
+                f"{FORMAT}): upgrade moe_colab, or make the store anew."
             )
         whole = _text({"digest": digest, "format": version, **body}).encode()
         if digest != _digest({"format": version, **body}) or data != whole:

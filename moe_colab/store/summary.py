@@ -41,8 +41,8 @@ class Summary:
             (
                 f"{self.store}: {self.family} from {self.source}, computes in {self.dtype}",
                 f"  {self.layers} MoE layers, {self.experts} experts of {blobs} each",
-                f"  experts {human(self.expert_bytes)}, dense {human(self.dense_bytes)}, "
-                f"all {human(self.total_bytes)}",
+                f"  experts {human(self.expert_bytes)}, dense {human(self.dense_bytes)}, all "
+                f"{human(self.total_bytes)}",
                 f"  {self.expert_parameters:,} expert weights in {self.bits_per_weight:.3f} bits "
                 "each",
                 f"  experts' tensors: {bits}",
