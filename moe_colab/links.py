@@ -103,10 +103,8 @@ class QueueLink:
     def __init__(self):
         self.changed = threading.Condition()
         self.closing = False
-        self.queues: tuple[deque[QueueTicket], deque[QueueTicket]] = (
-            deque(),
-            deque(),
-        )  # urgent, guesses
+        # Demand loads, then guesses.
+        self.queues: tuple[deque[QueueTicket], deque[QueueTicket]] = (deque(), deque())
 
     def start(
         self, home: Home, block: Block, after: Any = None, urgent: bool = True
@@ -124,7 +122,7 @@ class QueueLink:
 
     def promote(self, ticket: QueueTicket) -> None:
         with self.changed:
-            if ticket.state == QUEUED and not ticket.urgent:
+            if not ticket.urgent and ticket in self._queue(ticket):
                 self._queue(ticket).remove(ticket)
                 ticket.urgent = True
                 self._queue(ticket).append(ticket)

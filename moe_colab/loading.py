@@ -53,15 +53,15 @@ def load(
 
     source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
     into a store in the cache folder the first time), or "org/name" of the hub at `revision`
-    (downloaded first). slots: experts of each layer that the
-    device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
-    a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
-    class (see moe_colab.cache.Policy). device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is
-    the checkpoint's own, with float16 for bfloat16 on a GPU that has none. vram: bytes (or "15GB")
-    that "auto" slots may fill with everything else of the model. ram: bytes of host memory to keep
-    experts in; "auto" takes what is free on a CUDA machine and nothing on a CPU, where the page
-    cache serves. resident: experts by layer that stay on the device for good, beside the slots.
-    whole_layer: move every expert of a layer each time, the paper's naive baseline (section 4.3).
+    (downloaded first). slots: experts of each layer that the device holds at once, a number or one
+    per layer; "auto" fills `vram`, or is half the experts on a CPU. policy: who leaves when the
+    slots are full: "lru", "lfu", "fifo", "random", "none", or a class (see moe_colab.cache.Policy).
+    device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is the checkpoint's own, with float16 for
+    bfloat16 on a GPU that has none. vram: bytes (or "15GB") that "auto" slots may fill with
+    everything else of the model. ram: bytes of host memory to keep experts in; "auto" takes what is
+    free on a CUDA machine and nothing on a CPU, where the page cache serves. resident: experts by
+    layer that stay on the device for good, beside the slots. whole_layer: move every expert of a
+    layer each time, the paper's naive baseline (section 4.3).
 
     `model` is an ordinary transformers model in eval mode; `model.offload` is the handle to
     settings and statistics. `num_parameters` and `get_memory_footprint` count the dense part only.
@@ -102,7 +102,7 @@ def open_store(
         checkpoint = Checkpoint(folder)
     settings.checked([module.num_experts for _, module in checkpoint.layers])
     usable = usable_dtype(checkpoint.dtype(), dtype, device)
-    return Store(cached_store(checkpoint, usable, progress))
+    return cached_store(checkpoint, usable, progress)
 
 
 def fetch_checkpoint(repo_id: str, revision: str | None, progress: bool) -> Checkpoint:

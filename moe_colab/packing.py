@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 def cached_store(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, progress: bool = True
-) -> Path:
+) -> Store:
     """The store of a checkpoint, packed on first use and whenever the checkpoint changed.
 
     dtype: what the experts are packed in, None for the checkpoint's own. Two processes may ask at
@@ -53,10 +53,10 @@ def cached_store(
     """
     source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
-    store = cache_folder() / f"{checkpoint.name.replace('/', '--')}-{key}"
+    folder = cache_folder() / f"{checkpoint.name.replace('/', '--')}-{key}"
     try:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{store}.lock")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -65,17 +65,18 @@ def cached_store(
             lock.acquire()
     except OSError as error:
         raise MoEColabError(
-            f"the cache folder {store.parent} cannot be written ({error.strerror}): set "
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}): set "
             "MOE_COLAB_CACHE to another folder."
         ) from error
     try:
-        if not _is_current(store, checkpoint):
-            pack(checkpoint, store, dtype, progress)
-        else:
-            update_files(store, checkpoint.side_files())
+        store = _current_store(folder, checkpoint)
+        if store is None:
+            pack(checkpoint, folder, dtype, progress)
+        elif not update_files(folder, checkpoint.side_files()):
+            return store
+        return Store(folder)
     finally:
         lock.release()
-    return store
 
 
 def pack(
@@ -135,15 +136,16 @@ def _dense_parts(checkpoint: Checkpoint):
         yield as_bytes(read_tensor(entry))
 
 
-def _is_current(store: Path, checkpoint: Checkpoint) -> bool:
-    """True for a finished store of this very checkpoint; a damaged or outdated one is packed
-    anew."""
-    if not (store / NAME).exists():
-        return False
+def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
+    """The finished store of this very checkpoint, if there is one; an outdated one counts for
+    nothing, and one whose damage shows when it is opened."""
+    if not (folder / NAME).exists():
+        return None
     try:
-        return Store(store).manifest.source.get("fingerprint") == checkpoint.fingerprint()
+        store = Store(folder)
     except MoEColabError:
-        return False
+        return None
+    return store if store.manifest.source.get("fingerprint") == checkpoint.fingerprint() else None
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:

@@ -36,12 +36,6 @@ class ManualLink(QueueLink):
         self._queue(ticket).remove(ticket)
         self._end(ticket, error)
 
-    def promote(self, ticket):
-        if not ticket.urgent and ticket in self.pending:
-            self._queue(ticket).remove(ticket)
-            ticket.urgent = True
-            self._queue(ticket).append(ticket)
-
     def await_end(self, ticket):
         self.on_wait(ticket)
         return 0.0
@@ -59,9 +53,8 @@ class ClockLink(QueueLink):
         super().__init__()
         self.rate, self.chunk = bytes_per_second, chunk
         self.now = 0.0  # what compute has reached, in seconds
-        self.moving: tuple[QueueTicket, int, float] | None = (
-            None  # whose chunk, its bytes, when it has arrived
-        )
+        # Whose chunk is on its way, its bytes, and when it has arrived.
+        self.moving: tuple[QueueTicket, int, float] | None = None
         self.left: dict[QueueTicket, int] = {}
 
     def start(self, home, block, after=None, urgent=True):
@@ -76,12 +69,6 @@ class ClockLink(QueueLink):
         self.now += seconds
         while self.moving is not None and self.moving[2] <= self.now:
             self._end_chunk()
-
-    def promote(self, ticket):
-        if not ticket.urgent and ticket in self.left:
-            self._queue(ticket).remove(ticket)
-            ticket.urgent = True
-            self._queue(ticket).append(ticket)
 
     def cancel(self, ticket):
         cancelled = super().cancel(ticket)

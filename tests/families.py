@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 COMMON = {
     "vocab_size": 128,
@@ -125,6 +130,22 @@ OTHERS = {
     "glm4_moe_lite": LATENT,
 }
 FAMILIES = {**PROMISED, **OTHERS}
+
+
+def small_mixtral(**changes) -> MixtralForCausalLM:
+    """2 layers, 8 experts, top-2, fp32; the same weights every time."""
+    torch.manual_seed(0)
+    config = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    }
+    return MixtralForCausalLM(MixtralConfig(**{**config, **changes}))
 
 
 def tiny_config(family: str, **changes):

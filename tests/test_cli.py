@@ -39,7 +39,7 @@ def run(*args: str, text: str = "", **settings) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def store() -> Path:
-    return cached_store(Checkpoint(ROOT / "assets" / "tiny-moe"), None, progress=False)
+    return cached_store(Checkpoint(ROOT / "assets" / "tiny-moe"), None, progress=False).folder
 
 
 def test_one_shot_prints_the_answer_and_one_line():

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from families import small_mixtral
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaConfig,
-    MixtralConfig,
     MixtralForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
@@ -49,18 +49,7 @@ def one_thread():
 
 
 def make_checkpoint(folder: Path, dtype: torch.dtype = torch.float32, **changes) -> Path:
-    torch.manual_seed(0)
-    config = {
-        "vocab_size": 128,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_local_experts": EXPERTS,
-        "num_experts_per_tok": 2,
-    }
-    model = MixtralForCausalLM(MixtralConfig(**{**config, **changes})).to(dtype)
+    model = small_mixtral(**changes).to(dtype)
     model.generation_config.max_new_tokens = 7
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
@@ -74,7 +63,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(source, cache_folder) -> Path:
-    return cached_store(Checkpoint(source), None, progress=False)
+    return cached_store(Checkpoint(source), None, progress=False).folder
 
 
 @pytest.fixture(scope="session")
@@ -721,7 +710,7 @@ def test_a_model_that_is_forgotten_is_gone_with_its_thread(folder):
 
 def test_a_load_that_fails_leaves_nothing_behind(folder):
     before = link_threads()
-    store = cached_store(Checkpoint(folder), None, progress=False)
+    store = cached_store(Checkpoint(folder), None, progress=False).folder
     entry = Manifest.load(store).layers[1]
     with open(store / entry.file, "r+b") as file:
         file.seek(entry.offset(6))

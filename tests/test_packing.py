@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_checkpoint as make_family
+from families import small_mixtral
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import AutoModelForCausalLM
 
 import moe_colab as mc
 from moe_colab import packing
@@ -35,18 +36,7 @@ TOTAL = LAYERS * EXPERTS
 def checkpoints(tmp_path_factory) -> Path:
     """The same tiny Mixtral in one file ("one") and in shards ("shards")."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=EXPERTS,
-        num_experts_per_tok=2,
-    )
-    model = MixtralForCausalLM(config)
+    model = small_mixtral()
     model.save_pretrained(folder / "one")
     model.save_pretrained(folder / "shards", max_shard_size="150KB")
     assert len(list((folder / "shards").glob("*.safetensors"))) > 3
@@ -170,10 +160,10 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def test_a_store_is_packed_once_and_used_again(checkpoint, own_cache, packings):
-    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False).folder
     before = stamps(store)
     assert store.parent == own_cache
-    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
+    assert cached_store(Checkpoint(checkpoint), None, progress=False).folder == store
     mc.load(checkpoint, progress=False)
     assert packings == [store]
     assert stamps(store) == before
@@ -182,7 +172,7 @@ def test_a_store_is_packed_once_and_used_again(checkpoint, own_cache, packings):
 def test_each_dtype_and_each_folder_has_a_store_of_its_own(checkpoint, tmp_path, packings):
     other = shutil.copytree(checkpoint, tmp_path / "elsewhere" / "checkpoint")
     stores = [
-        cached_store(Checkpoint(source), dtype, progress=False)
+        cached_store(Checkpoint(source), dtype, progress=False).folder
         for source in (checkpoint, other)
         for dtype in (None, torch.float32, torch.float16)
     ]
@@ -191,7 +181,7 @@ def test_each_dtype_and_each_folder_has_a_store_of_its_own(checkpoint, tmp_path,
 
 
 def test_a_changed_weight_file_is_packed_anew(checkpoint, packings):
-    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False).folder
     weights = load_file(checkpoint / "model.safetensors")
     changed = next(name for name in weights if ".experts.5." in name)
     weights[changed] += 1
@@ -206,10 +196,10 @@ def test_a_changed_weight_file_is_packed_anew(checkpoint, packings):
 
 @pytest.mark.parametrize("file", [NAME, "config.json of the checkpoint"])
 def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint, packings, file):
-    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False).folder
     path = store / NAME if file == NAME else checkpoint / "config.json"
     path.write_text(path.read_text() + " ")
-    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
+    assert cached_store(Checkpoint(checkpoint), None, progress=False).folder == store
     assert packings == [store, store]
     mc.verify(store)
 
@@ -217,13 +207,13 @@ def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint
 def test_changed_side_files_are_taken_over_without_packing_the_experts(checkpoint, packings):
     (checkpoint / "chat_template.jinja").write_text("old")
     (checkpoint / "notes.txt").write_text("gone tomorrow")
-    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False).folder
     before = stamps(store)
     (checkpoint / "chat_template.jinja").write_text("new")
     (checkpoint / "notes.txt").unlink()
     (checkpoint / "added.json").write_text("{}")
     for _ in range(2):
-        assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
+        assert cached_store(Checkpoint(checkpoint), None, progress=False).folder == store
         mc.verify(store)
     assert packings == [store]
     assert (store / "chat_template.jinja").read_text() == "new"
@@ -464,7 +454,7 @@ def pack_slowly(checkpoint: Path, cache: Path, log: Path, start) -> None:
 
     StoreWriter.finish = finish
     packing.tqdm.write = write
-    Store(cached_store(Checkpoint(checkpoint), None, progress=True))
+    cached_store(Checkpoint(checkpoint), None, progress=True)
 
 
 def test_of_two_processes_one_packs_and_the_other_waits(processes, checkpoint, own_cache, tmp_path):
@@ -621,13 +611,13 @@ def test_a_target_that_is_a_file_is_named(checkpoints, tmp_path):
 )
 @pytest.mark.parametrize("how", ["missing", "short"])
 def test_a_cached_store_that_was_damaged_is_made_again(checkpoint, damage, how):
-    store = cached_store(Checkpoint(checkpoint), None, progress=False)
+    store = cached_store(Checkpoint(checkpoint), None, progress=False).folder
     path = store / damage
     whole = path.read_bytes()
     path.unlink()
     if how == "short":
         path.write_bytes(whole[:-1])
-    assert cached_store(Checkpoint(checkpoint), None, progress=False) == store
+    assert cached_store(Checkpoint(checkpoint), None, progress=False).folder == store
     verify(store)
     assert path.read_bytes() == whole
 
@@ -644,5 +634,5 @@ def test_experts_of_layers_that_are_not_run_are_left_out(tmp_path):
     }
     assert extra
     save_file({**tensors, **extra}, folder / "model.safetensors", metadata={"format": "pt"})
-    store = cached_store(Checkpoint(folder), None, progress=False)
+    store = cached_store(Checkpoint(folder), None, progress=False).folder
     assert not [name for name in load_file(store / "dense.safetensors") if ".experts." in name]

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import small_mixtral
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import MixtralConfig, MixtralForCausalLM
 
 import moe_colab as mc
 from moe_colab.checkpoint import Checkpoint
@@ -363,18 +363,7 @@ def test_what_is_no_store_is_named(tmp_path):
 def mixtral(tmp_path_factory) -> Path:
     """The store of a tiny Mixtral."""
     folder = tmp_path_factory.mktemp("mixtral")
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
-    MixtralForCausalLM(config).save_pretrained(folder / "checkpoint")
+    small_mixtral().save_pretrained(folder / "checkpoint")
     pack(Checkpoint(folder / "checkpoint"), folder / "store", torch.float32, progress=False)
     return folder / "store"
 

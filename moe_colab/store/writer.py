@@ -191,9 +191,9 @@ def write_whole(folder: Path, name: str, parts: Iterable[memoryview | bytes]) ->
     return file_entry(folder / name)
 
 
-def update_files(folder: Path, paths: Sequence[Path]) -> None:
+def update_files(folder: Path, paths: Sequence[Path]) -> bool:
     """Make the tokenizer and other side files of a finished store equal to `paths`, beside its
-    experts."""
+    experts; True if one had to be changed."""
     manifest = Manifest.load(folder)
     before = {entry.name: entry for entry in manifest.files}
     after = tuple(
@@ -202,10 +202,12 @@ def update_files(folder: Path, paths: Sequence[Path]) -> None:
         else write_whole(folder, path.name, [path.read_bytes()])
         for path in paths
     )
-    if after != manifest.files:
-        write_whole(folder, NAME, [replace(manifest, files=after).dump().encode()])
-        for name in before.keys() - {entry.name for entry in after}:
-            (folder / name).unlink(missing_ok=True)
+    if after == manifest.files:
+        return False
+    write_whole(folder, NAME, [replace(manifest, files=after).dump().encode()])
+    for name in before.keys() - {entry.name for entry in after}:
+        (folder / name).unlink(missing_ok=True)
+    return True
 
 
 def file_entry(path: Path) -> FileEntry:
