@@ -7,28 +7,47 @@ COLAB := .venv-colab
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest -n 2
 PYTEST_COLAB := $(COLAB)/bin/python -m pytest -n 2
+NOTEBOOKS := --nbmake --nbmake-timeout=300 notebooks
+# The browser tests: JupyterLab in this browser, on both package sets, one worker each.
+export CHROMIUM ?= /usr/bin/chromium
+CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
-	tests/test_packing.py tests/test_chat.py tests/test_hub.py
+	tests/test_packing.py tests/test_chat.py tests/test_hub.py tests/test_widgets.py \
+	tests/test_models.py tests/test_notebook.py
 
-.PHONY: chat test test-all lint clean
+# Which tests: `make test-all` runs the full matrices too.
+SELECT := not full
+
+.PHONY: chat test test-all notebooks lint chromium clean
 
 chat: $(VENV)/ready
 	@$(VENV)/bin/python -m moe_colab chat $(ARGS)
 
-test: lint $(COLAB)/ready
-	$(PYTEST) -m "not full"
-	$(PYTEST) --nbmake --nbmake-timeout=300 notebooks
-	$(PYTEST_COLAB) -m "not full" $(COLAB_TESTS)
+test: export HF_HUB_OFFLINE := 1
+test: lint chromium $(COLAB)/ready
+	$(PYTEST) -m "$(SELECT) and not browser"
+	$(PYTEST) $(NOTEBOOKS)
+	$(PYTEST) -m "$(SELECT) and browser" --dist loadgroup
+	$(PYTEST_COLAB) -m "$(SELECT)" $(COLAB_TESTS)
+	$(PYTEST_COLAB) $(NOTEBOOKS)
 
-test-all: lint $(COLAB)/ready
-	$(PYTEST)
-	$(PYTEST) --nbmake --nbmake-timeout=300 notebooks
-	$(PYTEST_COLAB) $(COLAB_TESTS)
+test-all:
+	$(MAKE) test SELECT="(full or not full)"
+
+# Writes the badges, the links and the setup cell into every notebook, from one place.
+notebooks: $(VENV)/ready
+	$(VENV)/bin/python notebooks/stamp.py
 
 lint: $(VENV)/ready-to-test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
+
+# For the browser tests, which skip themselves where it is missing (under CI=true they fail).
+chromium:
+	-@test -x $(CHROMIUM) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -qq -y --no-install-recommends $(CHROMIUM_PACKAGES) >/dev/null; }
 
 clean:
 	rm -rf $(VENV) $(COLAB) build *.egg-info
@@ -39,7 +58,7 @@ $(VENV)/ready: requirements.txt constraints.txt pyproject.toml
 	touch $@
 
 $(VENV)/ready-to-test: $(VENV)/ready requirements-dev.txt
-	$(VENV)/bin/python $(PIP) -c constraints.txt -r requirements-dev.txt
+	$(VENV)/bin/python $(PIP) -c constraints.txt -r requirements-dev.txt playwright
 	touch $@
 
 $(COLAB)/ready: requirements.txt requirements-dev.txt constraints-colab.txt pyproject.toml

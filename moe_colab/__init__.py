@@ -11,18 +11,26 @@ if TYPE_CHECKING:
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
     from .loading import load as load
+    from .machine import preflight as preflight
+    from .model_list import models as models
     from .offload import Offload as Offload
+    from .offload import close_all as close_all
     from .store import Store as Store
     from .store import verify as verify
+    from .widgets import ChatWidget as ChatWidget
 
 __version__ = "0.1.0"
 
 _ROOMS = {  # public name: the room it lives in, entered when the name is first used
     "ChatSession": "chat",
+    "ChatWidget": "widgets",
     "Offload": "offload",
     "Policy": "cache",
     "Store": "store",
+    "close_all": "offload",
     "load": "loading",
+    "models": "model_list",
+    "preflight": "machine",
     "verify": "store",
 }
 __all__ = ["MoEColabError", *_ROOMS]

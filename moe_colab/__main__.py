@@ -42,7 +42,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--revision", help="of a model of the hub")
     chat.add_argument("--prompt", help="ask this once and leave")
+    chat.add_argument("--system", help="what the model is told before the conversation")
     chat.add_argument("--max-new-tokens", type=positive, help="length of an answer at the most")
+    chat.add_argument(
+        "--temperature", type=temperature, help="0 is greedy; default: the model's own"
+    )
+    chat.add_argument("--top-p", type=share, help="default: the model's own")
     chat.add_argument(
         "--slots", type=slots, default="auto", help="experts a layer holds: 4, or 4,4,6,..."
     )
@@ -83,6 +88,24 @@ def positive(text: str) -> int:
 
 def seed(text: str) -> int:
     return whole(text, 0, 2**32 - 1)
+
+
+def temperature(text: str) -> float:
+    return number(text, 100)
+
+
+def share(text: str) -> float:
+    return number(text, 1)
+
+
+def number(text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most}")
+    return value
 
 
 def whole(text: str, least: int, most: int) -> int:

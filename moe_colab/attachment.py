@@ -95,6 +95,7 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
             router.register_forward_hook(layer.keep_logits)
 
     def begin_forward(model, args, kwargs) -> None:
+        offload.pool.check_open()
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs.get("inputs_embeds")

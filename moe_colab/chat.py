@@ -1,59 +1,27 @@
-"""A conversation: history, streaming, stop. Knows a model and its tokenizer; knows no widgets and
-no terminal."""
+"""A conversation: history, streaming, stop, retry, what fits into the context, export. Knows a
+model and its tokenizer; knows no widgets and no terminal."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    TextIteratorStreamer,
-    set_seed,
-)
+from jinja2 import TemplateError
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
+from .answer import Answer, Turn
 from .errors import MoEColabError
 
+ANSWER_TOKENS = 512  # where neither the caller nor the model says how long an answer may be
 
-@dataclass(frozen=True)
-class Turn:
-    """How one answer went. `seconds` from the question to the last token, `first_token_seconds` to
-    the first; `hit_rate`, `loads` and `bytes_loaded` are those of this answer alone."""
-
-    text: str
-    prompt_tokens: int
-    tokens: int
-    seconds: float
-    first_token_seconds: float
-    hit_rate: float
-    loads: int
-    bytes_loaded: int
-    stopped: bool
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first: the prompt's time is not theirs."""
-        rest = self.seconds - self.first_token_seconds
-        return (self.tokens - 1) / rest if self.tokens > 1 and rest > 0 else 0.0
-
-    def line(self) -> str:
-        """The one line shown under an answer."""
-        return (
-            f"{self.tokens} tokens, {self.tokens_per_second:.1f} tokens/s, hit rate "
-            f"{self.hit_rate:.0%}, {self.loads} loads, {self.bytes_loaded / 1e6:.1f} MB moved"
-        )
+BUSY = "an answer is under way on this model: stop it, or wait for it."
 
 
 class ChatSession:
-    """History and one answer at a time. `messages` are the turns so far, as chat templates take
-    them."""
+    """History and one answer at a time. `turns` are the questions and answers so far, `turn` how
+    the latest answer went, None while one is under way."""
 
     def __init__(
         self,
@@ -64,117 +32,194 @@ class ChatSession:
         if tokenizer is None:
             raise MoEColabError("this model has no tokenizer: a chat needs one in its folder.")
         self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.messages: list[dict[str, str]] = []
+        self.turns: list[Turn] = []
         self.turn: Turn | None = None
-        self._stop = threading.Event()
-        self._busy = threading.Lock()
+        self.answer: Answer | None = None
 
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation as chat templates take it, the system prompt apart."""
+        return as_messages(self.turns)
+
+    @property
+    def busy(self) -> bool:
+        return self.answer is not None and not self.answer.done
+
+    # ------------------------------------------------------------------ talk
     def ask(self, text: str, seed: int | None = None, **generation: Any) -> Iterator[str]:
         """Yield the answer to `text` piece by piece; `turn` then says how it went. Keywords go to
         `model.generate` over the model's own generation settings. A caller that stops asking stops
-        the answer. Raises MoEColabError while another answer is under way."""
-        if not self._busy.acquire(blocking=False):
-            raise MoEColabError("an answer is under way: stop it, or wait for its end.")
+        the answer. Raises MoEColabError as `start` does."""
+        answer = self.start(text, seed, **generation)
         try:
-            self._stop.clear()
-            self.turn = None
-            yield from self._answer(text, seed, generation)
+            yield from answer
         finally:
-            self._busy.release()
+            answer.end()
+
+    def start(self, text: str, seed: int | None = None, **generation: Any) -> Answer:
+        """Begin to answer `text` and return at once. Where the conversation no longer fits into the
+        model's context, its oldest turns are left out, whole; `Answer.left_out` says how many.
+        Raises MoEColabError while another answer is under way on this model, in this session or any
+        other, and where `text` alone does not fit."""
+        return self._start(self.turns, text, seed, generation)
+
+    def retry(self, seed: int | None = None, **generation: Any) -> Answer:
+        """Ask the latest question once more; the new answer takes the place of the old one. Raises
+        MoEColabError where there is none, and as `start` does."""
+        if self.busy:
+            raise MoEColabError(BUSY)
+        if not self.turns:
+            raise MoEColabError("there is nothing to try again yet: ask something first.")
+        return self._start(self.turns[:-1], self.turns[-1].question, seed, generation)
 
     def stop(self) -> None:
         """End the answer under way after the token it is at."""
-        self._stop.set()
+        if self.answer is not None:
+            self.answer.stop()
 
     def reset(self) -> None:
-        """Forget the conversation."""
-        self.messages.clear()
-        self.turn = None
+        """Forget the conversation. Raises MoEColabError while an answer is under way."""
+        if self.busy:
+            raise MoEColabError("an answer is under way: stop it before the chat is cleared.")
+        self.turns, self.turn = [], None
 
-    def _answer(self, text: str, seed: int | None, generation: dict[str, Any]) -> Iterator[str]:
-        asked = [*self.messages, {"role": "user", "content": text}]
-        inputs = self._encode(asked).to(self.model.device)
-        if seed is not None:
-            set_seed(seed)
-        before, start = self.model.offload.stats(), time.perf_counter()
-        worker = Generation(self.model, self.tokenizer, inputs, self._stop, generation)
-        pieces: list[str] = []
-        try:
-            for piece in worker:
-                pieces.append(piece)
-                yield piece
-        finally:
-            stopped = worker.end()
-            now, end = self.model.offload.stats(), time.perf_counter()
-            accesses = now.accesses - before.accesses
-            hits = now.hits + now.speculative_hits - before.hits - before.speculative_hits
-            self.turn = Turn(
-                text="".join(pieces).strip(),
-                prompt_tokens=inputs["input_ids"].shape[1],
-                tokens=worker.count,
-                seconds=end - start,
-                first_token_seconds=(worker.first_token or end) - start,
-                hit_rate=hits / accesses if accesses else 0.0,
-                loads=now.loads - before.loads,
-                bytes_loaded=now.bytes_loaded - before.bytes_loaded,
-                stopped=stopped,
-            )
-            if worker.error is None:
-                self.messages = [*asked, {"role": "assistant", "content": self.turn.text}]
+    # ------------------------------------------------------------------ keep
+    def as_dict(self) -> dict[str, Any]:
+        offload = self.model.offload
+        return {
+            "model": offload.name,
+            "model_type": offload.model_type,
+            "slots": offload.slots,
+            "policy": offload.policy,
+            "system": self.system,
+            "turns": [turn.as_dict() for turn in self.turns],
+        }
 
-    def _encode(self, messages: list[dict[str, str]]):
-        if self.tokenizer.chat_template is None:  # a base model: it goes on with the text
-            return self.tokenizer(messages[-1]["content"], return_tensors="pt")
+    def as_markdown(self) -> str:
+        facts = self.as_dict()
+        parts = [
+            f"# Chat with {facts['model']}",
+            f"{facts['model_type']}, slots {facts['slots']}, policy {facts['policy']}",
+        ]
         if self.system:
-            messages = [{"role": "system", "content": self.system}, *messages]
+            parts.append(f"**System:** {self.system}")
+        for turn in self.turns:
+            parts += [f"**You:** {turn.question}", f"**Model:** {turn.text}", f"*{turn.line()}*"]
+        return "\n\n".join(parts) + "\n"
+
+    def export(self, path: str | Path) -> Path:
+        """Write the conversation to `path`, as JSON or Markdown by its ending. Raises MoEColabError
+        for another ending and where it cannot be written."""
+        path = Path(path).expanduser()
+        if path.suffix == ".json":
+            text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
+        elif path.suffix == ".md":
+            text = self.as_markdown()
+        else:
+            raise MoEColabError(f"{path} must end with .json or .md: that says how it is written.")
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
+        return path
+
+    # ------------------------------------------------------------------ inside
+    def _start(
+        self, history: list[Turn], text: str, seed: int | None, generation: dict[str, Any]
+    ) -> Answer:
+        lock = self.model.offload.answering
+        if not lock.acquire(blocking=False):
+            raise MoEColabError(BUSY)
+        try:
+            left_out, inputs, room = self._fit(history, text, generation.get("max_new_tokens"))
+
+            def keep(answer: Answer) -> None:  # in the answer's thread, before it is done
+                try:
+                    self.turn = answer.turn()
+                    if answer.error is None:
+                        self.turns = [*history, self.turn]
+                finally:
+                    lock.release()
+
+            self.turn = None
+            self.answer = Answer(
+                self.model,
+                self.tokenizer,
+                inputs.to(self.model.device),
+                question=text,
+                seed=seed,
+                left_out=left_out,
+                generation={**generation, "max_new_tokens": room},
+                on_end=keep,
+            )
+        except BaseException:
+            lock.release()
+            raise
+        return self.answer
+
+    def _fit(
+        self, history: list[Turn], text: str, wanted: int | None
+    ) -> tuple[int, BatchEncoding, int]:
+        """(turns left out, the encoded prompt, tokens that the answer may have): at least `wanted`
+        of them, or half the context, are kept free for the answer."""
+        wanted = wanted or self.model.generation_config.max_new_tokens or ANSWER_TOKENS
+        context = context_tokens(self.model, self.tokenizer)
+        if self.tokenizer.chat_template is None:  # a base model: it goes on with the text
+            history = []
+        for left_out in range(len(history) + 1):
+            inputs = self._encode(history[left_out:], text)
+            length = inputs["input_ids"].shape[1]
+            if context is None or length + min(wanted, context // 2) <= context:
+                return left_out, inputs, min(wanted, context - length) if context else wanted
+        raise MoEColabError(
+            f"this message has {length:,} tokens with what the chat adds, and "
+            f"{context - min(wanted, context // 2):,} fit beside an answer: shorten it."
+        )
+
+    def _encode(self, history: list[Turn], text: str) -> BatchEncoding:
+        if self.tokenizer.chat_template is None:
+            return self.tokenizer(text, return_tensors="pt")
+        messages = [*as_messages(history), {"role": "user", "content": text}]
+        if not self.system:
+            return self._template(messages)
+        try:
+            return self._template([{"role": "system", "content": self.system}, *messages])
+        except TemplateError:  # some templates know no system role: it opens the first message
+            first = {"role": "user", "content": f"{self.system}\n\n{messages[0]['content']}"}
+            return self._template([first, *messages[1:]])
+
+    def _template(self, messages: list[dict[str, str]]) -> BatchEncoding:
         return self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
 
 
-class Generation(StoppingCriteria):
-    """`model.generate` in a thread of its own; iterate over it for the text."""
+def as_messages(turns: list[Turn]) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": content}
+        for turn in turns
+        for role, content in (("user", turn.question), ("assistant", turn.text))
+    ]
 
-    def __init__(self, model, tokenizer, inputs, stop: threading.Event, settings: dict[str, Any]):
-        self.stop, self.count, self.first_token = stop, 0, None
-        self.error: BaseException | None = None
-        self.streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        settings = {"pad_token_id": tokenizer.pad_token_id, **settings}
-        self.thread = threading.Thread(
-            target=self._run,
-            args=(model, inputs, settings),
-            name="moe_colab-generation",
-            daemon=True,
-        )
-        self.thread.start()
 
-    def __iter__(self) -> Iterator[str]:
-        for piece in self.streamer:
-            if piece:
-                yield piece
-        self.thread.join()
-        if self.error is not None:
-            raise self.error
+def context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Tokens that the model can see at once; None where neither config nor tokenizer says."""
+    limits = [
+        getattr(model.config.get_text_config(), "max_position_embeddings", None),
+        tokenizer.model_max_length,
+    ]
+    known = [limit for limit in limits if limit and limit < 1 << 40]
+    return min(known) if known else None
 
-    def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        """Called by `generate` after every token: input_ids [rows, length] -> bool [rows]."""
-        self.first_token = self.first_token or time.perf_counter()
-        self.count += 1
-        return torch.full((input_ids.shape[0],), self.stop.is_set(), device=input_ids.device)
 
-    def end(self) -> bool:
-        """Wait until the thread is through, ending it if it is not; True if it was ended early."""
-        early = self.thread.is_alive()
-        while self.thread.is_alive():
-            self.stop.set()
-            with contextlib.suppress(KeyboardInterrupt):  # pressed again: it is stopping already
-                self.thread.join()
-        return early or self.stop.is_set()
-
-    def _run(self, model, inputs, settings: dict[str, Any]) -> None:
-        try:
-            model.generate(**inputs, streamer=self.streamer, stopping_criteria=[self], **settings)
-        except BaseException as error:  # raised again where the text is read
-            self.error = error
-        finally:
-            self.streamer.end()
+def sampling(
+    temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
+) -> dict[str, Any]:
+    """Keywords for `ask`; what is None stays as the model's own. Temperature 0 is greedy."""
+    if temperature == 0:
+        chosen: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    else:
+        chosen = {"temperature": temperature, "top_p": top_p}
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        chosen |= {"do_sample": True} if chosen else {}
+    return chosen | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})

@@ -25,10 +25,9 @@ from transformers.core_model_loading import (
 from .architecture import load_config, one_line, skeleton
 from .errors import MoEColabError
 from .families import expert_shapes, experts_modules
+from .sizes import INDEX, SINGLE
 from .store.tensors import DTYPE_NAMES, TensorEntry, read_header, read_tensor
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 

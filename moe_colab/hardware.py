@@ -1,4 +1,4 @@
-"""What this machine has: memory, disk, and which dtypes a device can compute in."""
+"""What this machine has, memory and disk, and how much of it is left alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from pathlib import Path
 import psutil
 
 from .errors import MoEColabError
+
+VRAM_RESERVE = 3 << 29  # 1.5 GiB: key-value cache, activations, and what CUDA itself takes
+RAM_RESERVE = 2 << 30
+DISK_HEADROOM = 64 << 20
+SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
 
 UNITS = {
     "": 1,
@@ -44,7 +49,12 @@ def human(nbytes: float) -> str:
 def available_memory() -> int:
     """Bytes of host memory that can still be taken: what the machine has left, or what its
     container allows."""
-    return min([psutil.virtual_memory().available, *_container_headroom()])
+    return min([psutil.virtual_memory().available, *(free for _, free in _container_limits())])
+
+
+def total_memory() -> int:
+    """Bytes of host memory that the machine has, or that its container allows."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _container_limits())])
 
 
 def free_disk(folder: Path) -> int:
@@ -54,12 +64,16 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _container_headroom() -> list[int]:
-    """Limit minus use of every memory control group that this process is in."""
+# Where Linux tells the limits of a container, and which of them hold for this process.
+CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+def _container_limits() -> list[tuple[int, int]]:
+    """(limit, limit minus use) of every memory control group that this process is in."""
     out = []
-    root = Path("/sys/fs/cgroup")
+    root = CONTROL_GROUPS
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = OWN_GROUPS.read_text().splitlines()
     except OSError:
         return out
     for line in lines:
@@ -74,7 +88,7 @@ def _container_headroom() -> list[int]:
         for folder in (group, *group.parents):
             limit, used = (_read_number(folder / name) for name in names)
             if limit is not None and used is not None and limit < 1 << 60:
-                out.append(max(0, limit - used + _reclaimable(folder)))
+                out.append((limit, max(0, limit - used + _reclaimable(folder))))
             if folder == base:
                 break
     return out

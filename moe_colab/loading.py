@@ -21,6 +21,7 @@ from .errors import MoEColabError
 from .hub import fetch, is_repo_id
 from .offload import Offload
 from .packing import cached_store
+from .places import shipped_model
 from .settings import Settings
 from .store import Store, is_store
 from .store.tensors import TORCH_DTYPES
@@ -108,18 +109,6 @@ def open_store(
 def fetch_checkpoint(repo_id: str, revision: str | None, progress: bool) -> Checkpoint:
     snapshot = fetch(repo_id, revision, progress)
     return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
-
-
-def shipped_model() -> Path:
-    """The small model that comes with moe_colab, in an installed package or in a checkout."""
-    here = Path(__file__).parent
-    places = (here / "tiny_moe", here.parent / "assets" / "tiny-moe")
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
-        raise MoEColabError(
-            "the small model is missing from this installation: install moe_colab again."
-        )
-    return found
 
 
 def find_source(source: str | os.PathLike[str] | None) -> Path:

@@ -22,6 +22,15 @@ from .settings import AUTO, Settings, check_slots
 from .slots import allocate
 from .store import Store
 
+_open: weakref.WeakSet[Offload] = weakref.WeakSet()
+
+
+def close_all() -> None:
+    """Close every model that was loaded and is still open: a notebook's load cell calls it, so that
+    running the cell again frees the last model before the next one needs its memory."""
+    for handle in list(_open):
+        handle.close()
+
 
 class Offload:
     """The handle. `slots` (an int, or one per layer) and `policy` can be set at any time and hold
@@ -37,8 +46,10 @@ class Offload:
         dtype: torch.dtype,
     ):
         self.device, self.dtype = device, dtype
+        self.name = store.manifest.source["id"]
         self.model_type = model.config.get_text_config().model_type
         self.lock = threading.RLock()
+        self.answering = threading.Lock()  # held by the one conversation that generates now
         self.entries, self.store = store.manifest.layers, store.folder
         self.experts = [entry.experts for entry in self.entries]
         settings = settings.checked(self.experts)
@@ -57,6 +68,8 @@ class Offload:
         self.ledger = Ledger(len(self.entries))
         attach(model, self)
         self.pool = self._make_pool(self._slots)
+        self._model = weakref.ref(model)
+        _open.add(self)
 
     # ------------------------------------------------------------------ settings
     @property
@@ -68,7 +81,7 @@ class Offload:
     def slots(self, slots: int | Sequence[int]) -> None:
         slots = check_slots(slots, self.experts)
         with self.lock:
-            self._check_open()
+            self.pool.check_open()
             if slots == self._slots:
                 return
             self.pool.close()
@@ -88,10 +101,15 @@ class Offload:
     def policy(self, policy: cache.PolicySpec) -> None:
         cache.make_policy(policy, self.experts[0])
         with self.lock:
-            self._check_open()
+            self.pool.check_open()
             self._policy = policy
             for number in range(len(self.entries)):
                 self.pool.change_cache(number, self._make_cache(number, self._slots[number]))
+
+    @property
+    def policy_spec(self) -> cache.PolicySpec:
+        """The policy as it was given: a name, or a class."""
+        return self._policy
 
     @property
     def needs_logits(self) -> bool:
@@ -112,7 +130,7 @@ class Offload:
     def where(self, layer: int, expert: int) -> Place:
         """Where one expert lies now: its home and its slot."""
         with self.lock:
-            self._check_open()
+            self.pool.check_open()
             return self.pool.where(layer, expert)
 
     def census(self) -> dict[str, int]:
@@ -125,13 +143,21 @@ class Offload:
         """All experts together."""
         return sum(entry.experts * entry.layout.nbytes for entry in self.entries)
 
+    @property
+    def closed(self) -> bool:
+        return self.pool.closed
+
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
-        """Free the slots and the files. The model cannot be used afterwards; closing twice is
-        fine."""
+        """Free the slots, the files and the rest of the model's weights, whoever still holds the
+        model. It cannot be used afterwards; closing twice is fine."""
         with self.lock:
             self.pool.close()
             self.homes = self.pool.homes = []
+            model = self._model()
+            for tensor in (*model.parameters(), *model.buffers()) if model is not None else ():
+                tensor.data = tensor.data.new_empty(0)
+        _open.discard(self)
 
     def __deepcopy__(self, memo) -> Offload:
         raise MoEColabError("an offloaded model cannot be copied: load it a second time.")
@@ -144,16 +170,12 @@ class Offload:
 
     def __repr__(self) -> str:
         experts = sum(self.experts)
-        state = "closed" if self.pool.closed else f"slots={self.slots}, policy={self.policy!r}"
+        state = "closed" if self.closed else f"slots={self.slots}, policy={self.policy!r}"
         return (
             f"<Offload {len(self.entries)} MoE layers, {experts} experts, {state}, {self.device}>"
         )
 
     # ------------------------------------------------------------------ building
-    def _check_open(self) -> None:
-        if self.pool.closed:
-            raise MoEColabError("this model was closed: load it again with mc.load().")
-
     def _make_cache(self, number: int, slots: int) -> cache.LayerCache:
         policy = "none" if self.whole_layer else self._policy
         return cache.LayerCache(cache.make_policy(policy, self.experts[number], number), slots)

@@ -7,7 +7,6 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import torch
@@ -16,7 +15,8 @@ from tqdm.auto import tqdm
 
 from .checkpoint import Checkpoint
 from .errors import MoEColabError
-from .hardware import free_disk, human
+from .hardware import DISK_HEADROOM, free_disk, human
+from .places import cache_folder, store_name
 from .store import BlobLayout, Manifest, Store, StoreWriter, plain_layout
 from .store.manifest import NAME, align
 from .store.tensors import (
@@ -31,16 +31,6 @@ from .store.writer import update_files
 
 # Never model.safetensors: plain transformers would load it, with random experts.
 DENSE = "dense.safetensors"
-HEADROOM = 64 << 20  # bytes of disk left alone
-
-
-def cache_folder() -> Path:
-    """Where stores of plain checkpoints are kept: MOE_COLAB_CACHE, or moe_colab in the user's cache
-    folder."""
-    root = os.environ.get("MOE_COLAB_CACHE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_colab"
 
 
 def cached_store(
@@ -53,7 +43,7 @@ def cached_store(
     """
     source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{checkpoint.name.replace('/', '--')}-{key}"
+    folder = cache_folder() / f"{store_name(checkpoint.name)}-{key}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -149,7 +139,7 @@ def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:
-    need = sum(entry.end - entry.start for entry in checkpoint.dense_entries()) + HEADROOM
+    need = sum(entry.end - entry.start for entry in checkpoint.dense_entries()) + DISK_HEADROOM
     for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
         need += align(experts.num_experts * layout.nbytes, 1 << 20)
     free = free_disk(folder)

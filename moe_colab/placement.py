@@ -10,14 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from .errors import MoEColabError
-from .hardware import available_memory, human
+from .hardware import RAM_RESERVE, SPARES, VRAM_RESERVE, available_memory, human
 from .homes import DiskHome, HostHome
 from .slots import host_slab
 from .store import LayerEntry
-
-SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
-VRAM_RESERVE = 3 << 29  # 1.5 GiB: key-value cache, activations, and what CUDA itself takes
-RAM_RESERVE = 2 << 30
 
 Resident = Sequence[Sequence[int]]
 """The experts of each layer whose home is the device."""

@@ -23,6 +23,8 @@ from .errors import MoEColabError
 from .homes import Home
 from .links import Block, Link, Ticket
 
+CLOSED = "this model was closed: load it again with mc.load()."
+
 
 @dataclass(slots=True)
 class Slot:
@@ -85,8 +87,7 @@ class Pool:
         order of the cache's steps: residents first, then loads, as many of them at once as there is
         room for. The block is the caller's until it asks for the next. Raises MoEColabError where a
         load fails; the pool stays whole. One use at a time: the next one ends it."""
-        if self.closed:
-            raise MoEColabError("this model was closed: load it again with mc.load().")
+        self.check_open()
         for left in list(self.torn):  # it may hold spares
             self._repair(left)
         book, always, table = self.ledger.layer(layer), self.permanent[layer], self.table[layer]
@@ -139,6 +140,10 @@ class Pool:
                 return
 
     # ------------------------------------------------------------------ ask
+    def check_open(self) -> None:
+        if self.closed:
+            raise MoEColabError(CLOSED)
+
     def where(self, layer: int, expert: int) -> Place:
         if expert in self.permanent[layer]:
             return Place("device", "ready")

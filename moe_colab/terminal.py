@@ -11,11 +11,15 @@ from collections.abc import Iterator
 
 import transformers
 
-from .chat import ChatSession
+from .answer import Answer
+from .chat import ChatSession, sampling
 from .errors import MoEColabError
 from .loading import load
 
-COMMANDS = "/reset forgets the conversation, /stats shows the counts, /quit leaves"
+COMMANDS = (
+    "/retry answers the last question again, /reset forgets the conversation, /stats shows the "
+    "counts, /save FILE.md or FILE.json keeps the conversation, /quit leaves"
+)
 
 
 def open_chat(args: argparse.Namespace) -> ChatSession:
@@ -28,18 +32,19 @@ def open_chat(args: argparse.Namespace) -> ChatSession:
         dtype=args.dtype,
         revision=args.revision,
     )
-    return ChatSession(model, tokenizer)
+    return ChatSession(model, tokenizer, system=args.system)
 
 
 def generation(args: argparse.Namespace) -> dict:
-    return {"max_new_tokens": args.max_new_tokens} if args.max_new_tokens else {}
+    chosen = sampling(args.temperature, args.top_p, args.max_new_tokens)
+    return {"seed": args.seed, **chosen}
 
 
 def one_shot(args: argparse.Namespace) -> int:
     """Ask once. With --json nothing but the object is printed."""
     chat = open_chat(args)
     with chat.model.offload as offload:
-        for piece in chat.ask(args.prompt, seed=args.seed, **generation(args)):
+        for piece in chat.ask(args.prompt, **generation(args)):
             if not args.json:
                 print(piece, end="", flush=True)
         if args.json:
@@ -57,21 +62,28 @@ def converse(args: argparse.Namespace, sample: str) -> int:
         print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
         asked = 0
         for text in questions():
-            if text == "/quit":
+            command, _, rest = text.partition(" ")
+            if command == "/quit":
                 break
-            if text == "/reset":
-                chat.reset()
-                print("(the conversation is forgotten)")
-            elif text == "/stats":
-                print(table(offload.stats().as_dict()))
-            elif text.startswith("/"):
-                print(f"unknown command {text}: {COMMANDS}")
-            elif text:
-                answer(chat, text, args)
-                asked += 1
+            with told():
+                if command == "/reset":
+                    chat.reset()
+                    print("(the conversation is forgotten)")
+                elif command == "/stats":
+                    print(table(offload.stats().as_dict()))
+                elif command == "/save":
+                    print(f"(saved as {chat.export(rest.strip())})")
+                elif command == "/retry":
+                    stream(chat, chat.retry(**generation(args)))
+                elif command.startswith("/"):
+                    print(f"unknown command {command}: {COMMANDS}")
+                elif text:
+                    asked += 1
+                    stream(chat, chat.start(text, **generation(args)))
         if not asked and not sys.stdin.isatty():
             print(f"> {sample}")
-            answer(chat, sample, args)
+            with told():
+                stream(chat, chat.start(sample, **generation(args)))
         if args.json:
             said = [m["content"] for m in chat.messages if m["role"] == "assistant"]
             print(
@@ -93,19 +105,25 @@ def questions() -> Iterator[str]:
             return
 
 
-def answer(chat: ChatSession, text: str, args: argparse.Namespace) -> None:
-    """Stream one answer; Ctrl-C ends the answer, not the program."""
-    pieces = chat.ask(text, seed=args.seed, **generation(args))
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """A mistake is told, and the conversation goes on."""
     try:
-        with contextlib.closing(pieces):
-            for piece in pieces:
-                print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" (stopped)", end="")
+        yield
     except MoEColabError as error:
         print(f"\nmoe_colab: {error}", file=sys.stderr)
-        return
-    if chat.turn is not None:
+
+
+def stream(chat: ChatSession, answer: Answer) -> None:
+    """Print an answer as it comes; Ctrl-C ends the answer, not the program."""
+    try:
+        for piece in answer:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        print(" (stopped)", end="")
+    finally:
+        answer.end()
+    if answer.error is None:
         print(f"\n[{chat.turn.line()}]")
 
 

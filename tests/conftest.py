@@ -1,10 +1,12 @@
-"""What all tests share: a cache folder of their own, the shipped model, and no network."""
+"""What all tests share: a cache folder of their own, the shipped model, no network, and JupyterLab
+in a browser for those that ask for it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import browser
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,3 +27,35 @@ def cache_folder(tmp_path_factory):
         del os.environ["MOE_COLAB_CACHE"]
     else:
         os.environ["MOE_COLAB_CACHE"] = before
+
+
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(stack, marks=[pytest.mark.browser, pytest.mark.xdist_group(stack)])
+        for stack in browser.STACKS
+    ],
+)
+def lab(request, cache_folder):
+    """JupyterLab in a browser, on each package set: a `browser.Lab`. Its kernels share
+    `cache_folder`."""
+    reason = browser.missing(request.param)
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    if reason:
+        pytest.skip(reason)
+    with browser.start(request.param) as started:
+        yield started
+
+
+def pytest_collection_modifyitems(items):
+    """Browser tests come last: while playwright runs, its loop is the thread's asyncio loop."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say once why the browser tests were skipped."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports}
+    for reason in sorted(reason for reason in reasons if reason.startswith(browser.NOT_RUN)):
+        terminalreporter.write_line(reason, yellow=True)

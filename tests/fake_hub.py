@@ -82,12 +82,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_file(self, file: Path, body: bool) -> None:
         data = file.read_bytes()
-        start, headers = 0, {"ETag": f'"{digest(data)}"', "X-Repo-Commit": COMMIT}
-        wanted = self.headers.get("Range")
+        headers = {"ETag": f'"{digest(data)}"', "X-Repo-Commit": COMMIT}
+        wanted, start, end = self.headers.get("Range"), 0, len(data)
         if wanted:
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        rest = data[start:]
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(len(data), int(last or len(data)) + 1)
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        rest = data[start:end]
         cuts = self.hub.break_at.get(file.name) if body else None
         if cuts:
             cut = cuts.pop(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pty
@@ -76,6 +75,25 @@ def test_a_conversation_from_a_pipe():
     assert "forgotten" in out.stdout and "never" not in out.stdout
 
 
+def test_retry_save_and_sampling_in_a_conversation(tmp_path):
+    talk = f"/retry\nhello\n/retry\n/save {tmp_path}/talk.json\n/save {tmp_path}/talk.txt\nThanks\n"
+    out = run("chat", "--temperature", "0", "--system", "You are a cook.", text=talk)
+    assert out.returncode == 0, out.stderr
+    assert "nothing to try again" in out.stderr and "must end with .json or .md" in out.stderr
+    kept = json.loads((tmp_path / "talk.json").read_text())
+    assert [turn["question"] for turn in kept["turns"]] == ["hello"]
+    assert kept["system"] == "You are a cook."
+    answer = kept["turns"][0]["text"]
+    assert out.stdout.count(answer) == 2  # greedy: the same again
+    assert out.stdout.count("tokens/s") == 3
+
+
+@pytest.mark.parametrize("option", [("--temperature", "hot"), ("--top-p", "2")])
+def test_sampling_out_of_range_is_refused(option):
+    out = run("chat", *option)
+    assert out.returncode == 2 and "is not a number from 0 to" in out.stderr
+
+
 def test_without_any_input_it_still_shows_an_answer():
     out = run("chat")
     assert out.returncode == 0, out.stderr
@@ -109,9 +127,8 @@ def test_ctrl_c_in_a_long_answer(capsys):
     model, tokenizer = mc.load(slots=2, progress=False)
     chat = mc.ChatSession(model, tokenizer)
     model.generation_config.min_new_tokens = 1500
-    args = argparse.Namespace(seed=1, max_new_tokens=1500)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    terminal.answer(chat, "Tell me everything.", args)
+    terminal.stream(chat, chat.start("Tell me everything.", seed=1, max_new_tokens=1500))
     said = capsys.readouterr().out
     assert "(stopped)" in said and "MB moved]" in said
     assert 0 < chat.turn.tokens < 1500 and chat.turn.stopped
@@ -126,7 +143,7 @@ def test_ctrl_c_twice_in_one_answer_is_as_once(capsys):
     model.register_forward_pre_hook(lambda *_: time.sleep(0.6))
     for seconds in (1.5, 1.8):
         threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT)).start()
-    terminal.answer(chat, "Tell me everything.", argparse.Namespace(seed=1, max_new_tokens=1500))
+    terminal.stream(chat, chat.start("Tell me everything.", seed=1, max_new_tokens=1500))
     assert "MB moved]" in capsys.readouterr().out
     assert chat.turn.stopped
     assert "moe_colab-generation" not in [t.name for t in threading.enumerate() if t.is_alive()]

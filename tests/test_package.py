@@ -16,6 +16,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
     *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
+    *("places", "sizes", "card", "model_list", "machine", "notebook"),
     "settings",
     *("virtual_links", "store.manifest"),
 ]
@@ -53,9 +54,10 @@ def test_cache_runs_without_torch():
 
 
 ORDER = """
-    errors interrupts counters hardware homes links virtual_links cache settings pool store slots
+    errors interrupts counters hardware places sizes card model_list machine notebook
+    homes links virtual_links cache settings pool store slots
     cuda placement families engine attachment offload dense architecture checkpoint packing
-    devices hub loading chat terminal bench __main__
+    devices hub loading answer chat markup controls widgets terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 

@@ -493,7 +493,7 @@ def test_the_need_is_counted_to_the_byte_and_what_was_written_counts_as_free(
         taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
         assert taken > TOTAL * 73_728
     dense = sum(tensor.nbytes for tensor in load_file(uninterrupted / "dense.safetensors").values())
-    need = dense + LAYERS * (1 << 20) + packing.HEADROOM  # a layer's experts have 0.6 MB
+    need = dense + LAYERS * (1 << 20) + packing.DISK_HEADROOM  # a layer's experts have 0.6 MB
     monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken - 1)
     with pytest.raises(mc.MoEColabError, match="make room"):
         pack(checkpoint, folder, torch.float32, progress=False)

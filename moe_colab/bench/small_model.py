@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from ..loading import shipped_model
+from ..places import shipped_model
 from .machine import describe
 
 # Fixed before the training whose result they judge; the seed of each is its place in the list.
@@ -114,7 +114,7 @@ class NGram:
 
 
 def keys(data: bytes, order: int) -> np.ndarray:
-    """Every window of `order` bytes as one integer, its last byte lowest -> int64 [n - order + 1]."""
+    """Every window of `order` bytes as one integer, last byte lowest -> int64 [n - order + 1]."""
     one = np.frombuffer(data, np.uint8).astype(np.int64)
     out = np.zeros(len(one) - order + 1, np.int64)
     for place in range(order):

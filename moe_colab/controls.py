@@ -1,0 +1,122 @@
+"""The parts of the chat on the page: which controls there are, their labels, where they stand. They
+do nothing by themselves; widgets.py listens to them. Only what ipywidgets 7.7 has as well as 8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import ipywidgets as w
+
+from . import markup
+from .cache import POLICIES
+from .chat import ANSWER_TOKENS, ChatSession
+
+
+class ChatControls:
+    """Every control is an attribute; `page` holds them all."""
+
+    def __init__(self, session: ChatSession, name: str):
+        """`name`: a class of the page, by which its script finds it."""
+        offload, defaults = session.model.offload, session.model.generation_config
+
+        self.history, self.live = w.HTML(), w.HTML()
+        self.log = tagged(w.VBox([self.history, self.live]), "moe-log")
+        self.status = tagged(w.HTML(), "moe-statusline")
+        self.numbers = tagged(w.HTML(), "moe-numbers")
+
+        # Not continuous: an update still under way would be overtaken by the key that sends.
+        self.line = tagged(field(w.Text, "Message", "98%", continuous_update=False), "moe-line")
+        self.line.placeholder = "write, then press Enter"
+        self.lines = tagged(
+            field(w.Textarea, "Message", "98%", rows=4, continuous_update=False), "moe-lines"
+        )
+        self.lines.placeholder = "several lines; Ctrl-Enter or Send sends them"
+        self.lines.layout.display = "none"
+        self.send = tagged(button("Send", "primary"), "moe-send")
+        self.stop = button("Stop", "danger", disabled=True)
+        self.retry, self.clear = button("Retry"), button("Clear")
+        self.several = w.Checkbox(description="Several lines", indent=False, layout=size("130px"))
+        self.more = w.Checkbox(description="Settings", indent=False, layout=size("100px"))
+        bar = row(self.send, self.stop, self.retry, self.clear, self.several, self.more)
+
+        greedy = not defaults.do_sample
+        self.temperature = field(
+            w.BoundedFloatText, "Temperature", min=0, max=5, step=0.1,
+            value=0.0 if greedy else defaults.temperature or 1.0,
+        )  # fmt: skip
+        self.top_p = field(
+            w.BoundedFloatText, "Top-p", min=0.01, max=1, step=0.05, value=defaults.top_p or 1.0
+        )
+        self.max_tokens = field(
+            w.BoundedIntText, "Max tokens", min=1, max=10**6,
+            value=defaults.max_new_tokens or ANSWER_TOKENS,
+        )  # fmt: skip
+        self.seed = field(w.Text, "Seed", placeholder="random")
+        self.slots = field(
+            w.BoundedIntText, "Slots", min=1, max=max(offload.experts),
+            value=offload.slots if isinstance(offload.slots, int) else min(offload.slots),
+        )  # fmt: skip
+        own = {} if offload.policy in POLICIES else {offload.policy: offload.policy_spec}
+        self.policy = field(
+            w.Dropdown, "Policy", value=offload.policy_spec,
+            options=[*((name, name) for name in POLICIES), *own.items()],
+        )  # fmt: skip
+        self.system = field(
+            w.Textarea, "System", "98%", rows=2, value=session.system or "", continuous_update=False
+        )
+        self.system.placeholder = "what the model is told before the conversation"
+        self.as_json, self.as_markdown = button("Save as JSON"), button("Save as Markdown")
+        self.settings = w.VBox(
+            [
+                row(self.temperature, self.top_p, self.max_tokens, self.seed),
+                row(self.slots, self.policy),
+                self.system,
+                row(self.as_json, self.as_markdown),
+            ],
+            layout=w.Layout(display="none"),
+        )
+
+        style = w.HTML(f"<style>{markup.asset('chat.css')}</style>", layout=w.Layout(height="0"))
+        below = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
+        self.page = tagged(w.VBox([style, self.log, *below]), "moe-chat", name)
+
+    def rest(self, busy: bool) -> None:
+        """While an answer is under way, only Stop and what the next turn will use can be used."""
+        for control in (self.send, self.retry, self.clear, self.slots, self.policy):
+            control.disabled = busy
+        self.stop.disabled = not busy
+        (self.page.add_class if busy else self.page.remove_class)("moe-busy")
+
+    def close(self) -> None:
+        for widget in list(below(self.page)):
+            widget.close()
+
+
+def below(widget: w.Widget) -> Iterator[w.Widget]:
+    """The widget and all that it holds, from the inside out."""
+    for child in getattr(widget, "children", ()):
+        yield from below(child)
+    yield widget
+
+
+def tagged(widget: w.DOMWidget, *classes: str) -> w.DOMWidget:
+    for name in classes:
+        widget.add_class(name)
+    return widget
+
+
+def size(width: str) -> w.Layout:
+    return w.Layout(width=width)
+
+
+def field(kind: type, label: str, width: str = "200px", **settings) -> w.DOMWidget:
+    style = {"description_width": "90px"}
+    return kind(description=label, layout=size(width), style=style, **settings)
+
+
+def button(label: str, style: str = "", **settings) -> w.Button:
+    return w.Button(description=label, button_style=style, layout=size("auto"), **settings)
+
+
+def row(*widgets: w.Widget) -> w.Box:
+    return w.Box(widgets, layout=w.Layout(display="flex", flex_flow="row wrap"))

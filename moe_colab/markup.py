@@ -1,0 +1,89 @@
+"""A conversation as safe HTML. Whatever a person or a model wrote is shown and never run: no markup
+of its own, no scripts, no request to anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from .answer import Turn
+
+# HTML in the text stays text; an address that runs something is no link; an image would be fetched
+# from wherever the model says.
+_markdown = MarkdownIt("commonmark", {"html": False, "breaks": True})
+_markdown.enable("table").disable(["image", "html_block", "html_inline"])
+
+
+def _open_apart(self, tokens, place, options, env) -> str:
+    for name, value in (("target", "_blank"), ("rel", "noopener noreferrer nofollow")):
+        tokens[place].attrSet(name, value)
+    return self.renderToken(tokens, place, options, env)
+
+
+_markdown.add_render_rule("link_open", _open_apart)
+
+
+def plain(text: str) -> str:
+    """As it is, line breaks and spaces kept."""
+    return f'<div class="moe-text">{escape(text)}</div>'
+
+
+def markdown(text: str) -> str:
+    """CommonMark with tables."""
+    return f'<div class="moe-markdown">{_markdown.render(text)}</div>'
+
+
+def conversation(turns: Sequence[Turn]) -> str:
+    if not turns:
+        return '<div class="moe-empty">Nothing was said yet.</div>'
+    return "".join(map(finished, turns))
+
+
+def finished(turn: Turn) -> str:
+    facts = turn.line() + (" (stopped)" if turn.stopped else "")
+    return exchange(turn, f'{markdown(turn.text)}<div class="moe-facts">{escape(facts)}</div>')
+
+
+def under_way(turn: Turn) -> str:
+    return exchange(turn, plain(turn.text + "▍"))
+
+
+def exchange(turn: Turn, answer: str) -> str:
+    note = left_out_note(turn.left_out)
+    return (
+        (f'<div class="moe-note">{escape(note)}</div>' if note else "")
+        + f'<div class="moe-you"><span class="moe-who">You</span>{plain(turn.question)}</div>'
+        + f'<div class="moe-model"><span class="moe-who">Model</span>{answer}</div>'
+    )
+
+
+def left_out_note(count: int) -> str:
+    if not count:
+        return ""
+    turns = "oldest turn was" if count == 1 else f"{count} oldest turns were"
+    return f"the context is full: the {turns} left out"
+
+
+def numbers(turn: Turn, rate: float) -> str:
+    """Of an answer under way; `rate`: tokens a second over the last few."""
+    text = f"reading {turn.prompt_tokens} tokens, {turn.seconds:.1f} s"
+    if turn.tokens:
+        text = (
+            f"{turn.tokens} tokens, first after {turn.first_token_seconds:.2f} s, now {rate:.1f} "
+            f"tokens/s, hit rate {turn.hit_rate:.0%}, {turn.bytes_per_token / 1e6:.2f} MB a token, "
+            f"{turn.stall_share:.0%} of the time spent waiting for experts"
+        )
+    return f'<span class="moe-facts">{escape(text)}</span>'
+
+
+def status(text: str, bad: bool) -> str:
+    kind, sign = ("moe-error", "⚠ ") if bad else ("moe-status", "")
+    return f'<span class="{kind}">{sign}{escape(text)}</span>'
+
+
+def asset(name: str) -> str:
+    """A style sheet or script that comes with the package."""
+    return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")

@@ -1,0 +1,257 @@
+"""The chat as a widget. Knows a ChatSession and how to show it; generates nothing itself.
+
+An answer is made in a thread of its own that touches no widget. What is new is shown by `flush()`,
+called some times a second on the kernel's own loop, so that Stop is heard meanwhile; in Colab the
+page calls it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from IPython.display import HTML, display
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from . import markup
+from .answer import Answer, Turn
+from .chat import ChatSession, sampling
+from .controls import ChatControls
+from .errors import MoEColabError
+
+SECONDS_BETWEEN_FLUSHES = 0.125
+_numbers = itertools.count(1)
+_shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def told(handler: Callable) -> Callable:
+    """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
+
+    @functools.wraps(handler)
+    def wrapped(self, *args):
+        try:
+            return handler(self, *args)
+        except MoEColabError as error:
+            self.say(str(error), bad=True)
+        except Exception as error:
+            self.error = error
+            self.say(f"this went wrong: {type(error).__name__}: {error}", bad=True)
+
+    return wrapped
+
+
+class ChatWidget:
+    """Talk to a loaded model: as the last line of a cell it shows itself.
+
+    The conversation belongs to the model: another ChatWidget on the same model, as when its cell is
+    run again, goes on with it and takes the place of the first. `session` is the plain ChatSession
+    underneath, `controls` are the widgets, `error` is the latest error that was no MoEColabError.
+    All that the buttons do can be called: `send`, `stop`, `retry`, `clear`, `save`; where no event
+    loop runs, call `flush` to see what is new. Raises MoEColabError for a model without tokenizer;
+    later mistakes are told in the status line.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        system: str | None = None,
+    ):
+        before = _shown.get(model, lambda: None)()
+        self.session = before.session if before else ChatSession(model, tokenizer)
+        if system is not None:
+            self.session.system = system
+        if before:
+            before.close()
+        _shown[model] = weakref.ref(self)
+        self.name = f"moe-chat-{next(_numbers)}"
+        self.controls = ChatControls(self.session, self.name)
+        self.error: Exception | None = None
+        self._following: Answer | None = None
+        self._flushed = 0.0  # when
+        self._entered = False  # Enter was pressed, and its text has not come yet
+        self._task: asyncio.Task | None = None  # or it would be collected
+        self._listen()
+        self._show(self.session.turns)
+        self.say("ready")
+        if self.session.busy:
+            self._follow(self.session.answer)
+
+    # ------------------------------------------------------------------ what the buttons do
+    @told
+    def send(self, text: str | None = None) -> None:
+        """Ask `text`, or what is written in the box."""
+        one, many = self.controls.line, self.controls.lines
+        question = (text or (many if self.controls.several.value else one).value).strip()
+        if not question:
+            raise MoEColabError("write a message first.")
+        if self.session.busy:
+            raise MoEColabError("an answer is under way: your message was not sent, it waits here.")
+        self._follow(self.session.start(question, self._seed(), **self._generation()))
+        one.value = many.value = ""
+
+    @told
+    def retry(self) -> None:
+        """Ask the latest question again, in place of its answer."""
+        answer = self.session.retry(self._seed(), **self._generation())
+        self._show(self.session.turns[:-1])
+        self._follow(answer)
+
+    @told
+    def stop(self) -> None:
+        if self.session.busy:
+            self.session.stop()
+            self.say("stopping after this token")
+
+    @told
+    def clear(self) -> None:
+        self.session.reset()
+        self._show([])
+        self.say("the conversation is cleared")
+
+    @told
+    def save(self, ending: str) -> None:
+        """Write the conversation into the working folder, as ".json" or ".md"."""
+        path = self.session.export(time.strftime(f"chat-%Y%m%d-%H%M%S{ending}"))
+        self.say(f"saved as {path} in the notebook's folder")
+
+    @told
+    def flush(self) -> None:
+        """Show what is new; does nothing where nothing is, or too soon after the last time."""
+        answer, now = self._following, time.monotonic()
+        if answer is None:
+            return
+        if answer.done:
+            self._finish(answer)
+        elif now - self._flushed >= 0.9 * SECONDS_BETWEEN_FLUSHES:
+            self._flushed, turn = now, answer.turn()
+            self.controls.live.value = markup.under_way(turn)
+            self.controls.numbers.value = markup.numbers(turn, answer.rate)
+
+    def say(self, text: str, bad: bool = False) -> None:
+        """Put a sentence into the status line."""
+        self.controls.status.value = markup.status(text, bad)
+
+    def close(self) -> None:
+        """Take the widget off the page; the conversation stays with the model."""
+        self._following = None
+        self.controls.close()
+
+    def _ipython_display_(self) -> None:
+        display(self.controls.page)
+        script = markup.asset("chat.js").replace("$NAME", self.name)
+        display(HTML(f"<script>{script.replace('$FLUSH', self._colab_callback())}</script>"))
+
+    # ------------------------------------------------------------------ an answer
+    def _follow(self, answer: Answer) -> None:
+        self._following = answer
+        self.controls.rest(True)
+        if not self.session.turns:
+            self.controls.history.value = ""
+        self.controls.live.value = markup.under_way(answer.turn())
+        self.say("; ".join(filter(None, ["answering", markup.left_out_note(answer.left_out)])))
+        with contextlib.suppress(RuntimeError):  # plain Python: no loop runs, the caller flushes
+            self._task = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        while self._following is not None:
+            self.flush()
+            await asyncio.sleep(SECONDS_BETWEEN_FLUSHES)
+
+    def _finish(self, answer: Answer) -> None:
+        self._following = None
+        self.controls.live.value = self.controls.numbers.value = ""
+        self._show(self.session.turns)
+        self.controls.rest(False)
+        if answer.error is not None:
+            if not self.controls.line.value:
+                self.controls.line.value = answer.question
+            raise answer.error
+        self.say("stopped" if answer.turn().stopped else "ready")
+
+    def _show(self, turns: list[Turn]) -> None:
+        self.controls.history.value = markup.conversation(turns)
+
+    # ------------------------------------------------------------------ the controls' values
+    def _seed(self) -> int | None:
+        text = self.controls.seed.value.strip()
+        if text and not (text.isdecimal() and int(text) < 2**32):
+            raise MoEColabError(f"the seed must be empty or a whole number below 2^32, not {text}.")
+        return int(text) if text else None
+
+    def _generation(self) -> dict[str, Any]:
+        chosen = self.controls
+        self.session.system = chosen.system.value.strip() or None
+        return sampling(chosen.temperature.value, chosen.top_p.value, chosen.max_tokens.value)
+
+    def _listen(self) -> None:
+        parts = self.controls
+        parts.line.on_submit(self._enter)  # ipywidgets 8 has it still
+        parts.line.observe(self._after_enter, "value")
+        parts.send.on_click(lambda _: self.send())
+        parts.stop.on_click(lambda _: self.stop())
+        parts.retry.on_click(lambda _: self.retry())
+        parts.clear.on_click(lambda _: self.clear())
+        parts.as_json.on_click(lambda _: self.save(".json"))
+        parts.as_markdown.on_click(lambda _: self.save(".md"))
+        parts.slots.observe(self._change_slots, "value")
+        parts.policy.observe(self._change_policy, "value")
+        parts.several.observe(self._change_several, "value")
+        parts.more.observe(self._change_more, "value")
+
+    def _enter(self, _) -> None:
+        """The key was pressed. Without our script its text comes after it."""
+        self._entered = not self.controls.line.value
+        if not self._entered:
+            self.send()
+
+    def _after_enter(self, change) -> None:
+        if self._entered and change["new"]:
+            self._entered = False
+            self.send()
+
+    @told
+    def _change_slots(self, change) -> None:
+        offload = self.session.model.offload
+        if change["new"] == offload.slots:
+            return
+        try:
+            offload.slots = change["new"]
+        except MoEColabError:
+            if isinstance(offload.slots, int):
+                self.controls.slots.value = offload.slots
+            raise
+        self.say(f"{offload.slots} slots a layer from now on; new slots start empty")
+
+    @told
+    def _change_policy(self, change) -> None:
+        offload = self.session.model.offload
+        offload.policy = change["new"]
+        self.say(f"policy {offload.policy} from now on")
+
+    def _change_several(self, change) -> None:
+        shown, hidden = self.controls.line, self.controls.lines
+        if change["new"]:
+            shown, hidden = hidden, shown
+        shown.value, hidden.value = hidden.value, ""
+        shown.layout.display, hidden.layout.display = "", "none"
+
+    def _change_more(self, change) -> None:
+        self.controls.settings.layout.display = "" if change["new"] else "none"
+
+    def _colab_callback(self) -> str:
+        """The name under which Colab's page can call `flush`; empty elsewhere."""
+        try:
+            from google.colab import output
+        except ImportError:
+            return ""
+        output.register_callback(f"moe_colab.{self.name}", self.flush)
+        return f"moe_colab.{self.name}"

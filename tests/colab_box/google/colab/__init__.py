@@ -1,0 +1,1 @@
+"""What moe_colab uses of Google Colab's own package, for the box test."""
