@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 COLAB := .venv-colab
+# hqq would compile CUDA code while it is installed; this tells it not to.
+export DISABLE_CUDA := 1
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest -n 2
 PYTEST_COLAB := $(COLAB)/bin/python -m pytest -n 2
@@ -14,7 +16,8 @@ CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
 	tests/test_packing.py tests/test_chat.py tests/test_hub.py tests/test_widgets.py \
-	tests/test_models.py tests/test_notebook.py
+	tests/test_models.py tests/test_notebook.py tests/test_lowbit.py tests/test_quantization.py \
+	tests/test_quality.py
 
 # Which tests: `make test-all` runs the full matrices too.
 SELECT := not full

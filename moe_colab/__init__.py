@@ -11,10 +11,14 @@ if TYPE_CHECKING:
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
     from .loading import load as load
+    from .lowbit import Format as Format
     from .machine import preflight as preflight
     from .model_list import models as models
     from .offload import Offload as Offload
     from .offload import close_all as close_all
+    from .quality import evaluation_texts as evaluation_texts
+    from .quality import perplexity as perplexity
+    from .quantization import quantize as quantize
     from .store import Store as Store
     from .store import verify as verify
     from .widgets import ChatWidget as ChatWidget
@@ -24,13 +28,17 @@ __version__ = "0.1.0"
 _ROOMS = {  # public name: the room it lives in, entered when the name is first used
     "ChatSession": "chat",
     "ChatWidget": "widgets",
+    "Format": "lowbit",
     "Offload": "offload",
     "Policy": "cache",
     "Store": "store",
     "close_all": "offload",
+    "evaluation_texts": "quality",
     "load": "loading",
     "models": "model_list",
+    "perplexity": "quality",
     "preflight": "machine",
+    "quantize": "quantization",
     "verify": "store",
 }
 __all__ = ["MoEColabError", *_ROOMS]

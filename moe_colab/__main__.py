@@ -1,4 +1,4 @@
-"""moe_colab from a shell: python -m moe_colab chat | inspect | verify | bench."""
+"""moe_colab from a shell: python -m moe_colab chat | quantize | inspect | verify | bench."""
 
 from __future__ import annotations
 
@@ -59,6 +59,18 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--seed", type=seed, help="repeat the same answers")
     chat.add_argument("--json", action="store_true", help="one JSON object on the last line")
     chat.set_defaults(run=run_chat)
+
+    quantize = commands.add_parser("quantize", help="a checkpoint -> a store of fewer bits")
+    quantize.add_argument("source", help="a checkpoint folder, or org/name")
+    quantize.add_argument("store", help="the folder to write")
+    quantize.add_argument("--revision", help="of a model of the hub")
+    quantize.add_argument("--expert-bits", type=positive, default=2, help="2, 3, 4, 8, 16 (keep)")
+    quantize.add_argument("--group-size", type=positive, default=64, help="16, 32, 64 or 128")
+    quantize.add_argument("--axis", type=int, default=1, help="1: along rows, 0: down columns")
+    quantize.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    quantize.add_argument("--dtype", default="auto", help="what the model will compute in")
+    quantize.add_argument("--json", action="store_true")
+    quantize.set_defaults(run=run_quantize)
 
     inspect = commands.add_parser("inspect", help="what a store holds, by bytes and bits")
     inspect.add_argument("store")
@@ -125,6 +137,22 @@ def run_chat(args: argparse.Namespace) -> int:
     from .terminal import converse, one_shot
 
     return one_shot(args) if args.prompt is not None else converse(args, SAMPLE_QUESTION)
+
+
+def run_quantize(args: argparse.Namespace) -> None:
+    from .quantization import quantize
+
+    summary = quantize(
+        args.source,
+        args.store,
+        expert_bits=args.expert_bits,
+        group_size=args.group_size,
+        axis=args.axis,
+        device=args.device,
+        dtype=args.dtype,
+        revision=args.revision,
+    )
+    print(json.dumps(summary.as_dict()) if args.json else summary.text())
 
 
 def run_inspect(args: argparse.Namespace) -> None:

@@ -71,12 +71,12 @@ class Layer:
             zip(index.tolist(), both[:, top_k_index.shape[1] :].tolist(), strict=True)
         )
 
-    def weights(self, needed: list[int], tokens) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    def weights(self, needed: list[int], tokens) -> Iterator[tuple[int, dict]]:
         """Each needed expert once, with its matrices, in the order in which they can be had."""
         if self.offload.whole_layer:
             needed = list(range(self.experts))
         for expert, block in self.offload.pool.experts(self.number, needed, tokens):
-            yield expert, block.views(self.layout)
+            yield expert, block.views(self.layout, (self.number, expert))
 
     def keep_logits(self, router, args, output) -> None:
         """Hook on the router: its logits, if the policy asks for them."""

@@ -30,15 +30,16 @@ overflow-wrap:anywhere}}
 .moecard .moecard-tiles b{{display:block;font-weight:600}}
 .moecard .moecard-say{{margin:0 0 8px}}
 .moecard .moecard-scroll{{overflow-x:auto}}
-.moecard.moecard table{{border-collapse:collapse;width:100%;margin:0;border:0;font-size:13px;
-color:inherit}}
+.moecard.moecard table{{border-collapse:collapse;table-layout:auto;width:100%;margin:0;border:0;
+font-size:13px;color:inherit}}
 .moecard.moecard tr:nth-child(n){{background:none;border:0}}
 .moecard.moecard th,.moecard.moecard td{{text-align:left;vertical-align:top;border:0;
 border-top:1px solid var(--line);padding:7px 14px 7px 0;max-width:none;white-space:normal}}
+.moecard.moecard :is(th,td:not([colspan])):last-child{{white-space:nowrap;padding-right:0}}
 .moecard.moecard th{{border-top:0;color:var(--dim);font-weight:400;font-size:12px;
 padding-bottom:3px}}
-.moecard code{{font:12px/1.5 "DejaVu Sans Mono",ui-monospace,monospace;color:var(--dim);
-background:none;padding:0;overflow-wrap:anywhere}}
+.moecard.moecard.moecard code{{font:12px/1.5 "DejaVu Sans Mono",ui-monospace,monospace;
+color:var(--dim);background:none;padding:0;overflow-wrap:anywhere}}
 .moecard .moecard-yes,.moecard .moecard-no{{font-weight:700}}
 .moecard .moecard-yes{{color:var(--good)}}
 .moecard .moecard-no{{color:var(--bad)}}

@@ -87,6 +87,13 @@ class ChatControls:
         self.stop.disabled = not busy
         (self.page.add_class if busy else self.page.remove_class)("moe-busy")
 
+    def resend(self) -> None:
+        """Tell the page again what changes by itself; what a person may be writing stays."""
+        shown = (self.page, self.history, self.live, self.numbers, self.status)
+        buttons = (self.send, self.stop, self.retry, self.clear)
+        for widget in (*shown, *buttons, self.slots, self.policy):
+            widget.send_state()
+
     def close(self) -> None:
         for widget in list(below(self.page)):
             widget.close()

@@ -18,6 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .errors import MoEColabError
 from .interrupts import deferred_interrupts
+from .lowbit import LowBitWeight
 
 NAME = "moe_colab"
 
@@ -100,12 +101,16 @@ def experts_forward(
 
 
 def expert_mlp(
-    module: torch.nn.Module, x: torch.Tensor, weights: dict[str, torch.Tensor]
+    module: torch.nn.Module, x: torch.Tensor, weights: dict[str, torch.Tensor | LowBitWeight]
 ) -> torch.Tensor:
     """One expert on its rows: x [rows, H] -> [rows, H], as the module's eager forward does it."""
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
-        out = x @ weights[name] if module.is_transposed else F.linear(x, weights[name])
+        weight = weights[name]
+        if isinstance(weight, LowBitWeight):
+            out = weight.linear(x)
+        else:
+            out = x @ weight if module.is_transposed else F.linear(x, weight)
         return out + weights[f"{name}_bias"] if module.has_bias else out
 
     if module.has_gate:

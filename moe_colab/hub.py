@@ -35,6 +35,7 @@ from .architecture import load_config, skeleton
 from .checkpoint import INDEX, SIDE_FILES, SINGLE
 from .errors import MoEColabError
 from .hardware import free_disk, human
+from .sizes import hub_access
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
@@ -126,20 +127,16 @@ def check_disk(repo_id: str, revision: str, weights: dict[str, int]) -> None:
 
 
 # ---------------------------------------------------------------------- access
-def api(token: str | None = None) -> HfApi:
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
-
-
 def with_colab_token(call: Callable[[HfApi], Any]) -> tuple[Any, HfApi]:
     """The call's answer and the access that got it: the user's own, or, where the hub says no and
     this is Colab, that of Colab's secret, asked for once and only then (it asks the user)."""
     try:
-        return call(api()), api()
+        return call(hub_access()), hub_access()
     except (GatedRepoError, RepositoryNotFoundError):
         token = colab_token()
         if token is None:
             raise
-        return call(api(token)), api(token)
+        return call(hub_access(token)), hub_access(token)
 
 
 def colab_token() -> str | None:

@@ -94,21 +94,28 @@ def open_store(
 ) -> Store:
     """The store that `source` names, or that of the checkpoint it names. A wrong setting is found
     before the packing, which takes its time."""
-    if is_repo_id(source) and not os.path.exists(source):
-        checkpoint = fetch_checkpoint(source, revision, progress)
-    else:
+    if not is_repo_id(source) or os.path.exists(source):
         folder = find_source(source)
         if is_store(folder):
             return Store(folder)
-        checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(source, revision, progress)
     settings.checked([module.num_experts for _, module in checkpoint.layers])
     usable = usable_dtype(checkpoint.dtype(), dtype, device)
     return cached_store(checkpoint, usable, progress)
 
 
-def fetch_checkpoint(repo_id: str, revision: str | None, progress: bool) -> Checkpoint:
-    snapshot = fetch(repo_id, revision, progress)
-    return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
+def open_checkpoint(
+    source: str | os.PathLike[str] | None, revision: str | None, progress: bool
+) -> Checkpoint:
+    """The checkpoint that `source` names, downloaded first if it is on the hub. Raises
+    MoEColabError for a store."""
+    if is_repo_id(source) and not os.path.exists(source):
+        snapshot = fetch(source, revision, progress)
+        return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
+    folder = find_source(source)
+    if is_store(folder):
+        raise MoEColabError(f"{folder} is a store already: name the checkpoint it was made from.")
+    return Checkpoint(folder)
 
 
 def find_source(source: str | os.PathLike[str] | None) -> Path:

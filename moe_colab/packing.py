@@ -16,8 +16,11 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
+from .hqq_scales import choose
+from .lowbit import quantize as quantize_matrix
 from .places import cache_folder, store_name
-from .store import BlobLayout, Manifest, Store, StoreWriter, plain_layout
+from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
+from .store import BlobLayout, Manifest, Matrix, Store, StoreWriter
 from .store.manifest import NAME, align
 from .store.tensors import (
     DTYPE_NAMES,
@@ -70,19 +73,34 @@ def cached_store(
 
 
 def pack(
-    checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, progress: bool = True
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: torch.dtype,
+    progress: bool = True,
+    recipe: Recipe | None = None,
+    device: torch.device | None = None,
 ) -> Manifest:
-    """Write `folder` as a store of the checkpoint, its experts kept in `dtype`. Goes on where an
-    earlier packing of the same checkpoint was stopped. Raises MoEColabError where the disk is too
-    small, before writing."""
+    """Write `folder` as a store of the checkpoint that computes in `dtype`, its experts kept in it
+    or in fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of
+    the same checkpoint with the same recipe was stopped. Raises MoEColabError where the disk is too
+    small or the recipe does not fit, before writing."""
+    recipe = recipe or Recipe()
     source = {
         "id": checkpoint.name,
         "revision": checkpoint.revision,
         "fingerprint": checkpoint.fingerprint(),
     }
-    layouts = [plain_layout(shapes, DTYPE_NAMES[dtype]) for shapes in checkpoint.shapes]
+    layouts = [
+        recipe.layout(number, shapes, DTYPE_NAMES[dtype], experts.is_transposed)
+        for number, ((_, experts), shapes) in enumerate(
+            zip(checkpoint.layers, checkpoint.shapes, strict=True)
+        )
+    ]
     _check_disk(checkpoint, folder, layouts)
-    writer = StoreWriter(folder, {**source, "dtype": DTYPE_NAMES[dtype]})
+    if recipe != Recipe():  # other options must not clear what hours of work have left
+        source["recipe"] = recipe.as_dict()
+    identity = {**source, "dtype": DTYPE_NAMES[dtype]}
+    writer = StoreWriter(folder, identity, may_clear="recipe" not in source)
     try:
         jobs = []
         for (module, experts), layout in zip(checkpoint.layers, layouts, strict=True):
@@ -92,9 +110,9 @@ def pack(
             jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
         ):
             if not writer.has_expert(layer, expert):
-                writer.write_expert(
-                    layer, expert, make_blob(checkpoint.expert(layer, expert), layouts[layer])
-                )
+                tensors = checkpoint.expert(layer, expert)
+                check_numbers(tensors, layouts[layer], f"expert {expert} in layer {layer}")
+                writer.write_expert(layer, expert, make_blob(tensors, layouts[layer], device))
         if not writer.has_file(DENSE):
             writer.write_file(DENSE, _dense_parts(checkpoint))
         side = checkpoint.side_files()
@@ -107,14 +125,37 @@ def pack(
         writer.close()
 
 
-def make_blob(tensors: dict[str, torch.Tensor], layout: BlobLayout) -> memoryview:
+def make_blob(
+    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None = None
+) -> memoryview:
     """One expert's matrices laid out as its layer's layout says, zeros between."""
     blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
     for matrix in layout.matrices:
-        (field,) = matrix.fields
-        raw = blob[field.offset : field.offset + field.nbytes]
-        raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(tensors[matrix.name])
+        weight = tensors[matrix.name]
+        parts = {"weight": weight} if matrix.packing == PLAIN else low_bits(weight, matrix, device)
+        for field in matrix.fields:
+            raw = blob[field.offset : field.offset + field.nbytes]
+            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
     return memoryview(blob.numpy())
+
+
+def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: str) -> None:
+    """Raises MoEColabError where a matrix that is to be quantized holds what is no number."""
+    for matrix in layout.matrices:
+        if matrix.packing != PLAIN and not torch.isfinite(tensors[matrix.name]).all():
+            raise MoEColabError(
+                f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
+                "quantized: download the checkpoint again, or tell whoever made it."
+            )
+
+
+def low_bits(
+    weight: torch.Tensor, matrix: Matrix, device: torch.device | None
+) -> dict[str, torch.Tensor]:
+    if matrix.packing == LOWBIT_TRANSPOSED:
+        weight = weight.T
+    weight, form = weight.to(device).float().contiguous(), format_of(matrix)
+    return quantize_matrix(weight, form, *choose(weight, form))
 
 
 def _dense_parts(checkpoint: Checkpoint):

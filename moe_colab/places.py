@@ -20,15 +20,22 @@ def environment() -> str:
 
 
 def shipped_model() -> Path:
-    """The small model that comes with moe_colab, in an installed package or in a checkout."""
+    """The small model that comes with moe_colab."""
+    return shipped("tiny_moe", "tiny-moe")
+
+
+def evaluation_folder() -> Path:
+    """The evaluation text that comes with moe_colab."""
+    return shipped("evaluation", "evaluation")
+
+
+def shipped(package: str, asset: str) -> Path:
+    """A folder that travels with an installed package, or lies in a checkout's assets."""
     here = Path(__file__).parent
-    places = (here / "tiny_moe", here.parent / "assets" / "tiny-moe")
-    found = next((place for place in places if (place / "config.json").is_file()), None)
-    if found is None:
-        raise MoEColabError(
-            "the small model is missing from this installation: install moe_colab again."
-        )
-    return found
+    found = [path for path in (here / package, here.parent / "assets" / asset) if path.is_dir()]
+    if not found:
+        raise MoEColabError(f"{asset} is missing from this installation: install moe_colab again.")
+    return found[0]
 
 
 def cache_folder() -> Path:

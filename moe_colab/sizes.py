@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.utils import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -28,6 +28,7 @@ from huggingface_hub.utils import (
 
 from .errors import MoEColabError
 from .hardware import SPARES
+from .places import environment
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -141,10 +142,19 @@ def downloaded(repo_id: str) -> Path | None:
     return folder if whole else None
 
 
+def hub_access(token: str | None = None) -> HfApi:
+    """With this token, or with the user's own, if there is one. On Colab huggingface_hub would
+    otherwise look among the secrets, whether that is needed or not, in whichever thread it runs."""
+    own = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    has_own = any(map(os.environ.get, own)) or Path(constants.HF_TOKEN_PATH).is_file()
+    anonymous = token is None and environment() == "colab" and not has_own
+    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=False if anonymous else token)
+
+
 def hub_sizes(repo_id: str) -> Sizes:
     """Of a model on the hub: fetches its configuration, its index and the headers, no weights.
     Raises what huggingface_hub raises, and MoEColabError."""
-    hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    hub = hub_access()
     # First what is asked once and no more: the downloads try again and again, and say so.
     commit = hub.model_info(repo_id, timeout=HUB_TIMEOUT).sha
     config = json.loads(

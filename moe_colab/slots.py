@@ -11,7 +11,9 @@ import torch
 
 from .errors import MoEColabError
 from .hardware import human
-from .store.manifest import BlobLayout
+from .lowbit import LowBitWeight
+from .recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
+from .store.manifest import BlobLayout, Field, Matrix
 from .store.tensors import TORCH_DTYPES
 
 
@@ -22,20 +24,33 @@ class Block:
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor
         self.buffer = memoryview(tensor.numpy()) if tensor.device.type == "cpu" else None
-        self._views: dict[BlobLayout, dict[str, torch.Tensor]] = {}
+        self._views: dict[BlobLayout, dict[str, torch.Tensor | LowBitWeight]] = {}
+        self._expert: object = None
 
-    def views(self, layout: BlobLayout) -> dict[str, torch.Tensor]:
-        """The 16- or 32-bit matrices that lie here, by name; views, made once per layout."""
+    def views(self, layout: BlobLayout, expert: object) -> dict[str, torch.Tensor | LowBitWeight]:
+        """The matrices that lie here, by name; views, made once per layout. `expert`: whose they
+        are, so that what is prepared from them is prepared anew for another one's."""
         views = self._views.get(layout)
         if views is None:
-            views = self._views[layout] = {
-                matrix.name: self._view(matrix.fields[0])
-                for matrix in layout.matrices
-                if matrix.packing == "none"
-            }
+            views = {matrix.name: self._matrix(matrix) for matrix in layout.matrices}
+            self._views[layout] = views
+        if expert != self._expert:
+            self._expert = expert
+            for one in self._views.values():
+                for view in one.values():
+                    if isinstance(view, LowBitWeight):
+                        view.renew()
         return views
 
-    def _view(self, field) -> torch.Tensor:
+    def _matrix(self, matrix: Matrix) -> torch.Tensor | LowBitWeight:
+        fields = {field.name: self._view(field) for field in matrix.fields}
+        if matrix.packing == PLAIN:
+            return fields["weight"]
+        transposed = matrix.packing == LOWBIT_TRANSPOSED
+        shape = tuple(reversed(matrix.shape)) if transposed else matrix.shape
+        return LowBitWeight(fields, format_of(matrix), shape)
+
+    def _view(self, field: Field) -> torch.Tensor:
         raw = self.tensor[field.offset : field.offset + field.nbytes]
         return raw.view(TORCH_DTYPES[field.dtype]).view(field.shape)
 

@@ -1,8 +1,8 @@
 """The chat as a widget. Knows a ChatSession and how to show it; generates nothing itself.
 
 An answer is made in a thread of its own that touches no widget. What is new is shown by `flush()`,
-called some times a second on the kernel's own loop, so that Stop is heard meanwhile; in Colab the
-page calls it too.
+called some times a second on the kernel's own loop, so that Stop is heard meanwhile; in Colab,
+where what is said between two requests may be lost, the page calls it instead.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class ChatWidget:
         self._flushed = 0.0  # when
         self._entered = False  # Enter was pressed, and its text has not come yet
         self._task: asyncio.Task | None = None  # or it would be collected
+        self._page_asks = False  # in Colab, from its first request on
         self._listen()
         self._show(self.session.turns)
         self.say("ready")
@@ -162,9 +163,15 @@ class ChatWidget:
             self._task = asyncio.get_running_loop().create_task(self._drain())
 
     async def _drain(self) -> None:
-        while self._following is not None:
+        while self._following is not None and not self._page_asks:
             self.flush()
             await asyncio.sleep(SECONDS_BETWEEN_FLUSHES)
+
+    def _flush_for_page(self) -> None:
+        if not self._page_asks:
+            self._page_asks = True  # first what was said in vain before
+            self.controls.resend()
+        self.flush()
 
     def _finish(self, answer: Answer) -> None:
         self._following = None
@@ -253,5 +260,5 @@ class ChatWidget:
             from google.colab import output
         except ImportError:
             return ""
-        output.register_callback(f"moe_colab.{self.name}", self.flush)
+        output.register_callback(f"moe_colab.{self.name}", self._flush_for_page)
         return f"moe_colab.{self.name}"

@@ -216,6 +216,7 @@ class Server:
         for scheme in ("http", "https", "all"):
             env |= dict.fromkeys((f"{scheme}_proxy", f"{scheme}_proxy".upper()), NOWHERE)
         env |= dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost")
+        env["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # or the debugger speaks between the cells
         env |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "JUPYTER_TOKEN": self.token}
         for variable, folder in [
             *(("JUPYTER_CONFIG_DIR", "config"), ("JUPYTER_DATA_DIR", "data")),

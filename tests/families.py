@@ -152,11 +152,19 @@ def tiny_config(family: str, **changes):
     return CONFIG_MAPPING[family](**{**COMMON, **FAMILIES[family], **changes})
 
 
-def make_checkpoint(family: str, folder: Path, dtype=torch.float32, seed: int = 0, **save) -> Path:
+def make_checkpoint(
+    family: str,
+    folder: Path,
+    dtype=torch.float32,
+    seed: int = 0,
+    changes: dict | None = None,
+    **save,
+) -> Path:
     """A saved model of random weights, wide enough apart that every expert and every route
-    counts."""
+    counts; `changes` of its tiny configuration."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family), experts_implementation="eager")
+    config = tiny_config(family, **(changes or {}))
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name and parameter.dim() > 0:

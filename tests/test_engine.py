@@ -186,12 +186,12 @@ def test_ctrl_c_leaves_the_model_whole(plain, monkeypatch, presses):
     for at in (1, 7, 30, 31, 32):
         calls = []
 
-        def press(self, layout, calls=calls, at=at):
+        def press(self, layout, expert, calls=calls, at=at):
             calls.append(1)
             if len(calls) == at:
                 for _ in range(presses):
                     signal.raise_signal(signal.SIGINT)
-            return views(self, layout)
+            return views(self, layout, expert)
 
         with monkeypatch.context() as patch:
             patch.setattr(Block, "views", press)

@@ -182,7 +182,7 @@ def test_the_cell_installs_the_package_from_where_it_is_told_to(session, tmp_pat
     listed = ["git", "ls-files", "-co", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in names.splitlines():
-        if name.startswith(("moe_colab/", "assets/tiny-moe/")) or "/" not in name:
+        if name.startswith(("moe_colab/", "assets/")) or "/" not in name:
             (repository / name).parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).exists():
                 shutil.copy(ROOT / name, repository / name)

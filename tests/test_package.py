@@ -36,7 +36,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_moe_colab_brings_in_nothing_heavy():
-    unwanted = {"IPython", "ipywidgets", "matplotlib", "pandas", "hqq"}
+    unwanted = {"IPython", "ipywidgets", "matplotlib", "pandas"}
     assert not unwanted & loaded_by("import moe_colab; moe_colab.load; moe_colab.ChatSession")
     assert not {"torch", "transformers"} & loaded_by("import moe_colab")
 
@@ -55,9 +55,10 @@ def test_cache_runs_without_torch():
 
 ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
-    homes links virtual_links cache settings pool store slots
-    cuda placement families engine attachment offload dense architecture checkpoint packing
-    devices hub loading answer chat markup controls widgets terminal bench __main__
+    homes links virtual_links cache settings pool store lowbit recipe slots
+    cuda placement families engine attachment offload dense architecture checkpoint
+    hqq_scales packing devices hub loading quantization answer chat markup controls widgets
+    quality terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 
@@ -89,6 +90,12 @@ def imports(path) -> set[tuple[str, int]]:
                 name = node.module if node.level else node.module.split(".")[0]
                 out.add((name, node.level))
     return out
+
+
+def test_only_the_search_for_scales_knows_hqq():
+    """Which is needed to quantize, never to run."""
+    rooms = [path.stem for path in PACKAGE.rglob("*.py") if ("hqq", 0) in imports(path)]
+    assert rooms == ["hqq_scales"]
 
 
 def test_the_readmes_map_names_every_room():

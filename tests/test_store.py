@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 import moe_colab as mc
 from moe_colab.checkpoint import Checkpoint
 from moe_colab.packing import make_blob, pack
-from moe_colab.store import Manifest, Store, StoreWriter, is_store, plain_layout
+from moe_colab.recipe import Recipe
+from moe_colab.store import BlobLayout, Manifest, Store, StoreWriter, is_store
 from moe_colab.store.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, FORMAT, NAME
 from moe_colab.store.tensors import (
     DTYPE_NAMES,
@@ -34,6 +35,12 @@ from moe_colab.store.writer import JOURNAL
 
 EXPERTS = 12  # 10 sorts before 2 as text
 SHAPES = {"gate_up_proj": (6, 5), "down_proj": (5, 3)}  # 120 and 60 bytes: holes between and after
+
+
+def plain_layout(shapes: dict, dtype: str) -> BlobLayout:
+    return Recipe().layout(0, shapes, dtype, transposed=False)
+
+
 LAYOUT = plain_layout(SHAPES, "F32")
 DENSE = "dense.safetensors"
 FILES = [NAME, DENSE, "config.json", "experts-00000.safetensors", "experts-00001.safetensors"]

@@ -1,6 +1,6 @@
 """The store on disk: a folder with one contiguous blob per expert, so that a load is one read."""
 
-from .manifest import BlobLayout, Field, FileEntry, LayerEntry, Manifest, Matrix, plain_layout
+from .manifest import BlobLayout, Field, FileEntry, LayerEntry, Manifest, Matrix
 from .reader import Store, is_store
 from .summary import Summary, summarize
 from .verify import verify
@@ -17,7 +17,6 @@ __all__ = [
     "StoreWriter",
     "Summary",
     "is_store",
-    "plain_layout",
     "summarize",
     "verify",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,18 +83,6 @@ class BlobLayout:
             )
 
         return cls(tuple(map(matrix, data["matrices"])), data["nbytes"])
-
-
-def plain_layout(shapes: Mapping[str, Sequence[int]], dtype: str) -> BlobLayout:
-    """Matrices kept as they are, one field each, in the order given."""
-    offset, matrices = 0, []
-    for name, shape in shapes.items():
-        field = Field("weight", dtype, tuple(shape), offset)
-        matrices.append(
-            Matrix(name, tuple(shape), 8 * DTYPE_BYTES[dtype], None, None, "none", (field,))
-        )
-        offset = align(offset + field.nbytes, FIELD_ALIGNMENT)
-    return BlobLayout(tuple(matrices), align(offset, BLOB_ALIGNMENT))
 
 
 @dataclass(frozen=True)

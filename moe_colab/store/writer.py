@@ -30,9 +30,9 @@ SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".mode
 
 class StoreWriter:
     """Writes into `folder`, going on where an earlier writing with the same `identity` was
-    stopped."""
+    stopped. What another one has left is cleared; unless `may_clear`, it is an error."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
+    def __init__(self, folder: Path, identity: dict[str, Any], may_clear: bool = True):
         self.folder, self.identity = folder, identity
         self.records: dict[str, dict[str, Any]] = {}
         self.layers: list[LayerEntry] = []
@@ -40,6 +40,11 @@ class StoreWriter:
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._resume():
+                if not may_clear and any(folder.iterdir()):
+                    raise MoEColabError(
+                        f"{folder} is not empty, and what it holds was not begun with these "
+                        "options: give the same options again, or choose an empty folder."
+                    )
                 self._start_over()
             self.journal = open(self.journal_path, "a", encoding="utf-8")
 

@@ -1,0 +1,209 @@
+"""One matrix in 2, 3, 4 or 8 bits a weight: codes, scales and zeros, packed and unpacked.
+
+Knows bits, groups and tensors; knows no experts, no store and not who chose the scales. A weight is
+(code - zero) * scale, with one scale and zero for every group. Legend: N rows (out), K columns
+(in), G weights a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from .errors import MoEColabError
+
+BITS, GROUPS = (2, 3, 4, 8), (16, 32, 64, 128)
+PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+"""Codes are kept in planes of these bits, the low ones first: 3 bits cost 3.0."""
+PLANE_NAMES = ("codes", "high")
+UNITS = (16, 8, 4)  # bytes; the largest that a row's bytes divide into
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a matrix [N, K] is kept. axis 1: a group is `group` neighbours of one row. axis 0: it is
+    `group` weights of one column, N / group rows apart, as in the paper's checkpoint."""
+
+    bits: int
+    group: int
+    axis: int = 1
+
+    def check(self, name: str, shape: Shape) -> None:
+        """Raises MoEColabError where this matrix cannot be kept so."""
+        if self.bits not in BITS or self.group not in GROUPS or self.axis not in (0, 1):
+            raise MoEColabError(
+                f"{self.bits} bits in groups of {self.group} along axis {self.axis}: choose bits "
+                f"from {BITS}, groups from {GROUPS} and axis 0 or 1."
+            )
+        length = shape[self.axis]
+        if length % self.group or shape[1] % 32:
+            raise MoEColabError(
+                f"{name} is {shape[0]} x {shape[1]}: groups of {self.group} along axis {self.axis} "
+                "do not divide it; choose a smaller group_size, or keep it at 16 bits."
+            )
+
+    def grid(self, shape: Shape) -> Shape:
+        """The shape of the scales: one for every group."""
+        rows, columns = shape
+        return (rows, columns // self.group) if self.axis else (rows // self.group, columns)
+
+    def fields(self, shape: Shape) -> dict[str, tuple[str, Shape]]:
+        """{field: (safetensors' dtype, shape)} of what is kept, in order. Scales and zeros of up to
+        4 bits are bytes, with a line (step, offset) for each of the two in every row of the grid;
+        finer codes need finer scales."""
+        rows, columns = shape
+        grid = self.grid(shape)
+        fields: dict[str, tuple[str, Shape]] = {
+            name: ("U8", (rows * columns * bits // 8,))
+            for name, bits in zip(PLANE_NAMES, PLANES[self.bits], strict=False)
+        }
+        if self.bits == 8:
+            return fields | {"scale": ("F32", grid), "zero": ("F32", grid)}
+        return fields | {
+            "scale": ("U8", grid),
+            "zero": ("U8", grid),
+            "lines": ("BF16", (grid[0], 4)),
+        }
+
+    def grouped(self, matrix: torch.Tensor) -> torch.Tensor:
+        """[N, K] seen by groups, which lie along the result's dimension `self.axis * 2`."""
+        rows, columns = matrix.shape
+        if self.axis:
+            return matrix.view(rows, columns // self.group, self.group)
+        return matrix.view(self.group, rows // self.group, columns)
+
+
+# ---------------------------------------------------------------------- there
+def quantize(
+    weight: torch.Tensor, form: Format, scale: torch.Tensor, zero: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The fields of `weight` [N, K] float32, given its groups' float scales and zeros [grid]. Codes
+    are rounded anew with the scales as they are kept, so that little of their rounding is left in
+    the weights."""
+    kept = keep_grid(form, scale, zero)
+    scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, kept))
+    codes = form.grouped(weight.float()) / scale + zero
+    codes = codes.round_().clamp_(0, 2**form.bits - 1).to(torch.uint8)
+    return {**pack(codes.view(weight.shape), form), **kept}
+
+
+def keep_grid(form: Format, scale: torch.Tensor, zero: torch.Tensor) -> dict[str, torch.Tensor]:
+    if form.bits == 8:
+        return {"scale": scale.float(), "zero": zero.float()}
+    kept, lines = {}, []
+    for name, values in (("scale", scale.float()), ("zero", zero.float())):
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+        offset, step = low.bfloat16(), ((high - low) / 255).bfloat16()
+        safe = step.float().where(step > 0, 1.0)
+        kept[name] = ((values - offset.float()) / safe).round().clamp(0, 255).to(torch.uint8)
+        lines += [step, offset]
+    kept["lines"] = torch.cat(lines, 1)
+    return kept
+
+
+def pack(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
+    """uint8 codes [N, K] as planes of bytes."""
+    planes, below = {}, 0
+    for name, bits in zip(PLANE_NAMES, PLANES[form.bits], strict=False):
+        plane = codes >> below & 2**bits - 1
+        planes[name] = (pack_rows if form.axis else pack_columns)(plane, bits, form.group).flatten()
+        below += bits
+    return planes
+
+
+def pack_rows(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Axis 1. A unit of u bytes holds neighbours of one row: column (u/2) i + 2 j + h of the unit
+    lies in its 32-bit word j, at bit 16 h + bits i. So a kernel gets two codes with one mask and
+    one shift, in the natural order of the activations."""
+    pieces = plane.view(*split(plane.shape, bits)).to(torch.int32)  # [N, units, i, words, 2]
+    shifts = bits * torch.arange(16 // bits, device=plane.device, dtype=torch.int32)
+    halves = (pieces << shifts[:, None, None]).sum(2, dtype=torch.int32)
+    return halves.to(torch.uint16).contiguous().view(torch.uint8)
+
+
+def pack_columns(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Axis 0. A byte holds codes of one group, the first in its highest bits: hqq's own packing."""
+    parts = plane.view(8 // bits, group * bits // 8, -1)
+    packed = torch.zeros_like(parts[0])
+    for part in parts:
+        packed = packed << bits | part
+    return packed
+
+
+def split(shape: Shape, bits: int) -> Shape:
+    rows, columns = shape
+    unit = next(unit for unit in UNITS if columns * bits // 8 % unit == 0)
+    return (rows, columns * bits // 8 // unit, 16 // bits, unit // 4, 2)
+
+
+# ---------------------------------------------------------------------- and back
+def unpack(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
+    """The codes, int16 [N, K]."""
+    codes, below = None, 0
+    for name, bits in zip(PLANE_NAMES, PLANES[form.bits], strict=False):
+        plane = (unpack_rows if form.axis else unpack_columns)(fields[name], bits, form, shape)
+        codes = plane.view(shape) if not below else codes | plane.view(shape) << below
+        below += bits
+    return codes
+
+
+def unpack_rows(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
+    rows, units, count, words, _ = split(shape, bits)
+    halves = packed.view(torch.int16).view(rows, units, 1, words, 2)
+    shifts = bits * torch.arange(count, device=packed.device, dtype=torch.int16)
+    return halves >> shifts[:, None, None] & 2**bits - 1
+
+
+def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
+    packed = packed.view(1, form.group * bits // 8, -1).to(torch.int16)
+    shifts = torch.arange(8 - bits, -1, -bits, device=packed.device, dtype=torch.int16)
+    return packed >> shifts[:, None, None] & 2**bits - 1
+
+
+def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(scales, zeros), float32 [grid]: what is prepared once for every load."""
+    if form.bits == 8:
+        return fields["scale"], fields["zero"]
+    lines = fields["lines"].float()
+    return (
+        fields["scale"].float() * lines[:, 0:1] + lines[:, 1:2],
+        fields["zero"].float() * lines[:, 2:3] + lines[:, 3:4],
+    )
+
+
+def dequantize(
+    fields: Mapping[str, torch.Tensor],
+    form: Format,
+    shape: Shape,
+    dtype: torch.dtype,
+    prepared: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """The weights [N, K] in `dtype`, computed in float32. Takes room for a few copies of this one
+    matrix."""
+    scale, zero = (part.unsqueeze(2 * form.axis) for part in prepared or grids(form, fields))
+    weight = form.grouped(unpack(fields, form, shape).float())
+    return weight.sub_(zero).mul_(scale).view(shape).to(dtype)
+
+
+class LowBitWeight:
+    """A matrix in its fields, to be multiplied with. Where another matrix of the same format is
+    written over them, `renew` must be called."""
+
+    def __init__(self, fields: Mapping[str, torch.Tensor], form: Format, shape: Shape):
+        self.fields, self.form, self.shape = fields, form, shape
+        self.renew()
+
+    def renew(self) -> None:
+        self._grids: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """x [rows, K] -> [rows, N]; the weights exist in full for one product only."""
+        if self._grids is None:
+            self._grids = grids(self.form, self.fields)
+        weight = dequantize(self.fields, self.form, self.shape, x.dtype, self._grids)
+        return F.linear(x, weight)

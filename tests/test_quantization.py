@@ -1,0 +1,233 @@
+"""mc.quantize: what a quantized store says, runs as, refuses, and survives."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY_MOE
+from families import make_checkpoint, reference
+
+import moe_colab as mc
+from moe_colab import lowbit
+from moe_colab.families import experts_modules
+from moe_colab.recipe import LOWBIT_TRANSPOSED, format_of
+from moe_colab.slots import allocate
+from moe_colab.store import writer
+
+WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 16}
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe")
+IDS = torch.tensor([[5, 17, 3, 99, 41, 8, 77]])
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    made = {}
+
+    def checkpoint(family: str):
+        if family not in made:
+            folder = tmp_path_factory.mktemp(family)
+            made[family] = make_checkpoint(family, folder, changes=WIDE)
+        return made[family]
+
+    return checkpoint
+
+
+def with_weights_of(store, plain):
+    """The plain model with a store's dequantized experts in the place of its own."""
+    store = mc.Store(store)
+    for (_, module), entry, homes in zip(
+        experts_modules(plain), store.manifest.layers, store.homes, strict=True
+    ):
+        (block,) = allocate(1, entry.layout.nbytes, torch.device("cpu"))
+        for expert, home in enumerate(homes):
+            for _ in home.fill(block.buffer):
+                pass
+            for matrix in entry.layout.matrices:
+                fields = {f.name: block._view(f) for f in matrix.fields}
+                into = getattr(module, matrix.name).data[expert]
+                if matrix.packing == "none":
+                    into.copy_(fields["weight"])
+                    continue
+                transposed = matrix.packing == LOWBIT_TRANSPOSED
+                shape = tuple(into.T.shape) if transposed else tuple(into.shape)
+                weight = lowbit.dequantize(fields, format_of(matrix), shape, torch.float32)
+                assert not torch.equal(weight, into.T if transposed else into)
+                into.copy_(weight.T if transposed else weight)
+    return plain
+
+
+@pytest.mark.parametrize("bits", (2, 3, 4, 8))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_says_what_the_plain_model_says_with_these_weights(family, bits, checkpoints, tmp_path):
+    folder = checkpoints(family)
+    mc.quantize(
+        folder, tmp_path / "store", expert_bits=bits, group_size=32, axis=bits % 2, progress=False
+    )
+    plain = with_weights_of(tmp_path / "store", reference(folder))
+    expected = plain.generate(IDS, max_new_tokens=24, do_sample=False, min_new_tokens=24)
+    model, _ = mc.load(tmp_path / "store", slots=3, progress=False)
+    with model.offload:
+        got = model.generate(IDS, max_new_tokens=24, do_sample=False, min_new_tokens=24)
+        assert torch.equal(got, expected)
+        torch.testing.assert_close(model(IDS).logits, plain(IDS).logits, rtol=1e-4, atol=1e-4)
+        model.offload.slots = 2
+        model.offload.policy = "none"
+        again = model.generate(IDS, max_new_tokens=24, do_sample=False, min_new_tokens=24)
+        assert torch.equal(again, expected)
+
+
+def test_the_small_model_in_few_bits(tmp_path):
+    """Real bits, counted again from the files; perplexity rises as bits fall, 8 bits lose nothing
+    worth naming."""
+    perplexities, bits_per_weight = {}, {}
+    for bits in (16, 8, 4, 2):
+        store = tmp_path / f"{bits}"
+        summary = mc.quantize(None, store, expert_bits=bits, dtype="float32", progress=False)
+        on_disk = sum(p.stat().st_size for p in store.glob("experts-*.safetensors"))
+        assert 0 <= on_disk - summary.expert_bytes <= 8 * 8192  # the headers
+        assert summary.bits_per_weight == 8 * summary.expert_bytes / 9_437_184
+        assert summary.bits == {32 if bits == 16 else bits: 2 * 64}
+        bits_per_weight[bits] = summary.bits_per_weight
+        mc.verify(store)
+        model, tokenizer = mc.load(store, slots=8, progress=False)
+        with model.offload:
+            texts = mc.evaluation_texts(tokenizer)["task_dialogues"][:6]
+            perplexities[bits] = mc.perplexity(model, tokenizer, texts).perplexity
+    assert perplexities[8] == pytest.approx(perplexities[16], rel=0.005)
+    assert perplexities[4] == pytest.approx(perplexities[16], rel=0.05)
+    assert perplexities[2] > perplexities[4] > 0.99 * perplexities[16]
+    assert bits_per_weight[2] < bits_per_weight[4] < bits_per_weight[8] < 10
+
+
+def test_overrides_give_some_matrices_other_bits(tmp_path):
+    overrides = {"0.*": mc.Format(8, 64), "*.down_proj": mc.Format(4, 64), "7.gate_up_proj": None}
+    mc.quantize(
+        None, tmp_path / "s", expert_bits=2, overrides=overrides, dtype="float16", progress=False
+    )
+    layers = mc.Store(tmp_path / "s").manifest.layers
+    bits = [[matrix.bits for matrix in layer.layout.matrices] for layer in layers]
+    assert bits == [[8, 8], *[[2, 4]] * 6, [16, 4]]
+    assert len({layer.layout.nbytes for layer in layers}) == 3
+    model, tokenizer = mc.load(tmp_path / "s", slots=3, progress=False)
+    with model.offload:
+        out = model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=8)
+    assert out.shape[1] > 2
+
+
+# ---------------------------------------------------------------------- killed, refused
+KILLED = """
+import os, sys
+import moe_colab as mc
+from moe_colab.store import writer
+after, write = int(sys.argv[3]), writer.StoreWriter.write_expert
+def count(self, *args):
+    global after
+    if after == 0:
+        os.kill(os.getpid(), 9)
+    after -= 1
+    write(self, *args)
+writer.StoreWriter.write_expert = count
+mc.quantize(sys.argv[1], sys.argv[2], expert_bits=3, group_size=32, progress=False)
+"""
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_killed_and_called_again_it_goes_on_to_the_same_bytes(checkpoints, tmp_path):
+    source, whole, killed = checkpoints("mixtral"), tmp_path / "whole", tmp_path / "killed"
+    options = {"expert_bits": 3, "group_size": 32, "progress": False}
+    mc.quantize(source, whole, **options)
+    for after in (0, 5, 9):  # experts more each time
+        done = subprocess.run([sys.executable, "-c", KILLED, source, killed, str(after)])
+        assert done.returncode == -9
+        with pytest.raises(mc.MoEColabError, match="is an unfinished store"):
+            mc.Store(killed)
+    noted = len((killed / writer.JOURNAL).read_text().split()) and files(killed)[writer.JOURNAL]
+    assert noted.count(b'"key"') >= 14
+    with pytest.raises(mc.MoEColabError, match="same options again"):
+        mc.quantize(source, killed, **{**options, "expert_bits": 4})
+    assert files(killed)[writer.JOURNAL] == noted
+    mc.quantize(source, killed, **options)
+    assert files(killed) == files(whole)
+    with pytest.raises(mc.MoEColabError, match="finished store already"):
+        mc.quantize(source, killed, **options)
+
+
+def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_path, monkeypatch):
+    source = checkpoints("mixtral")
+    write = writer._write_all
+    left = [6]
+
+    def full(out, data):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(out, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_write_all", full)
+        with pytest.raises(mc.MoEColabError, match="make room and start again"):
+            mc.quantize(source, tmp_path / "s", group_size=32, progress=False)
+    mc.quantize(source, tmp_path / "s", group_size=32, progress=False)
+    mc.verify(tmp_path / "s")
+
+
+def test_a_folder_with_something_else_is_left_alone(checkpoints, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(mc.MoEColabError, match="is not empty"):
+        mc.quantize(checkpoints("mixtral"), tmp_path, group_size=32, progress=False)
+    assert files(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path):
+    folder = make_checkpoint("mixtral", tmp_path / "bad", changes=WIDE)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if ".layers.0." in name and ".experts.1.w1" in name)
+    weights[name].view(-1)[7] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(mc.MoEColabError, match="gate_up_proj of expert 1 in layer 0 holds NaN"):
+        mc.quantize(folder, tmp_path / "store", group_size=32, progress=False)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"expert_bits": 5}, "choose bits"),
+        ({"group_size": 48}, "choose bits"),
+        ({"axis": 2}, "choose bits"),
+        ({"group_size": 128}, "gate_up_proj of layer 0 is 512 x 192: groups of 128"),
+        ({"device": "tpu"}, "is no device"),
+        ({"dtype": "int8"}, "cannot compute in"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(options, words, tmp_path):
+    with pytest.raises(mc.MoEColabError, match=words):
+        mc.quantize(None, tmp_path / "store", progress=False, **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_is_no_checkpoint(tmp_path):
+    mc.quantize(None, tmp_path / "s", progress=False)
+    with pytest.raises(mc.MoEColabError, match="is a store already"):
+        mc.quantize(tmp_path / "s", tmp_path / "t", progress=False)
+
+
+def test_in_a_shell(tmp_path):
+    command = [sys.executable, "-m", "moe_colab", "quantize", str(TINY_MOE), str(tmp_path / "s")]
+    command += ["--expert-bits", "4", "--group-size", "32", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["bits"] == {"4": 128} and said["bits_per_weight"] < 5.6
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2 and "finished store already" in again.stderr
