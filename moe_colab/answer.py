@@ -4,70 +4,27 @@ and then. Knows a model and its tokenizer; knows no conversation."""
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria, TextStreamer, set_seed
+from transformers import StoppingCriteria
 
 from .errors import MoEColabError
 from .pool import CLOSED
+from .streamer import Streamer
+from .turn import Turn
 
 RECENT = 16  # tokens over which the rate of an answer under way is taken
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A question and how its answer went, or goes. `seconds` from the question to the last token,
-    `first_token_seconds` to the first; `hit_rate`, `loads`, `bytes_loaded` and `stall_seconds`
-    (layers waiting for bytes) are those of this answer alone. `tokens_after_stop`: tokens that came
-    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context."""
-
-    question: str
-    text: str
-    prompt_tokens: int
-    tokens: int
-    seconds: float
-    first_token_seconds: float
-    hit_rate: float
-    loads: int
-    bytes_loaded: int
-    stall_seconds: float
-    stopped: bool
-    tokens_after_stop: int
-    left_out: int
-    seed: int | None
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Of the tokens after the first: the prompt's time is not theirs."""
-        rest = self.seconds - self.first_token_seconds
-        return (self.tokens - 1) / rest if self.tokens > 1 and rest > 0 else 0.0
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.bytes_loaded / self.tokens if self.tokens else 0.0
-
-    @property
-    def stall_share(self) -> float:
-        return self.stall_seconds / self.seconds if self.seconds else 0.0
-
-    def line(self) -> str:
-        """The one line shown under an answer."""
-        return (
-            f"{self.tokens} tokens, first after {self.first_token_seconds:.2f} s, then "
-            f"{self.tokens_per_second:.1f} tokens/s, hit rate {self.hit_rate:.0%}, "
-            f"{self.bytes_per_token / 1e6:.2f} MB a token; {self.loads} loads, "
-            f"{self.bytes_loaded / 1e6:.1f} MB moved"
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "tokens_per_second": self.tokens_per_second}
+class StoppedEarly(Exception):
+    """Stop was heard before the first token."""
 
 
 class Answer(StoppingCriteria):
@@ -86,7 +43,9 @@ class Answer(StoppingCriteria):
         generation: Mapping[str, Any],
         on_end: Callable[[Answer], None],
     ):
-        self.question, self.seed, self.left_out = question, seed, left_out
+        self.question, self.left_out = question, left_out
+        # Without a seed each answer is another one, and can be repeated all the same.
+        self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         self.prompt_tokens = inputs["input_ids"].shape[1]
         self.error: BaseException | None = None
         self.done = False
@@ -98,7 +57,7 @@ class Answer(StoppingCriteria):
         self._heard = 0  # tokens when Stop was heard
         self._first = self._end = 0.0
         self._times: deque[float] = deque(maxlen=RECENT)
-        self._before, self._start = model.offload.stats(), time.perf_counter()
+        self._before, self._start = model.offload.peek(), time.perf_counter()
         self._after = None
         settings = {"pad_token_id": tokenizer.pad_token_id, **generation}
         self._thread = threading.Thread(
@@ -132,7 +91,7 @@ class Answer(StoppingCriteria):
 
     def turn(self) -> Turn:
         """How it goes now, or how it went."""
-        before, now = self._before, self._after or self._offload.stats()
+        before, now = self._before, self._after or self._offload.peek()
         accesses = now.accesses - before.accesses
         hits = now.hits + now.speculative_hits - before.hits - before.speculative_hits
         end = self._end or time.perf_counter()
@@ -189,29 +148,40 @@ class Answer(StoppingCriteria):
                 self._changed.notify_all()
 
     def _run(self, model, inputs, streamer, settings: dict[str, Any]) -> None:
+        self._offload.check_stop = self._check_stop
+        devices = [model.device] if model.device.type == "cuda" else []
         try:
-            if self.seed is not None:
-                set_seed(self.seed)
-            model.generate(**inputs, streamer=streamer, stopping_criteria=[self], **settings)
+            with torch.random.fork_rng(devices):  # the user's own random numbers stay theirs
+                torch.manual_seed(self.seed)
+                model.generate(**inputs, streamer=streamer, stopping_criteria=[self], **settings)
+        except StoppedEarly:
+            streamer.end()
         except BaseException as error:  # raised again where the text is read
             self.error = error
-            if self._offload.closed:  # its weights went away in the midst of a forward
-                self.error = MoEColabError(CLOSED)
+            with self._offload.lock:
+                if self._offload.closed:  # its weights went away in the midst of a forward
+                    self.error = MoEColabError(CLOSED)
+                    self.error.__cause__ = error
         finally:
-            self._after, self._end = self._offload.stats(), time.perf_counter()
+            self._offload.check_stop = lambda: None
+            self._finish()
+
+    def _finish(self) -> None:
+        """Whatever happens here, the answer is done."""
+        try:
+            self._end, self._after = time.perf_counter(), self._offload.stats()
+        except Exception as error:
+            self.error = self.error or error
+        finally:
             with self._changed:
-                self._on_end(self)
-                self.done = True
-                self._changed.notify_all()
+                try:
+                    self._on_end(self)
+                finally:
+                    self.done = True
+                    self._changed.notify_all()
 
-
-class Streamer(TextStreamer):
-    """Hands every finished piece of text to `receive`; the prompt and special tokens are left
-    out."""
-
-    def __init__(self, tokenizer: Any, receive: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.receive = receive
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.receive(text)
+    def _check_stop(self) -> None:
+        """Before every layer: a long question can be left while it is still read, an answer ends
+        with a whole token."""
+        if self._stop.is_set() and not self.count and threading.current_thread() is self._thread:
+            raise StoppedEarly

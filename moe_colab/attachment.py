@@ -7,7 +7,7 @@ Knows transformers' modules from outside, and the handle's pool and ledger. Deci
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +35,7 @@ class Handle(Protocol):
     policy: str
     needs_logits: bool
     whole_layer: bool
+    check_stop: Callable[[], None]
 
 
 class Layer:
@@ -95,7 +96,6 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
             router.register_forward_hook(layer.keep_logits)
 
     def begin_forward(model, args, kwargs) -> None:
-        offload.pool.check_open()
         inputs = kwargs.get("input_ids")
         if inputs is None:
             inputs = args[0] if args else kwargs.get("inputs_embeds")
@@ -104,6 +104,7 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
         rows, length = inputs.shape[:2]
         decode = length == 1 and has_past(kwargs)
         with offload.lock:
+            offload.pool.check_open()
             offload.ledger.forward("decode" if decode else "prompt", rows * length)
 
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)

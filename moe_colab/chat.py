@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-from .answer import Answer, Turn
+from .answer import Answer
 from .errors import MoEColabError
+from .turn import Turn
 
 ANSWER_TOKENS = 512  # where neither the caller nor the model says how long an answer may be
 
@@ -29,12 +31,17 @@ class ChatSession:
         tokenizer: PreTrainedTokenizerBase | None,
         system: str | None = None,
     ):
-        if tokenizer is None:
-            raise MoEColabError("this model has no tokenizer: a chat needs one in its folder.")
-        self.model, self.tokenizer, self.system = model, tokenizer, system
+        self.model, self.system = model, system
+        self.change_tokenizer(tokenizer)
         self.turns: list[Turn] = []
         self.turn: Turn | None = None
         self.answer: Answer | None = None
+
+    def change_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """For the next question. Raises MoEColabError without one."""
+        if tokenizer is None:
+            raise MoEColabError("this model has no tokenizer: a chat needs one in its folder.")
+        self.tokenizer = tokenizer
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -47,20 +54,26 @@ class ChatSession:
 
     # ------------------------------------------------------------------ talk
     def ask(self, text: str, seed: int | None = None, **generation: Any) -> Iterator[str]:
-        """Yield the answer to `text` piece by piece; `turn` then says how it went. Keywords go to
-        `model.generate` over the model's own generation settings. A caller that stops asking stops
-        the answer. Raises MoEColabError as `start` does."""
+        """Begin to answer `text`, as `start` does, and return the answer's pieces; `turn` then says
+        how it went. A caller that stops asking stops the answer."""
         answer = self.start(text, seed, **generation)
-        try:
-            yield from answer
-        finally:
-            answer.end()
+
+        def pieces() -> Iterator[str]:
+            try:
+                yield from answer
+            finally:
+                answer.end()
+
+        return pieces()
 
     def start(self, text: str, seed: int | None = None, **generation: Any) -> Answer:
-        """Begin to answer `text` and return at once. Where the conversation no longer fits into the
-        model's context, its oldest turns are left out, whole; `Answer.left_out` says how many.
-        Raises MoEColabError while another answer is under way on this model, in this session or any
-        other, and where `text` alone does not fit."""
+        """Begin to answer `text` and return at once. Without `seed` every answer is another one;
+        `turn.seed` repeats it. Keywords go to `model.generate`, over the model's own settings.
+
+        Where the conversation no longer fits into the model's context, its oldest turns are left
+        out, whole; `Answer.left_out` says how many. Raises MoEColabError while another answer is
+        under way on this model, in this session or any other, and where `text` alone does not
+        fit."""
         return self._start(self.turns, text, seed, generation)
 
     def retry(self, seed: int | None = None, **generation: Any) -> Answer:
@@ -111,12 +124,14 @@ class ChatSession:
         """Write the conversation to `path`, as JSON or Markdown by its ending. Raises MoEColabError
         for another ending and where it cannot be written."""
         path = Path(path).expanduser()
+        if path.suffix not in (".json", ".md"):
+            raise MoEColabError(
+                f"{str(path)!r} must end with .json or .md: that says how it is written."
+            )
         if path.suffix == ".json":
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
-        elif path.suffix == ".md":
-            text = self.as_markdown()
         else:
-            raise MoEColabError(f"{path} must end with .json or .md: that says how it is written.")
+            text = self.as_markdown()
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
@@ -145,7 +160,7 @@ class ChatSession:
             self.answer = Answer(
                 self.model,
                 self.tokenizer,
-                inputs.to(self.model.device),
+                {name: tensor.to(self.model.device) for name, tensor in inputs.items()},
                 question=text,
                 seed=seed,
                 left_out=left_out,
@@ -159,17 +174,21 @@ class ChatSession:
 
     def _fit(
         self, history: list[Turn], text: str, wanted: int | None
-    ) -> tuple[int, BatchEncoding, int]:
+    ) -> tuple[int, dict[str, torch.Tensor], int]:
         """(turns left out, the encoded prompt, tokens that the answer may have): at least `wanted`
         of them, or half the context, are kept free for the answer."""
+        if wanted is not None and wanted < 1:
+            raise MoEColabError(f"an answer of at most {wanted} tokens is none: allow one or more.")
         wanted = wanted or self.model.generation_config.max_new_tokens or ANSWER_TOKENS
         context = context_tokens(self.model, self.tokenizer)
         if self.tokenizer.chat_template is None:  # a base model: it goes on with the text
             history = []
-        for left_out in range(len(history) + 1):
+        # What was left out once stays so: or every question would encode all that was ever said.
+        for left_out in range(history[-1].left_out if history else 0, len(history) + 1):
             inputs = self._encode(history[left_out:], text)
             length = inputs["input_ids"].shape[1]
             if context is None or length + min(wanted, context // 2) <= context:
+                inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
                 return left_out, inputs, min(wanted, context - length) if context else wanted
         raise MoEColabError(
             f"this message has {length:,} tokens with what the chat adds, and "

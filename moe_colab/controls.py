@@ -4,12 +4,14 @@ do nothing by themselves; widgets.py listens to them. Only what ipywidgets 7.7 h
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import ipywidgets as w
 
 from . import markup
 from .cache import POLICIES
-from .chat import ANSWER_TOKENS, ChatSession
+from .chat import ANSWER_TOKENS, ChatSession, sampling
+from .errors import MoEColabError
 
 
 class ChatControls:
@@ -35,6 +37,8 @@ class ChatControls:
         self.send = tagged(button("Send", "primary"), "moe-send")
         self.stop = button("Stop", "danger", disabled=True)
         self.retry, self.clear = button("Retry"), button("Clear")
+        for one in (self.send, self.stop, self.retry, self.clear):
+            one.add_class("moe-turn")
         self.several = w.Checkbox(description="Several lines", indent=False, layout=size("130px"))
         self.more = w.Checkbox(description="Settings", indent=False, layout=size("100px"))
         bar = row(self.send, self.stop, self.retry, self.clear, self.several, self.more)
@@ -54,7 +58,7 @@ class ChatControls:
         self.seed = field(w.Text, "Seed", placeholder="random")
         self.slots = field(
             w.BoundedIntText, "Slots", min=1, max=max(offload.experts),
-            value=offload.slots if isinstance(offload.slots, int) else min(offload.slots),
+            value=slots_shown(offload),
         )  # fmt: skip
         own = {} if offload.policy in POLICIES else {offload.policy: offload.policy_spec}
         self.policy = field(
@@ -80,6 +84,26 @@ class ChatControls:
         below = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
         self.page = tagged(w.VBox([style, self.log, *below]), "moe-chat", name)
 
+    @property
+    def box(self) -> w.Text | w.Textarea:
+        """The message box that is shown."""
+        return self.lines if self.several.value else self.line
+
+    def generation(self) -> dict[str, Any]:
+        """Keywords for the next answer. Raises MoEColabError for a seed that is none."""
+        seed = self.seed.value.strip()
+        if seed and not (seed.isdecimal() and int(seed) < 2**32):
+            raise MoEColabError(f"the seed must be empty or a whole number below 2^32, not {seed}.")
+        chosen = sampling(self.temperature.value, self.top_p.value, self.max_tokens.value)
+        return {"seed": int(seed) if seed else None, **chosen}
+
+    def refresh(self, offload) -> None:
+        """Show the slots and the policy that the model has, whoever changed them."""
+        self.slots.value = slots_shown(offload)
+        if offload.policy_spec not in (value for _, value in self.policy.options):
+            self.policy.options = [*self.policy.options, (offload.policy, offload.policy_spec)]
+        self.policy.value = offload.policy_spec
+
     def rest(self, busy: bool) -> None:
         """While an answer is under way, only Stop and what the next turn will use can be used."""
         for control in (self.send, self.retry, self.clear, self.slots, self.policy):
@@ -96,7 +120,14 @@ class ChatControls:
 
     def close(self) -> None:
         for widget in list(below(self.page)):
-            widget.close()
+            for part in (widget, widget.layout, getattr(widget, "style", None)):
+                if part is not None:
+                    part.close()
+
+
+def slots_shown(offload) -> int:
+    """One number, also where layers differ: the least."""
+    return offload.slots if isinstance(offload.slots, int) else min(offload.slots)
 
 
 def below(widget: w.Widget) -> Iterator[w.Widget]:

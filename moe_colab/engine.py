@@ -75,6 +75,7 @@ def experts_forward(
             "inference_mode()."
         )
     layer.check_input(hidden_states)
+    layer.offload.check_stop()
     with layer.lock, deferred_interrupts():
         index, tokens = layer.routing(top_k_index)
         groups = Groups.of(index, module.num_experts)

@@ -25,17 +25,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from .architecture import load_config, skeleton
-from .checkpoint import INDEX, SIDE_FILES, SINGLE
+from .checkpoint import SIDE_FILES
 from .errors import MoEColabError
 from .hardware import free_disk, human
-from .sizes import hub_access
+from .sizes import INDEX, SINGLE, hub_access, progress_bars
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
@@ -117,6 +112,8 @@ def check_disk(repo_id: str, revision: str, weights: dict[str, int]) -> None:
         if isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
     }
     download = sum(size for name, size in weights.items() if name not in here)
+    if not download:
+        return  # the packing looks itself, and knows what is packed already
     need, free = download + sum(weights.values()), free_disk(Path(constants.HF_HUB_CACHE))
     if need > free:
         raise MoEColabError(
@@ -148,18 +145,6 @@ def colab_token() -> str | None:
         return userdata.get(COLAB_SECRET) or None
     except Exception:  # not granted, not there, or no answer: three errors of Colab's own
         return None
-
-
-@contextlib.contextmanager
-def progress_bars(shown: bool) -> Iterator[None]:
-    hide = not shown and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
 
 
 @contextlib.contextmanager

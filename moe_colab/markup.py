@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from .answer import Turn
+from .turn import Turn
 
 # HTML in the text stays text; an address that runs something is no link; an image would be fetched
 # from wherever the model says.
@@ -28,12 +28,15 @@ _markdown.add_render_rule("link_open", _open_apart)
 
 def plain(text: str) -> str:
     """As it is, line breaks and spaces kept."""
-    return f'<div class="moe-text">{escape(text)}</div>'
+    return f'<div class="moe-text" dir="auto">{escape(text)}</div>'
 
 
 def markdown(text: str) -> str:
-    """CommonMark with tables."""
-    return f'<div class="moe-markdown">{_markdown.render(text)}</div>'
+    """CommonMark with tables; what would become far longer than it is (a table can) stays plain."""
+    html = _markdown.render(text)
+    if len(html) > 20 * len(text) + 2000:
+        return plain(text)
+    return f'<div class="moe-markdown" dir="auto">{html}</div>'
 
 
 def conversation(turns: Sequence[Turn]) -> str:

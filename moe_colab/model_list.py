@@ -7,6 +7,7 @@ is an estimate that says so. Knows no GPU; what fits this machine is the preflig
 from __future__ import annotations
 
 import glob
+import json
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from .card import card, table
 from .errors import MoEColabError
 from .hardware import VRAM_RESERVE, human
 from .places import cache_folder, shipped_model, store_name
-from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, no_progress_bars
+from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars
 
 SHIPPED = "shipped"  # what a form field says for load()'s None
 CATALOGUE = {
@@ -188,7 +189,7 @@ def models(*more: str, timeout: float = 10.0, refresh: bool = False) -> ModelLis
         for number in range(len(sources))
     ]
     end = time.monotonic() + timeout
-    with no_progress_bars():
+    with progress_bars(False):
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -207,6 +208,18 @@ def describe(source: str | None, problem: str = "", **facts) -> ModelInfo:
     return ModelInfo(source, title, note, problem=problem, **facts)
 
 
+def is_packed(name: str) -> bool:
+    """True if a finished store in the cache folder says that it was made of a checkpoint of this
+    name. (Whether the checkpoint has changed since is seen when it is loaded.)"""
+    for manifest in cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"):
+        try:
+            if json.loads(manifest.read_text(encoding="utf-8"))["source"]["id"] == name:
+                return True
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: packed again when it is loaded
+    return False
+
+
 def info(source: str | None, refresh: bool) -> ModelInfo:
     """The row of one model. Whatever goes wrong is told in it: one bad row must not cost the
     others."""
@@ -216,7 +229,7 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
             name = folder.resolve().name
         else:
             folder, name = downloaded(source), source
-        packed = any(cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"))
+        packed = is_packed(name)
         if folder is not None:
             return describe(source, sizes=folder_sizes(folder), here=True, packed=packed)
         key = (os.environ.get("HF_ENDPOINT"), source)

@@ -158,7 +158,8 @@ def unmet(requirement, by: str) -> list[str]:
         return []
     return [
         f"{requirement.name} {version} is here, and {by} asks for {requirement.specifier}: it was "
-        "left as it is, so look there first if something fails"
+        f'left as it is; if something fails, run `%pip install "{requirement.name}'
+        f'{requirement.specifier}"` and restart the session'
     ]
 
 
@@ -194,11 +195,20 @@ def pip_install(missing: list) -> None:
     absent = [r.name for r in missing if not is_here(r.name)]
     if done.returncode != 0 or absent:
         lines = (done.stderr.strip() or "no reason given").splitlines()
-        said = next((line for line in lines if line.startswith("ERROR: ")), lines[-1])
+        said = next((line for line in lines if line.lower().startswith("error: ")), lines[-1])
         raise MoEColabError(
-            f"pip could not install {', '.join(absent) or names} ({said.removeprefix('ERROR: ')}): "
-            f"{NO_NETWORK[environment()]}, or install it yourself, then run this cell again."
+            f"pip could not install {', '.join(absent) or names} ({said[:200]}): "
+            f"{advice(done.stderr)}, or install it yourself, then run this cell again."
         )
+
+
+def advice(said: str) -> str:
+    """What to do about pip's words."""
+    if "externally-managed-environment" in said:
+        return "this Python belongs to the system: start the notebook from a virtual environment"
+    if "No module named pip" in said:
+        return f"run `{sys.executable} -m ensurepip`"
+    return NO_NETWORK[environment()]
 
 
 def parse(line: str):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -50,6 +50,7 @@ class Offload:
         self.model_type = model.config.get_text_config().model_type
         self.lock = threading.RLock()
         self.answering = threading.Lock()  # held by the one conversation that generates now
+        self.check_stop: Callable[[], None] = lambda: None  # asked before every layer; may raise
         self.entries, self.store = store.manifest.layers, store.folder
         self.experts = [entry.experts for entry in self.entries]
         settings = settings.checked(self.experts)
@@ -121,6 +122,10 @@ class Offload:
         with self.lock:
             self.pool.link.settle()
             return self.ledger.stats()
+
+    def peek(self) -> Stats:
+        """`stats()` without waiting for the layer that is at work: what it moves may be missing."""
+        return self.ledger.stats()
 
     def reset_stats(self) -> None:
         with self.lock:

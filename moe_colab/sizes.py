@@ -170,9 +170,9 @@ def hub_sizes(repo_id: str) -> Sizes:
 
 
 @contextlib.contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """The hub's bars, hidden: these files are small."""
-    hide = not are_progress_bars_disabled()
+def progress_bars(shown: bool) -> Iterator[None]:
+    """The hub's bars."""
+    hide = not shown and not are_progress_bars_disabled()
     if hide:
         disable_progress_bars()
     try:

@@ -20,12 +20,15 @@ from IPython.display import HTML, display
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from . import markup
-from .answer import Answer, Turn
-from .chat import ChatSession, sampling
-from .controls import ChatControls
+from .answer import Answer
+from .chat import ChatSession
+from .controls import ChatControls, slots_shown
 from .errors import MoEColabError
+from .pool import CLOSED
+from .turn import Turn
 
 SECONDS_BETWEEN_FLUSHES = 0.125
+REPLACED = "this chat was replaced by a newer one of the same model: use that one."
 _numbers = itertools.count(1)
 _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
     weakref.WeakKeyDictionary()
@@ -66,6 +69,8 @@ class ChatWidget:
         system: str | None = None,
     ):
         before = _shown.get(model, lambda: None)()
+        if before:
+            before.session.change_tokenizer(tokenizer)
         self.session = before.session if before else ChatSession(model, tokenizer)
         if system is not None:
             self.session.system = system
@@ -77,12 +82,12 @@ class ChatWidget:
         self.error: Exception | None = None
         self._following: Answer | None = None
         self._flushed = 0.0  # when
-        self._entered = False  # Enter was pressed, and its text has not come yet
         self._task: asyncio.Task | None = None  # or it would be collected
         self._page_asks = False  # in Colab, from its first request on
+        self._closed = False
         self._listen()
         self._show(self.session.turns)
-        self.say("ready")
+        self._say_ready()
         if self.session.busy:
             self._follow(self.session.answer)
 
@@ -90,19 +95,22 @@ class ChatWidget:
     @told
     def send(self, text: str | None = None) -> None:
         """Ask `text`, or what is written in the box."""
-        one, many = self.controls.line, self.controls.lines
-        question = (text or (many if self.controls.several.value else one).value).strip()
+        box = self.controls.box
+        question = (box.value if text is None else text).strip()
+        if self._closed:
+            raise MoEColabError(REPLACED)
         if not question:
             raise MoEColabError("write a message first.")
         if self.session.busy:
             raise MoEColabError("an answer is under way: your message was not sent, it waits here.")
-        self._follow(self.session.start(question, self._seed(), **self._generation()))
-        one.value = many.value = ""
+        self._follow(self.session.start(question, **self._settings()))
+        if text is None:
+            box.value = ""
 
     @told
     def retry(self) -> None:
         """Ask the latest question again, in place of its answer."""
-        answer = self.session.retry(self._seed(), **self._generation())
+        answer = self.session.retry(**self._settings())
         self._show(self.session.turns[:-1])
         self._follow(answer)
 
@@ -110,7 +118,8 @@ class ChatWidget:
     def stop(self) -> None:
         if self.session.busy:
             self.session.stop()
-            self.say("stopping after this token")
+            reading = not self._following or not self._following.count
+            self.say("stopping" if reading else "stopping after this token")
 
     @told
     def clear(self) -> None:
@@ -143,10 +152,13 @@ class ChatWidget:
 
     def close(self) -> None:
         """Take the widget off the page; the conversation stays with the model."""
-        self._following = None
+        self._following, self._closed = None, True
         self.controls.close()
 
     def _ipython_display_(self) -> None:
+        if self._closed:
+            display(HTML(REPLACED))
+            return
         display(self.controls.page)
         script = markup.asset("chat.js").replace("$NAME", self.name)
         display(HTML(f"<script>{script.replace('$FLUSH', self._colab_callback())}</script>"))
@@ -160,10 +172,10 @@ class ChatWidget:
         self.controls.live.value = markup.under_way(answer.turn())
         self.say("; ".join(filter(None, ["answering", markup.left_out_note(answer.left_out)])))
         with contextlib.suppress(RuntimeError):  # plain Python: no loop runs, the caller flushes
-            self._task = asyncio.get_running_loop().create_task(self._drain())
+            self._task = asyncio.get_running_loop().create_task(self._drain(answer))
 
-    async def _drain(self) -> None:
-        while self._following is not None and not self._page_asks:
+    async def _drain(self, answer: Answer) -> None:
+        while self._following is answer and not self._page_asks:
             self.flush()
             await asyncio.sleep(SECONDS_BETWEEN_FLUSHES)
 
@@ -178,31 +190,34 @@ class ChatWidget:
         self.controls.live.value = self.controls.numbers.value = ""
         self._show(self.session.turns)
         self.controls.rest(False)
+        self.controls.refresh(self.session.model.offload)
         if answer.error is not None:
-            if not self.controls.line.value:
-                self.controls.line.value = answer.question
+            self.controls.box.value = self.controls.box.value or answer.question
             raise answer.error
-        self.say("stopped" if answer.turn().stopped else "ready")
+        self._say_ready("stopped" if answer.turn().stopped else "ready")
+
+    def _say_ready(self, text: str = "ready") -> None:
+        if self.session.model.offload.closed:
+            self.say(CLOSED, bad=True)
+        elif self.session.tokenizer.chat_template is None:
+            self.say(
+                f"{text}; a base model without a chat template: it goes on with each message "
+                "alone, and hears no system prompt"
+            )
+        else:
+            self.say(text)
+
+    def _settings(self) -> dict[str, Any]:
+        self.session.system = self.controls.system.value.strip() or None
+        return self.controls.generation()
 
     def _show(self, turns: list[Turn]) -> None:
         self.controls.history.value = markup.conversation(turns)
 
-    # ------------------------------------------------------------------ the controls' values
-    def _seed(self) -> int | None:
-        text = self.controls.seed.value.strip()
-        if text and not (text.isdecimal() and int(text) < 2**32):
-            raise MoEColabError(f"the seed must be empty or a whole number below 2^32, not {text}.")
-        return int(text) if text else None
-
-    def _generation(self) -> dict[str, Any]:
-        chosen = self.controls
-        self.session.system = chosen.system.value.strip() or None
-        return sampling(chosen.temperature.value, chosen.top_p.value, chosen.max_tokens.value)
-
+    # ------------------------------------------------------------------ what is listened to
     def _listen(self) -> None:
         parts = self.controls
-        parts.line.on_submit(self._enter)  # ipywidgets 8 has it still
-        parts.line.observe(self._after_enter, "value")
+        parts.line.on_submit(lambda _: self.send())  # ipywidgets 8 has it still
         parts.send.on_click(lambda _: self.send())
         parts.stop.on_click(lambda _: self.stop())
         parts.retry.on_click(lambda _: self.retry())
@@ -214,34 +229,26 @@ class ChatWidget:
         parts.several.observe(self._change_several, "value")
         parts.more.observe(self._change_more, "value")
 
-    def _enter(self, _) -> None:
-        """The key was pressed. Without our script its text comes after it."""
-        self._entered = not self.controls.line.value
-        if not self._entered:
-            self.send()
-
-    def _after_enter(self, change) -> None:
-        if self._entered and change["new"]:
-            self._entered = False
-            self.send()
-
     @told
     def _change_slots(self, change) -> None:
         offload = self.session.model.offload
-        if change["new"] == offload.slots:
+        if change["new"] == slots_shown(offload):
             return
         try:
             offload.slots = change["new"]
-        except MoEColabError:
-            if isinstance(offload.slots, int):
-                self.controls.slots.value = offload.slots
-            raise
+        finally:
+            self.controls.refresh(offload)
         self.say(f"{offload.slots} slots a layer from now on; new slots start empty")
 
     @told
     def _change_policy(self, change) -> None:
         offload = self.session.model.offload
-        offload.policy = change["new"]
+        if change["new"] == offload.policy_spec:
+            return
+        try:
+            offload.policy = change["new"]
+        finally:
+            self.controls.refresh(offload)
         self.say(f"policy {offload.policy} from now on")
 
     def _change_several(self, change) -> None:
@@ -260,5 +267,11 @@ class ChatWidget:
             from google.colab import output
         except ImportError:
             return ""
-        output.register_callback(f"moe_colab.{self.name}", self._flush_for_page)
+        alive = weakref.WeakMethod(self._flush_for_page)  # Colab keeps what it is given for good
+
+        def flush() -> None:
+            if (method := alive()) is not None:
+                method()
+
+        output.register_callback(f"moe_colab.{self.name}", flush)
         return f"moe_colab.{self.name}"

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 before = [(p.metadata["Name"], p.version) for p in importlib.metadata.distributions()]
-if importlib.util.find_spec("moe_colab") is None:
-    if os.path.exists("../moe_colab/__init__.py"):  # a checkout: the package lies one folder up
-        sys.path.insert(0, os.path.abspath(".."))
+found = importlib.util.find_spec("moe_colab")
+if found is None or found.origin is None:  # a mere folder of that name has no origin
+    for place in ("..", "moe_colab"):  # a checkout around this notebook, or beside it
+        if os.path.exists(f"{place}/moe_colab/__init__.py"):
+            sys.path.insert(0, os.path.abspath(place))
+            break
     else:
         home = "git+REPOSITORY@BRANCH"
         source = os.environ.get("MOE_COLAB_SOURCE", home)
@@ -17,7 +20,9 @@ if importlib.util.find_spec("moe_colab") is None:
         done = subprocess.run(pip, env=env, capture_output=True, text=True)
         if done.returncode:
             print(done.stderr)
-            raise RuntimeError(f"{source} cannot be installed: is the internet switched on?")
+            raise RuntimeError(
+                f"{source} was not installed, see above: is the internet switched on?"
+            )
         importlib.invalidate_caches()
 
 # Installs only what is missing, and shows what fits this machine.

@@ -4,6 +4,8 @@ in a browser for those that ask for it."""
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import browser
@@ -27,6 +29,25 @@ def cache_folder(tmp_path_factory):
         del os.environ["MOE_COLAB_CACHE"]
     else:
         os.environ["MOE_COLAB_CACHE"] = before
+
+
+def copy_working_tree(folder: Path) -> Path:
+    """The project's files as they are now, committed or not."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def commit_working_tree(folder: Path) -> Path:
+    """The same in a git repository of its own."""
+    git = ["git", "-C", str(copy_working_tree(folder)), "-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
 
 
 @pytest.fixture(

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 from browser import STACKS
-from conftest import ROOT, TINY_MOE
+from conftest import ROOT, TINY_MOE, commit_working_tree
 from fake_hub import FakeHub
 
 NOTEBOOK = ROOT / "notebooks" / "01_chat.ipynb"
@@ -73,7 +73,7 @@ class Box:
         self.env = {
             "IPYTHONDIR": str(folder / "ipython"),
             "COLAB_RELEASE_TAG": "a-test",
-            "MOE_COLAB_SOURCE": f"git+file://{make_repository(folder / 'repository')}",
+            "MOE_COLAB_SOURCE": f"git+file://{commit_working_tree(folder / 'repository')}",
             "MOE_COLAB_CACHE": str(folder / "stores"),
             "HF_HOME": str(folder / "hub"),
             "HF_HUB_OFFLINE": "0",
@@ -123,20 +123,6 @@ def make_wheel(name: str, folder: Path) -> None:
     with zipfile.ZipFile(wheel, "w") as archive:
         for file in files:
             archive.write(pinned_site() / file, file)
-
-
-def make_repository(folder: Path) -> Path:
-    """The working tree as a commit of its own."""
-    listed = ["git", "ls-files", "-co", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
-    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@t"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *command], check=True)
-    return folder
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from families import reference
 import moe_colab as mc
 from moe_colab.chat import sampling
 from moe_colab.homes import DiskHome
+from moe_colab.streamer import Streamer
 
 
 @pytest.fixture
@@ -333,3 +334,102 @@ def test_closing_in_the_midst_of_an_answer_ends_it_in_words(chat):
     with pytest.raises(mc.MoEColabError, match="was closed"):
         list(answer)
     assert chat.turns == []
+
+
+# ---------------------------------------------------------------------- beside the layer at work
+def test_slots_and_policy_can_change_in_the_midst_of_an_answer(chat):
+    list(chat.ask(QUESTION, seed=1, min_new_tokens=80, max_new_tokens=80))
+    alone = chat.turn.text
+    chat.reset()
+    answer = chat.start(QUESTION, seed=1, min_new_tokens=80, max_new_tokens=80)
+    changes = 0
+    while not answer.done:
+        chat.model.offload.slots = 2 + changes % 5
+        chat.model.offload.policy = ("lru", "none", "random")[changes % 3]
+        changes += 1
+    assert answer.error is None and changes > 2
+    assert chat.turn.text == alone
+
+
+def test_looking_at_an_answer_does_not_wait_for_the_layer_at_work(chat):
+    answer = chat.start(QUESTION, min_new_tokens=40, max_new_tokens=40)
+    while answer.count < 2:
+        time.sleep(0.002)
+    seen = []
+    with chat.model.offload.lock:  # as a layer holds it
+        looker = threading.Thread(target=lambda: seen.append(answer.turn()))
+        looker.start()
+        looker.join(5)
+        assert seen and seen[0].tokens >= 2
+    answer.end()
+
+
+def test_stop_is_heard_while_the_question_is_read(chat, monkeypatch):
+    fill = DiskHome.fill
+
+    def slow(self, buffer):
+        time.sleep(0.05)
+        yield from fill(self, buffer)
+
+    monkeypatch.setattr(DiskHome, "fill", slow)
+    answer = chat.start("Tell me a long story about a fox and a river. " * 8)
+    while not chat.model.offload.peek().loads:
+        time.sleep(0.002)
+    answer.stop()
+    answer.end()
+    assert answer.error is None and chat.turn.stopped and chat.turn.tokens == 0
+    assert chat.model.offload.stats().loads <= 2 * 8  # of the 64 that the question needs
+    monkeypatch.undo()
+    list(chat.ask("Hi", max_new_tokens=2))
+    assert chat.turn.tokens == 2
+
+
+def test_answers_without_a_seed_differ_and_can_be_repeated_all_the_same(chat):
+    torch.manual_seed(5)
+    mine = torch.get_rng_state()
+    texts = []
+    for _ in range(4):
+        list(chat.ask("Tell me a story.", seed=None, temperature=1.5, do_sample=True))
+        texts.append(chat.turn.text)
+        chat.reset()
+    assert torch.equal(torch.get_rng_state(), mine)  # the user's own random numbers
+    assert len(set(texts)) == 4
+    last = chat.answer.turn()
+    list(chat.ask("Tell me a story.", seed=last.seed, temperature=1.5, do_sample=True))
+    assert chat.turn.text == last.text
+
+
+def test_a_tokenizer_that_marks_segments_can_chat(chat, monkeypatch):
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    monkeypatch.setattr(chat.tokenizer, "model_input_names", names)
+    list(chat.ask("Hi", max_new_tokens=2))
+    assert chat.turn.tokens == 2
+
+
+def test_a_long_conversation_is_not_encoded_over_and_over(chat, monkeypatch):
+    monkeypatch.setattr(chat.tokenizer, "model_max_length", 120)
+    encode, calls = chat.tokenizer.apply_chat_template, []
+    monkeypatch.setattr(
+        chat.tokenizer, "apply_chat_template", lambda *a, **k: calls.append(1) or encode(*a, **k)
+    )
+    for _ in range(12):
+        list(chat.ask("tell me more", max_new_tokens=10, seed=1))
+    assert chat.turn.left_out > 4
+    assert len(calls) <= 2 * 12 + 2
+
+
+@pytest.mark.parametrize(
+    "text", ["これは水を飲む猫です", "ไม่มีวรรคในภาษาไทย", "a👩‍👩‍👧b 🇫🇷", "x\n\n y"]
+)
+def test_every_whole_character_is_shown_at_once(chat, text):
+    pieces = []
+    streamer = Streamer(chat.tokenizer, pieces.append)
+    streamer.put(torch.tensor([1, 2, 3]))  # the prompt
+    ids = chat.tokenizer(text).input_ids
+    for number, token in enumerate(ids, 1):
+        streamer.put(torch.tensor([token]))
+        whole = chat.tokenizer.decode(ids[:number]).rstrip("\N{REPLACEMENT CHARACTER}")
+        assert len("".join(pieces)) >= len(whole) - 1
+    streamer.end()
+    assert "".join(pieces) == chat.tokenizer.decode(ids) == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces[:-1])

@@ -151,6 +151,18 @@ def test_what_is_downloaded_or_packed_needs_no_hub(hub, tmp_path):
     assert granite.here and not granite.packed and granite.disk_bytes == granite.sizes.store()
 
 
+def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path))
+    store = tmp_path / "org--model-Instruct-0123456789ab"
+    store.mkdir()
+    manifest = store / "moe_colab.json"
+    manifest.write_text(json.dumps({"source": {"id": "org/model-Instruct"}}))
+    assert model_list.is_packed("org/model-Instruct")
+    assert not model_list.is_packed("org/model")
+    manifest.write_text("half a manif")
+    assert not model_list.is_packed("org/model-Instruct")
+
+
 def test_rows_of_ones_own(hub, sharded):
     hub.gated.add("someone/gated")
     hub.models |= {"someone/gated": sharded, "someone/mine": sharded}

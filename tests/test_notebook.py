@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_MOE
+from conftest import ROOT, TINY_MOE, commit_working_tree
 
 from moe_colab import MoEColabError, hardware, notebook, placement
 from moe_colab import machine as room
@@ -178,17 +178,7 @@ def test_torch_is_never_chosen_for_a_local_machine(session):
 
 def test_the_cell_installs_the_package_from_where_it_is_told_to(session, tmp_path):
     """From a git repository, as on Colab; the card appears, and the small model came along."""
-    repository = tmp_path / "repository"
-    listed = ["git", "ls-files", "-co", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in names.splitlines():
-        if name.startswith(("moe_colab/", "assets/")) or "/" not in name:
-            (repository / name).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / name).exists():
-                shutil.copy(ROOT / name, repository / name)
-    git = ["git", "-C", str(repository), "-c", "user.name=t", "-c", "user.email=t@t"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
-        subprocess.run([*git, *command], check=True)
+    repository = commit_working_tree(tmp_path / "repository")
     for line in notebook.requirements():  # where a test environment has not all of them
         name = re.match(r"[\w-]+", line)[0]
         if not notebook.is_here(name):
@@ -206,10 +196,33 @@ def test_the_cell_installs_the_package_from_where_it_is_told_to(session, tmp_pat
 
 def test_a_package_that_cannot_be_installed_is_one_sentence(session):
     said = session.run(MOE_COLAB_SOURCE="git+file:///nowhere")
-    assert said.startswith("RuntimeError: git+file:///nowhere cannot be installed")
+    assert said.startswith("RuntimeError: git+file:///nowhere was not installed")
 
 
 # ---------------------------------------------------------------------- the report
+def test_a_mere_folder_of_that_name_is_no_package(session):
+    """As after cloning the project into the notebook's folder."""
+    session.checkout("torch")
+    session.work = session.folder / "content"
+    session.work.mkdir()
+    (session.folder / "checkout").rename(session.work / "moe_colab")
+    said = session.run("print(importlib.import_module('moe_colab').__file__)")
+    assert said.endswith("content/moe_colab/moe_colab/__init__.py\n")
+    assert not session.packages()
+
+
+@pytest.mark.parametrize(
+    "said, advice",
+    [
+        ("error: externally-managed-environment\n× This environment", "virtual environment"),
+        ("/usr/bin/python: No module named pip", "-m ensurepip"),
+        ("ERROR: Could not find a version", "connected"),
+    ],
+)
+def test_what_to_do_follows_from_what_pip_said(said, advice):
+    assert advice in notebook.advice(said)
+
+
 def test_what_moved_is_named(monkeypatch):
     monkeypatch.setattr(notebook, "environment", lambda: "colab")
     before = {"numpy": "2.1", "torch": "2.11", "old": "1", "same": "3"}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
@@ -57,8 +57,8 @@ ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
     homes links virtual_links cache settings pool store lowbit recipe slots
     cuda placement families engine attachment offload dense architecture checkpoint
-    hqq_scales packing devices hub loading quantization answer chat markup controls widgets
-    quality terminal bench __main__
+    hqq_scales packing devices hub loading quantization turn streamer answer chat markup controls
+    widgets quality terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 
@@ -107,18 +107,7 @@ def test_the_readmes_map_names_every_room():
 
 def test_an_installed_package_brings_the_small_model(tmp_path):
     """A wheel's content, used in an empty folder: the checkout is nowhere near."""
-    files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    for name in files:
-        target = tmp_path / "source" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, target)
+    copy_working_tree(tmp_path / "source")
     subprocess.run(
         [
             *(

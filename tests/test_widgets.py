@@ -8,6 +8,7 @@ import json
 import sys
 import time
 import types
+import warnings
 import weakref
 
 import pytest
@@ -288,7 +289,7 @@ def test_nothing_that_was_said_is_run(text, render):
     seen = Seen()
     seen.feed(render(text))
     assert seen.tags <= {"div", "p", "a", "code", "pre", "br"}
-    assert {name for name, _ in seen.attributes} <= {"class", "href", "target", "rel"}
+    assert {name for name, _ in seen.attributes} <= {"class", "dir", "href", "target", "rel"}
     addresses = [value for name, value in seen.attributes if name == "href"]
     assert all(value.startswith(("http://", "https://")) for value in addresses)
 
@@ -297,3 +298,69 @@ def test_markdown_is_shown_as_such():
     html = markup.markdown("**bold** `code`\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n[x](https://a.b)")
     for piece in ("<strong>bold</strong>", "<code>code</code>", "<td>1</td>", 'rel="noopener'):
         assert piece in html
+
+
+def test_enter_in_an_empty_box_sends_nothing_later(chat):
+    line = chat.controls.line
+    line._submission_callbacks(line)
+    assert "write a message first" in status(chat)
+    line.value = "half a thou"
+    assert not chat.session.busy and chat.session.turns == []
+
+
+def test_the_controls_show_what_others_have_changed(chat):
+    chat.session.model.offload.slots = 6
+    chat.session.model.offload.policy = "fifo"
+    chat.send("Hi")
+    finish(chat)
+    assert (chat.controls.slots.value, chat.controls.policy.value) == (6, "fifo")
+    chat.controls.slots.value = 4
+    assert chat.session.model.offload.slots == 4
+
+
+def test_text_that_is_sent_by_a_call_leaves_the_draft(chat):
+    chat.controls.line.value = "a draft"
+    chat.send("Hi")
+    assert chat.controls.line.value == "a draft"
+    finish(chat)
+
+
+def test_a_chat_that_was_replaced_says_so(chat, monkeypatch):
+    mc.ChatWidget(chat.session.model, chat.session.tokenizer)
+    shown = []
+    monkeypatch.setattr(widgets, "display", shown.append)
+    chat._ipython_display_()
+    assert "replaced by a newer one" in shown[0].data
+    chat.send("Hi")
+    assert not chat.session.busy
+    with pytest.raises(mc.MoEColabError, match="no tokenizer"):
+        mc.ChatWidget(chat.session.model, None)
+
+
+def test_closed_chats_leave_no_widgets_behind(chat):
+    from ipywidgets import Widget
+
+    def alive() -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # 8 has it still
+            return len(Widget.widgets)
+
+    mc.ChatWidget(chat.session.model, chat.session.tokenizer)
+    before = alive()
+    for _ in range(5):
+        mc.ChatWidget(chat.session.model, chat.session.tokenizer)
+    assert alive() == before
+
+
+def test_a_base_model_is_called_one(chat, monkeypatch):
+    monkeypatch.setattr(chat.session.tokenizer, "chat_template", None)
+    chat.send("The weather in")
+    finish(chat)
+    assert "base model" in status(chat)
+
+
+def test_a_table_that_would_explode_stays_plain():
+    rows = "|".join("a" * 40)
+    table = f"|{rows}|\n|{'-|' * 40}\n" + "|x\n" * 300
+    assert len(markup.markdown(table)) < 30 * len(table)
+    assert "<table" not in markup.markdown(table)

@@ -1,0 +1,45 @@
+"""Text out of `model.generate`, piece by piece. Knows a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+
+class Streamer(BaseStreamer):
+    """Hands text to `receive` as soon as it is certain; the prompt and special tokens are left out.
+
+    Every token is shown at once, whether or not a space ends it: some languages have none. Only
+    what is not yet a whole character waits. Tokens are decoded together with those before them,
+    because how a piece begins (with a space or without) depends on these.
+    """
+
+    def __init__(self, tokenizer: Any, receive: Callable[[str], None]):
+        self.tokenizer, self.receive = tokenizer, receive
+        self.ids: list[int] | None = None  # None: the prompt comes first
+        self.before = self.shown = 0  # ids[before:shown] are shown, and are the context of the next
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.ids is None:
+            self.ids = []
+            return
+        self.ids += value.flatten().tolist()
+        self._show(hold=True)
+
+    def end(self) -> None:
+        if self.ids:
+            self._show(hold=False)
+
+    def _show(self, hold: bool) -> None:
+        context = self._text(self.before, self.shown)
+        text = self._text(self.before, len(self.ids))
+        if hold and (len(text) <= len(context) or text.endswith("\N{REPLACEMENT CHARACTER}")):
+            return
+        self.before, self.shown = self.shown, len(self.ids)
+        self.receive(text[len(context) :])
+
+    def _text(self, begin: int, end: int) -> str:
+        return self.tokenizer.decode(self.ids[begin:end], skip_special_tokens=True)
