@@ -6,6 +6,7 @@ the style along; colour is never the only sign.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -97,4 +98,5 @@ def mark(good: bool | None) -> str:
 
 def _cell(cell: Cell) -> str:
     content, columns = (cell, 1) if isinstance(cell, str) else cell
+    content = re.sub(r"(\d) ([kMG]?B)\b", r"\1&nbsp;\2", content)  # a number keeps its unit
     return f'<td colspan="{columns}">{content}</td>' if columns > 1 else f"<td>{content}</td>"

@@ -90,12 +90,14 @@ class Preflight:
         usual = sizes.experts_per_layer // 2  # what "auto" takes on a CPU
         if not self.on_gpu and slots < usual:
             return Verdict(True, slots, f"with slots={slots} or fewer: {human(free)} are free")
-        return Verdict(
-            True, slots, self.homes(model) if self.on_gpu else "slots in RAM, experts on disk"
-        )
+        if not self.on_gpu:
+            return Verdict(True, slots, "slots in RAM, experts on disk")
+        return Verdict(True, slots, self.homes(model, slots))
 
-    def homes(self, model: ModelInfo) -> str:
+    def homes(self, model: ModelInfo, slots: int) -> str:
         """Where the experts wait that are in no slot of the GPU."""
+        if slots >= model.sizes.experts_per_layer:
+            return "every expert has a slot on the GPU"
         share = max(0, self.ram_free - RAM_RESERVE) / model.sizes.experts
         if share >= 1:
             return "every expert waits in RAM"

@@ -239,7 +239,7 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
             _known[key] = hub_sizes(source)
         return describe(source, sizes=_known[key], packed=packed)
     except GatedRepoError:
-        problem = "gated: accept its terms on the hub and log in with `hf auth login`"
+        problem = "gated: accept its terms on the hub and log in with hf auth login"
     except (RepositoryNotFoundError, HFValidationError):
         problem = "no such folder, and no such model on the hub that you may see"
     except NotASafetensorsRepoError:

@@ -65,7 +65,10 @@ class Offload:
         else:
             self._slots = settings.slots
         placement.check_room(self.entries, self._slots, self._resident, device)
-        self.homes = placement.make_homes(store.homes, settings.ram, device, self._resident)
+        ram = settings.ram
+        if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
+            ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
+        self.homes = placement.make_homes(store.homes, ram, device, self._resident)
         self.ledger = Ledger(len(self.entries))
         attach(model, self)
         self.pool = self._make_pool(self._slots)

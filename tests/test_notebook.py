@@ -362,8 +362,13 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "fits", "why"),
     [
-        ({}, True, "of the experts wait in RAM"),
-        ({"ram_free": 20 * GIB}, True, "every expert waits in RAM"),
+        ({}, True, "every expert has a slot on the GPU"),
+        ({"gpu": Gpu("x", 8 * GIB, 8 * GIB)}, True, "of the experts wait in RAM"),
+        (
+            {"gpu": Gpu("x", 8 * GIB, 8 * GIB), "ram_free": 20 * GIB},
+            True,
+            "every expert waits in RAM",
+        ),
         ({"disk_free": 27_599_999_999}, False, "27.6 GB of disk"),
         ({"gpu": Gpu("small", 2 * GIB, 2 * GIB)}, False, "GPU memory"),
         ({"gpu": None}, True, "slots=54 or fewer"),
