@@ -7,6 +7,7 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -17,11 +18,12 @@ from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
 from .hqq_scales import choose
+from .lowbit import dequantize
 from .lowbit import quantize as quantize_matrix
 from .places import cache_folder, store_name
 from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
 from .store import BlobLayout, Manifest, Matrix, Store, StoreWriter
-from .store.manifest import NAME, align
+from .store.manifest import NAME, REPORT, align
 from .store.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
@@ -79,11 +81,13 @@ def pack(
     progress: bool = True,
     recipe: Recipe | None = None,
     device: torch.device | None = None,
+    may_clear: bool = True,
 ) -> Manifest:
     """Write `folder` as a store of the checkpoint that computes in `dtype`, its experts kept in it
     or in fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of
-    the same checkpoint with the same recipe was stopped. Raises MoEColabError where the disk is too
-    small or the recipe does not fit, before writing."""
+    the same checkpoint with the same recipe was stopped; what another one has left there is cleared
+    if it `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit,
+    before writing."""
     recipe = recipe or Recipe()
     source = {
         "id": checkpoint.name,
@@ -97,10 +101,10 @@ def pack(
         )
     ]
     _check_disk(checkpoint, folder, layouts)
-    if recipe != Recipe():  # other options must not clear what hours of work have left
+    if recipe != Recipe():
         source["recipe"] = recipe.as_dict()
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
-    writer = StoreWriter(folder, identity, may_clear="recipe" not in source)
+    writer = StoreWriter(folder, identity, may_clear)
     try:
         jobs = []
         for (module, experts), layout in zip(checkpoint.layers, layouts, strict=True):
@@ -110,9 +114,10 @@ def pack(
             jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
         ):
             if not writer.has_expert(layer, expert):
-                tensors = checkpoint.expert(layer, expert)
+                tensors, errors = checkpoint.expert(layer, expert), {}
                 check_numbers(tensors, layouts[layer], f"expert {expert} in layer {layer}")
-                writer.write_expert(layer, expert, make_blob(tensors, layouts[layer], device))
+                blob = make_blob(tensors, layouts[layer], device, errors)
+                writer.write_expert(layer, expert, blob, **({"errors": errors} if errors else {}))
         if not writer.has_file(DENSE):
             writer.write_file(DENSE, _dense_parts(checkpoint))
         side = checkpoint.side_files()
@@ -120,19 +125,37 @@ def pack(
             if not writer.has_file(path.name):
                 writer.write_file(path.name, [path.read_bytes()])
         names = [path.name for path in side]
+        if "recipe" in source:
+            report = {
+                "recipe": source["recipe"],
+                "relative_errors": [
+                    [writer.remark(layer, expert, "errors", {}) for expert in range(entry.experts)]
+                    for layer, entry in enumerate(writer.layers)
+                ],
+            }
+            writer.write_file(REPORT, [json.dumps(report, indent=1).encode()])
+            names.append(REPORT)
         return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
     finally:
         writer.close()
 
 
 def make_blob(
-    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None = None
+    tensors: dict[str, torch.Tensor],
+    layout: BlobLayout,
+    device: torch.device | None = None,
+    errors: dict[str, float] | None = None,
 ) -> memoryview:
-    """One expert's matrices laid out as its layer's layout says, zeros between."""
+    """One expert's matrices laid out as its layer's layout says, zeros between. `errors` is given
+    what quantizing has cost: by matrix, the norm of the difference over that of the weights."""
     blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
     for matrix in layout.matrices:
         weight = tensors[matrix.name]
-        parts = {"weight": weight} if matrix.packing == PLAIN else low_bits(weight, matrix, device)
+        parts = {"weight": weight}
+        if matrix.packing != PLAIN:
+            parts, error = low_bits(weight, matrix, device)
+            if errors is not None:
+                errors[matrix.name] = error
         for field in matrix.fields:
             raw = blob[field.offset : field.offset + field.nbytes]
             raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
@@ -151,11 +174,14 @@ def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: s
 
 def low_bits(
     weight: torch.Tensor, matrix: Matrix, device: torch.device | None
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], float]:
+    """(fields, relative error)."""
     if matrix.packing == LOWBIT_TRANSPOSED:
         weight = weight.T
     weight, form = weight.to(device).float().contiguous(), format_of(matrix)
-    return quantize_matrix(weight, form, *choose(weight, form))
+    fields = quantize_matrix(weight, form, *choose(weight, form))
+    lost = dequantize(fields, form, tuple(weight.shape), torch.float32).sub_(weight).norm()
+    return fields, (lost / weight.norm().clamp(min=1e-30)).item()
 
 
 def _dense_parts(checkpoint: Checkpoint):

@@ -55,5 +55,5 @@ def quantize(
         raise MoEColabError(
             f"{folder} is a finished store already: load it, or choose another folder."
         )
-    pack(checkpoint, folder, usable, progress, recipe, target)
+    pack(checkpoint, folder, usable, progress, recipe, target, may_clear=False)
     return summarize(folder)

@@ -330,7 +330,7 @@ def test_the_cards_numbers_are_the_machines(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "total_memory", lambda: 8_000_000_000)
     monkeypatch.setattr(room, "free_disk", lambda folder: 30_000_000_000)
     card = room.preflight()
-    for shown in (card.text(), card._repr_html_()):
+    for shown in (card.text(), card._repr_html_().replace("&nbsp;", " ")):
         for fact in (
             "Tesla T4",
             "15.8 GB free of 16.1 GB",
@@ -384,7 +384,7 @@ def test_what_fits_and_why_not(changes, fits, why):
     card = machine(**changes)
     verdict = card.verdict(card.models[1])
     assert verdict.fits is fits and why in verdict.why
-    for shown in (card.text(), card._repr_html_()):
+    for shown in (card.text(), card._repr_html_().replace("&nbsp;", " ")):
         assert why in shown and ("does not fit" in shown) == (fits is False)
         assert "gated: log in" in shown
 
@@ -392,7 +392,7 @@ def test_what_fits_and_why_not(changes, fits, why):
 def test_without_a_gpu_it_says_what_that_means():
     for where, advice in (("colab", "Change runtime type"), ("kaggle", "Accelerator")):
         card = machine(gpu=None, where=where)
-        for shown in (card.text(), card._repr_html_()):
+        for shown in (card.text(), card._repr_html_().replace("&nbsp;", " ")):
             assert "runs on the CPU" in shown and advice in shown
     assert "Change runtime" not in machine(gpu=None, where="local").text()
     built = machine(torch_has_cuda=False)

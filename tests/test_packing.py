@@ -103,9 +103,9 @@ def written(monkeypatch) -> list[tuple[int, int]]:
     done = []
     real = StoreWriter.write_expert
 
-    def write_expert(self, layer, expert, blob):
+    def write_expert(self, layer, expert, blob, **remarks):
         done.append((layer, expert))
-        real(self, layer, expert, blob)
+        real(self, layer, expert, blob, **remarks)
 
     monkeypatch.setattr(StoreWriter, "write_expert", write_expert)
     return done
@@ -547,11 +547,11 @@ def test_a_full_disk_midway_keeps_what_was_written(
 def test_a_journal_that_does_not_fit_is_the_same_error(checkpoints, tmp_path, monkeypatch):
     real = StoreWriter.write_expert
 
-    def write_expert(self, layer, expert, blob):
+    def write_expert(self, layer, expert, blob, **remarks):
         if expert == 2:
             self.journal.close()
             self.journal = open("/dev/full", "a")
-        real(self, layer, expert, blob)
+        real(self, layer, expert, blob, **remarks)
 
     monkeypatch.setattr(StoreWriter, "write_expert", write_expert)
     with pytest.raises(mc.MoEColabError, match=r"disk .* is full"):

@@ -92,6 +92,11 @@ def test_the_small_model_in_few_bits(tmp_path):
         on_disk = sum(p.stat().st_size for p in store.glob("experts-*.safetensors"))
         assert 0 <= on_disk - summary.expert_bytes <= 8 * 8192  # the headers
         assert summary.bits_per_weight == 8 * summary.expert_bytes / 9_437_184
+        errors = summary.relative_error.values()
+        assert len(errors) == (0 if bits == 16 else 2)
+        assert all(
+            {8: 0.003, 4: 0.05, 2: 0.2}[bits] < e < {8: 0.01, 4: 0.13, 2: 0.5}[bits] for e in errors
+        )
         assert summary.bits == {32 if bits == 16 else bits: 2 * 64}
         bits_per_weight[bits] = summary.bits_per_weight
         mc.verify(store)
@@ -126,12 +131,12 @@ import os, sys
 import moe_colab as mc
 from moe_colab.store import writer
 after, write = int(sys.argv[3]), writer.StoreWriter.write_expert
-def count(self, *args):
+def count(self, *args, **remarks):
     global after
     if after == 0:
         os.kill(os.getpid(), 9)
     after -= 1
-    write(self, *args)
+    write(self, *args, **remarks)
 writer.StoreWriter.write_expert = count
 mc.quantize(sys.argv[1], sys.argv[2], expert_bits=3, group_size=32, progress=False)
 """

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import MoEColabError
 
 NAME = "moe_colab.json"
+REPORT = "quantization.json"  # what the quantizing has cost
 FORMAT = 1
 FIELD_ALIGNMENT = 256  # a view at a field's offset needs no repacking on any device
 BLOB_ALIGNMENT = 4096  # one page: what O_DIRECT and preadv like

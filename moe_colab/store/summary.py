@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..hardware import human
+from .manifest import REPORT
 from .reader import Store, store_folder
 
 
 @dataclass(frozen=True)
 class Summary:
     """The facts of one store. `bits` counts experts' matrices by the bits they are stored in;
-    `bits_per_weight` is all experts' bytes, padding included, over their weights."""
+    `bits_per_weight` is all experts' bytes, padding included, over their weights; `relative_error`
+    is what quantizing has cost by matrix, the mean over experts and layers."""
 
     store: str
     source: str
@@ -29,6 +34,7 @@ class Summary:
     expert_parameters: int
     bits_per_weight: float
     bits: dict[int, int]
+    relative_error: dict[str, float]
     files: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -37,6 +43,8 @@ class Summary:
     def text(self) -> str:
         blobs = " / ".join(human(n) for n in self.blob_bytes)
         bits = ", ".join(f"{count:,} at {bits} bits" for bits, count in sorted(self.bits.items()))
+        lost = [f"{name} {error:.4f}" for name, error in self.relative_error.items()]
+        lost = [f"  relative error by quantizing: {', '.join(lost)}"] if lost else []
         return "\n".join(
             (
                 f"{self.store}: {self.family} from {self.source}, computes in {self.dtype}",
@@ -46,6 +54,7 @@ class Summary:
                 f"  {self.expert_parameters:,} expert weights in {self.bits_per_weight:.3f} bits "
                 "each",
                 f"  experts' tensors: {bits}",
+                *lost,
                 f"  other files: {', '.join(self.files)}",
             )
         )
@@ -75,5 +84,20 @@ def summarize(store: str | os.PathLike[str]) -> Summary:
         expert_parameters=weights,
         bits_per_weight=8 * manifest.expert_bytes() / weights,
         bits=dict(bits),
+        relative_error=relative_errors(folder),
         files=tuple(entry.name for entry in manifest.files),
     )
+
+
+def relative_errors(folder: Path) -> dict[str, float]:
+    """By matrix; empty for a store of which nothing was quantized."""
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for layer in report["relative_errors"]:
+        for expert in layer:
+            for name, error in expert.items():
+                found[name].append(error)
+    return {name: statistics.fmean(errors) for name, errors in found.items()}

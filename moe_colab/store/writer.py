@@ -40,7 +40,9 @@ class StoreWriter:
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._resume():
-                if not may_clear and any(folder.iterdir()):
+                # A journal without a line is what a kill at the very beginning leaves.
+                found = [path for path in folder.iterdir() if path.stat().st_size]
+                if found and not may_clear:
                     raise MoEColabError(
                         f"{folder} is not empty, and what it holds was not begun with these "
                         "options: give the same options again, or choose an empty folder."
@@ -80,14 +82,17 @@ class StoreWriter:
         read_bytes(self.folder / entry.file, entry.offset(expert), buffer)
         return zlib.crc32(buffer) == record["crc32"]
 
-    def write_expert(self, layer: int, expert: int, blob: memoryview) -> None:
+    def write_expert(self, layer: int, expert: int, blob: memoryview, **remarks: Any) -> None:
+        """`remarks` are kept in the journal: `remark` gives them back, after a kill too."""
         entry = self.layers[layer]
         with _disk_errors(self.folder), open(self.folder / entry.file, "r+b", buffering=0) as out:
             out.seek(entry.offset(expert))
             _write_all(out, blob)
-        self._note(
-            f"{layer}/{expert}", crc32=zlib.crc32(blob), sha256=hashlib.sha256(blob).hexdigest()
-        )
+        digests = {"crc32": zlib.crc32(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        self._note(f"{layer}/{expert}", **digests, **remarks)
+
+    def remark(self, layer: int, expert: int, name: str, default: Any) -> Any:
+        return self.records[f"{layer}/{expert}"].get(name, default)
 
     # ------------------------------------------------------------------ other files
     def has_file(self, name: str) -> bool:
