@@ -1,7 +1,7 @@
 """How good is the small model that ships? Bits per byte on held-out text against a byte 5-gram,
 the load of every expert, and all answers to twenty fixed prompts; one JSON at the end.
 
-    python -m moe_colab.bench.small_model --corpus DIR [--model DIR] [--out FILE]
+    python -m moe_colab.bench.small_model --corpus DIR [--model DIR] [--training TEXT] [--out FILE]
 
 The corpus is a folder of .txt files, one a domain, whose documents are separated by lines
 `<|doc|>`; a dialogue's turns start with "U: " and "A: ". It is not part of the project.
@@ -10,6 +10,7 @@ The corpus is a folder of .txt files, one a domain, whose documents are separate
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -200,7 +201,7 @@ def answers(model, tokenizer) -> list[dict[str, Any]]:
     return found
 
 
-def run(folder: Path, corpus: Path) -> dict[str, Any]:
+def run(folder: Path, corpus: Path, training: str) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     train, held = split(documents(corpus))
@@ -211,6 +212,8 @@ def run(folder: Path, corpus: Path) -> dict[str, Any]:
     return {
         "bench": "small-model",
         "machine": describe(torch.device("cpu")),
+        "training": training,
+        "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "held_out": domains,
         "load_over_mean": shares,  # [layer][expert], over all held-out text
@@ -222,9 +225,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--training", default="", help="how it was trained, in words")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    report = run(args.model or shipped_model(), args.corpus)
+    report = run(args.model or shipped_model(), args.corpus, args.training)
     print(json.dumps(report))
     if args.out:
         args.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
