@@ -28,6 +28,7 @@ from .pool import CLOSED
 from .turn import Turn
 
 SECONDS_BETWEEN_FLUSHES = 0.125
+SECONDS_AFTER_ENTER = 0.5
 REPLACED = "this chat was replaced by a newer one of the same model: use that one."
 _numbers = itertools.count(1)
 _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
@@ -82,6 +83,7 @@ class ChatWidget:
         self.error: Exception | None = None
         self._following: Answer | None = None
         self._flushed = 0.0  # when
+        self._entered = 0.0  # when Enter came without a text
         self._task: asyncio.Task | None = None  # or it would be collected
         self._page_asks = False  # in Colab, from its first request on
         self._closed = False
@@ -217,7 +219,8 @@ class ChatWidget:
     # ------------------------------------------------------------------ what is listened to
     def _listen(self) -> None:
         parts = self.controls
-        parts.line.on_submit(lambda _: self.send())  # ipywidgets 8 has it still
+        parts.line.on_submit(self._enter)  # ipywidgets 8 has it still
+        parts.line.observe(self._after_enter, "value")
         parts.send.on_click(lambda _: self.send())
         parts.stop.on_click(lambda _: self.stop())
         parts.retry.on_click(lambda _: self.retry())
@@ -228,6 +231,16 @@ class ChatWidget:
         parts.policy.observe(self._change_policy, "value")
         parts.several.observe(self._change_several, "value")
         parts.more.observe(self._change_more, "value")
+
+    def _enter(self, _) -> None:
+        """The key. Until our script is there, its text comes a moment after it."""
+        self._entered = time.monotonic() if not self.controls.line.value else 0.0
+        self.send()
+
+    def _after_enter(self, change) -> None:
+        if change["new"] and time.monotonic() - self._entered < SECONDS_AFTER_ENTER:
+            self._entered = 0.0
+            self.send()
 
     @told
     def _change_slots(self, change) -> None:

@@ -14,7 +14,8 @@ import moe_colab as mc
 mc.close_all()
 model, tokenizer = mc.load(slots=4, progress=False)
 model.register_forward_pre_hook(lambda *_: time.sleep(0.02))  # slow enough to be watched
-model.generation_config.min_new_tokens = 60
+limits = model.generation_config
+limits.min_new_tokens = limits.max_new_tokens = 200
 """
 SHOW = "chat = mc.ChatWidget(model, tokenizer)\nchat"
 FACTS = """
@@ -48,6 +49,7 @@ def facts(notebook) -> dict:
 
 
 def ask(notebook, text: str) -> None:
+    notebook.page.wait_for_selector(".moe-log[role=log]")  # the page's script is there
     box = notebook.by_class("moe-line").locator("input")
     box.click()
     notebook.page.keyboard.type(text)
@@ -91,7 +93,8 @@ def test_stream_stop_refuse_retry_clear(open_chat, tmp_path):
         before = facts(notebook)
         assert before["asked"] == [QUESTION, "And in Paris?"]
         notebook.button("Retry").click()
-        tokens_shown(notebook, 2)
+        tokens_shown(notebook, 8)
+        notebook.button("Stop").click()
         ended(notebook)
         after = facts(notebook)
         assert after["asked"] == before["asked"]
@@ -183,7 +186,7 @@ class Say(LogitsProcessor):
 EVIL = '''Look: <script>window.hit = 1</script> <img src="nowhere" onerror="window.hit = 2">
 ![a picture](http://example.com/pixel.png) [here](javascript:window.hit=3)
 **bold** <b>not bold</b>'''
-model.generation_config.min_new_tokens = None
+limits.min_new_tokens = None
 generate = model.generate
 model.generate = lambda **settings: generate(logits_processor=[Say(EVIL)], **settings)
 """
@@ -211,8 +214,7 @@ MEMORY = "import gc, psutil\ngc.collect()\nprint(psutil.Process().memory_info().
 
 
 def test_cells_twice_restart_and_the_load_cell_ten_times(open_chat):
-    long = "limits = model.generation_config\nlimits.min_new_tokens = limits.max_new_tokens = 999"
-    with open_chat(LOAD + long, SHOW, MEMORY) as notebook:
+    with open_chat(LOAD.replace("200", "999"), SHOW, MEMORY) as notebook:
         for _ in range(2):
             notebook.run_all()
         ask(notebook, QUESTION)

@@ -304,8 +304,19 @@ def test_enter_in_an_empty_box_sends_nothing_later(chat):
     line = chat.controls.line
     line._submission_callbacks(line)
     assert "write a message first" in status(chat)
+    time.sleep(widgets.SECONDS_AFTER_ENTER)
     line.value = "half a thou"
     assert not chat.session.busy and chat.session.turns == []
+
+
+def test_a_text_that_comes_a_moment_after_its_enter_is_sent(chat):
+    line = chat.controls.line
+    line._submission_callbacks(line)
+    line.value = "Hello"
+    finish(chat)
+    assert [turn.question for turn in chat.session.turns] == ["Hello"]
+    line.value = "a draft"
+    assert not chat.session.busy
 
 
 def test_the_controls_show_what_others_have_changed(chat):
