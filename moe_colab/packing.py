@@ -114,10 +114,7 @@ def pack(
             jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
         ):
             if not writer.has_expert(layer, expert):
-                tensors, errors = checkpoint.expert(layer, expert), {}
-                check_numbers(tensors, layouts[layer], f"expert {expert} in layer {layer}")
-                blob = make_blob(tensors, layouts[layer], device, errors)
-                writer.write_expert(layer, expert, blob, **({"errors": errors} if errors else {}))
+                _pack_expert(checkpoint, writer, layer, expert, device)
         if not writer.has_file(DENSE):
             writer.write_file(DENSE, _dense_parts(checkpoint))
         side = checkpoint.side_files()
@@ -138,6 +135,21 @@ def pack(
         return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
     finally:
         writer.close()
+
+
+def _pack_expert(
+    checkpoint: Checkpoint,
+    writer: StoreWriter,
+    layer: int,
+    expert: int,
+    device: torch.device | None,
+) -> None:
+    """Of its own, so that nothing of an expert is in memory when the next one is read."""
+    layout, errors = writer.layers[layer].layout, {}
+    tensors = checkpoint.expert(layer, expert)
+    check_numbers(tensors, layout, f"expert {expert} in layer {layer}")
+    blob = make_blob(tensors, layout, device, errors)
+    writer.write_expert(layer, expert, blob, **({"errors": errors} if errors else {}))
 
 
 def make_blob(
