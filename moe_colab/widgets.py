@@ -40,9 +40,9 @@ def told(handler: Callable) -> Callable:
     """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
 
     @functools.wraps(handler)
-    def wrapped(self, *args):
+    def wrapped(self, *args, **settings):
         try:
-            return handler(self, *args)
+            return handler(self, *args, **settings)
         except MoEColabError as error:
             self.say(str(error), bad=True)
         except Exception as error:
