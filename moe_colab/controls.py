@@ -56,15 +56,9 @@ class ChatControls:
             value=defaults.max_new_tokens or ANSWER_TOKENS,
         )  # fmt: skip
         self.seed = field(w.Text, "Seed", placeholder="random")
-        self.slots = field(
-            w.BoundedIntText, "Slots", min=1, max=max(offload.experts),
-            value=slots_shown(offload),
-        )  # fmt: skip
-        own = {} if offload.policy in POLICIES else {offload.policy: offload.policy_spec}
-        self.policy = field(
-            w.Dropdown, "Policy", value=offload.policy_spec,
-            options=[*((name, name) for name in POLICIES), *own.items()],
-        )  # fmt: skip
+        self.slots = field(w.BoundedIntText, "Slots", min=1, max=max(offload.experts))
+        self.policy = field(w.Dropdown, "Policy", options=[(name, name) for name in POLICIES])
+        self.refresh(offload)
         self.system = field(
             w.Textarea, "System", "98%", rows=2, value=session.system or "", continuous_update=False
         )

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from .errors import MoEColabError
 
 BITS, GROUPS = (2, 3, 4, 8), (16, 32, 64, 128)
-PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+PLANES = {2: {"codes": 2}, 3: {"codes": 2, "high": 1}, 4: {"codes": 4}, 8: {"codes": 8}}
 """Codes are kept in planes of these bits, the low ones first: 3 bits cost 3.0."""
-PLANE_NAMES = ("codes", "high")
 UNITS = (16, 8, 4)  # bytes; the largest that a row's bytes divide into
 
 Shape = tuple[int, ...]
@@ -59,8 +58,7 @@ class Format:
         rows, columns = shape
         grid = self.grid(shape)
         fields: dict[str, tuple[str, Shape]] = {
-            name: ("U8", (rows * columns * bits // 8,))
-            for name, bits in zip(PLANE_NAMES, PLANES[self.bits], strict=False)
+            name: ("U8", (rows * columns * bits // 8,)) for name, bits in PLANES[self.bits].items()
         }
         if self.bits == 8:
             return fields | {"scale": ("F32", grid), "zero": ("F32", grid)}
@@ -109,7 +107,7 @@ def keep_grid(form: Format, scale: torch.Tensor, zero: torch.Tensor) -> dict[str
 def pack(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
     """uint8 codes [N, K] as planes of bytes."""
     planes, below = {}, 0
-    for name, bits in zip(PLANE_NAMES, PLANES[form.bits], strict=False):
+    for name, bits in PLANES[form.bits].items():
         plane = codes >> below & 2**bits - 1
         planes[name] = (pack_rows if form.axis else pack_columns)(plane, bits, form.group).flatten()
         below += bits
@@ -145,7 +143,7 @@ def split(shape: Shape, bits: int) -> Shape:
 def unpack(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
     """The codes, int16 [N, K]."""
     codes, below = None, 0
-    for name, bits in zip(PLANE_NAMES, PLANES[form.bits], strict=False):
+    for name, bits in PLANES[form.bits].items():
         plane = (unpack_rows if form.axis else unpack_columns)(fields[name], bits, form, shape)
         codes = plane.view(shape) if not below else codes | plane.view(shape) << below
         below += bits

@@ -123,14 +123,7 @@ def pack(
                 writer.write_file(path.name, [path.read_bytes()])
         names = [path.name for path in side]
         if "recipe" in source:
-            report = {
-                "recipe": source["recipe"],
-                "relative_errors": [
-                    [writer.remark(layer, expert, "errors", {}) for expert in range(entry.experts)]
-                    for layer, entry in enumerate(writer.layers)
-                ],
-            }
-            writer.write_file(REPORT, [json.dumps(report, indent=1).encode()])
+            writer.write_file(REPORT, [_report(writer, source["recipe"])])
             names.append(REPORT)
         return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
     finally:
@@ -194,6 +187,15 @@ def low_bits(
     fields = quantize_matrix(weight, form, *choose(weight, form))
     lost = dequantize(fields, form, tuple(weight.shape), torch.float32).sub_(weight).norm()
     return fields, (lost / weight.norm().clamp(min=1e-30)).item()
+
+
+def _report(writer: StoreWriter, recipe: dict) -> bytes:
+    """What the quantizing has cost, by layer and expert."""
+    errors = [
+        [writer.remark(layer, expert, "errors", {}) for expert in range(entry.experts)]
+        for layer, entry in enumerate(writer.layers)
+    ]
+    return json.dumps({"recipe": recipe, "relative_errors": errors}, indent=1).encode()
 
 
 def _dense_parts(checkpoint: Checkpoint):
