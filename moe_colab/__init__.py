@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
     from .store import Store as Store
+    from .store import inspect as inspect
     from .store import verify as verify
     from .widgets import ChatWidget as ChatWidget
 
@@ -34,6 +35,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "Store": "store",
     "close_all": "offload",
     "evaluation_texts": "quality",
+    "inspect": "store",
     "load": "loading",
     "models": "model_list",
     "perplexity": "quality",

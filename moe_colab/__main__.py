@@ -156,9 +156,9 @@ def run_quantize(args: argparse.Namespace) -> None:
 
 
 def run_inspect(args: argparse.Namespace) -> None:
-    from .store import summarize
+    from .store import inspect
 
-    summary = summarize(args.store)
+    summary = inspect(args.store)
     print(json.dumps(summary.as_dict()) if args.json else summary.text())
 
 

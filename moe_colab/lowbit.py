@@ -7,7 +7,7 @@ Knows bits, groups and tensors; knows no experts, no store and not who chose the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,13 @@ from .errors import MoEColabError
 BITS, GROUPS = (2, 3, 4, 8), (16, 32, 64, 128)
 PLANES = {2: {"codes": 2}, 3: {"codes": 2, "high": 1}, 4: {"codes": 4}, 8: {"codes": 8}}
 """Codes are kept in planes of these bits, the low ones first: 3 bits cost 3.0."""
+KINDS = {"U8": torch.uint8, "BF16": torch.bfloat16, "F32": torch.float32}
 UNITS = (16, 8, 4)  # bytes; the largest that a row's bytes divide into
+PIECE = 2 << 20  # weights worked on at once: what a matrix takes besides itself, whatever its size
 
 Shape = tuple[int, ...]
+Grids = tuple[torch.Tensor, torch.Tensor]
+"""Scales and zeros, float32 [grid]."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,65 @@ class Format:
             return matrix.view(rows, columns // self.group, self.group)
         return matrix.view(self.group, rows // self.group, columns)
 
+    def pieces(self, shape: Shape) -> Iterator[tuple[slice, Shape]]:
+        """(rows of the grid, shape of the matrix that they make): no group and no line is in two
+        pieces, so that each is quantized, and dequantized, as a matrix of its own."""
+        rows, columns = self.grid(shape)[0], shape[1]
+        each = 1 if self.axis else self.group
+        step = max(1, PIECE // (each * columns))
+        for start in range(0, rows, step):
+            piece = slice(start, min(rows, start + step))
+            yield piece, (each * (piece.stop - start), columns)
+
+    def part(self, matrix: torch.Tensor, piece: slice) -> torch.Tensor:
+        """The part of [N, K] that these rows of the grid make: a view."""
+        if self.axis:
+            return matrix[piece]
+        return matrix.view(self.group, -1, matrix.shape[1])[:, piece]
+
+    def field(self, values: torch.Tensor, name: str, shape: Shape, piece: slice) -> torch.Tensor:
+        """The part of a field that belongs to these rows of the grid: a view."""
+        if name not in PLANES[self.bits]:
+            return values[piece]
+        rows = self.grid(shape)[0]
+        if self.axis:
+            return values.view(rows, -1)[piece]
+        return values.view(-1, rows, shape[1])[:, piece]
+
 
 # ---------------------------------------------------------------------- there
 def quantize(
-    weight: torch.Tensor, form: Format, scale: torch.Tensor, zero: torch.Tensor
+    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
+) -> tuple[dict[str, torch.Tensor], float]:
+    """The fields of `weight` [N, K], and what is lost: the norm of the difference over that of the
+    weights. `choose` gives float scales and zeros [grid] for a float32 matrix. It takes room for a
+    few copies of one piece of the matrix."""
+    shape = tuple(weight.shape)
+    fields = {
+        name: torch.empty(dims, dtype=KINDS[kind], device=weight.device)
+        for name, (kind, dims) in form.fields(shape).items()
+    }
+    lost = total = 0.0
+    for piece, dims in form.pieces(shape):
+        part = form.part(weight, piece).float().contiguous().view(dims)
+        kept = quantize_piece(part, form, choose)
+        for name, values in kept.items():
+            into = form.field(fields[name], name, shape, piece)
+            into.copy_(values.view(into.shape))
+        total += part.square().sum(dtype=torch.float64).item()
+        back = dequantize(kept, form, dims, torch.float32)
+        lost += back.sub_(part).square_().sum(dtype=torch.float64).item()
+    return fields, (lost / max(total, 1e-60)) ** 0.5
+
+
+def quantize_piece(
+    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
 ) -> dict[str, torch.Tensor]:
-    """The fields of `weight` [N, K] float32, given its groups' float scales and zeros [grid]. Codes
-    are rounded anew with the scales as they are kept, so that little of their rounding is left in
-    the weights."""
-    kept = keep_grid(form, scale, zero)
+    """Codes are rounded anew with the scales as they are kept, so that little of their rounding is
+    left in the weights."""
+    kept = keep_grid(form, *choose(weight, form))
     scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, kept))
-    codes = form.grouped(weight.float()) / scale + zero
+    codes = form.grouped(weight) / scale + zero
     codes = codes.round_().clamp_(0, 2**form.bits - 1).to(torch.uint8)
     return {**pack(codes.view(weight.shape), form), **kept}
 
@@ -163,7 +215,7 @@ def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) 
     return packed >> shifts[:, None, None] & 2**bits - 1
 
 
-def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> Grids:
     """(scales, zeros), float32 [grid]: what is prepared once for every load."""
     if form.bits == 8:
         return fields["scale"], fields["zero"]
@@ -179,13 +231,34 @@ def dequantize(
     form: Format,
     shape: Shape,
     dtype: torch.dtype,
-    prepared: tuple[torch.Tensor, torch.Tensor] | None = None,
+    prepared: Grids | None = None,
 ) -> torch.Tensor:
-    """The weights [N, K] in `dtype`, computed in float32. Takes room for a few copies of this one
-    matrix."""
-    scale, zero = (part.unsqueeze(2 * form.axis) for part in prepared or grids(form, fields))
-    weight = form.grouped(unpack(fields, form, shape).float())
-    return weight.sub_(zero).mul_(scale).view(shape).to(dtype)
+    """The weights [N, K] in `dtype`, computed in float32; `prepared`: their `grids`, where they are
+    at hand. Takes room for the result and for a few copies of one piece of it."""
+    prepared = prepared or grids(form, fields)
+    weight = torch.empty(shape, dtype=dtype, device=prepared[0].device)
+    for piece, dims in form.pieces(shape):
+        into = form.part(weight, piece)
+        into.copy_(dequantize_piece(fields, form, shape, piece, dims, prepared).view(into.shape))
+    return weight
+
+
+def dequantize_piece(
+    fields: Mapping[str, torch.Tensor],
+    form: Format,
+    shape: Shape,
+    piece: slice,
+    dims: Shape,
+    prepared: Grids,
+) -> torch.Tensor:
+    """Float32, `dims`."""
+    planes = {
+        name: form.field(fields[name], name, shape, piece).contiguous()
+        for name in PLANES[form.bits]
+    }
+    scale, zero = (part[piece].unsqueeze(2 * form.axis) for part in prepared)
+    weight = form.grouped(unpack(planes, form, dims).float())
+    return weight.sub_(zero).mul_(scale).view(dims)
 
 
 class LowBitWeight:
@@ -197,11 +270,10 @@ class LowBitWeight:
         self.renew()
 
     def renew(self) -> None:
-        self._grids: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._grids: Grids | None = None
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
         """x [rows, K] -> [rows, N]; the weights exist in full for one product only."""
         if self._grids is None:
             self._grids = grids(self.form, self.fields)
-        weight = dequantize(self.fields, self.form, self.shape, x.dtype, self._grids)
-        return F.linear(x, weight)
+        return F.linear(x, dequantize(self.fields, self.form, self.shape, x.dtype, self._grids))

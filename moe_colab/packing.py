@@ -18,7 +18,6 @@ from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
 from .hqq_scales import choose
-from .lowbit import dequantize
 from .lowbit import quantize as quantize_matrix
 from .places import cache_folder, store_name
 from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
@@ -183,10 +182,7 @@ def low_bits(
     """(fields, relative error)."""
     if matrix.packing == LOWBIT_TRANSPOSED:
         weight = weight.T
-    weight, form = weight.to(device).float().contiguous(), format_of(matrix)
-    fields = quantize_matrix(weight, form, *choose(weight, form))
-    lost = dequantize(fields, form, tuple(weight.shape), torch.float32).sub_(weight).norm()
-    return fields, (lost / weight.norm().clamp(min=1e-30)).item()
+    return quantize_matrix(weight.to(device).contiguous(), format_of(matrix), choose)
 
 
 def _report(writer: StoreWriter, recipe: dict) -> bytes:

@@ -15,7 +15,7 @@ from .loading import open_checkpoint
 from .lowbit import Format
 from .packing import pack
 from .recipe import Recipe
-from .store import Summary, summarize
+from .store import Summary, inspect
 from .store.manifest import NAME
 
 
@@ -56,4 +56,4 @@ def quantize(
             f"{folder} is a finished store already: load it, or choose another folder."
         )
     pack(checkpoint, folder, usable, progress, recipe, target, may_clear=False)
-    return summarize(folder)
+    return inspect(folder)

@@ -3,9 +3,12 @@ in a browser for those that ask for it."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import browser
@@ -29,6 +32,33 @@ def cache_folder(tmp_path_factory):
         del os.environ["MOE_COLAB_CACHE"]
     else:
         os.environ["MOE_COLAB_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes of their own from a server that has imported everything: a process costs
+    milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["families", "moe_colab.quantization", "hqq.core.quantize"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        first = context.Process(target=len, args=("",))
+        first.start()  # and with it the server
+        first.join()
+    return context
+
+
+@pytest.fixture
+def run(processes) -> Callable[..., int]:
+    """Exit code of a process that calls a function."""
+
+    def run(target: Callable, *args) -> int:
+        process = processes.Process(target=target, args=args)
+        process.start()
+        process.join(60)
+        return process.exitcode
+
+    return run
 
 
 def copy_working_tree(folder: Path) -> Path:

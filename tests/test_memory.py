@@ -97,6 +97,26 @@ def measure(folder: Path) -> None:
     print(json.dumps({**report, "experts_loaded": stats.loads, "bytes": stats.bytes_loaded}))
 
 
+def measure_one_matrix() -> None:
+    """Dequantize, and quantize, a matrix of 33 million weights."""
+    from moe_colab import hqq_scales, lowbit
+
+    form, shape = lowbit.Format(2, 64), (8192, 4096)
+    fields, _ = lowbit.quantize(torch.randn(64, 4096), form, hqq_scales.choose)
+    rows = shape[0] // 64
+    many = {
+        name: part.repeat(rows, *[1] * (part.dim() - 1)).view(form.fields(shape)[name][1])
+        for name, part in fields.items()
+    }
+    at_start = peak()
+    weight = lowbit.dequantize(many, form, shape, torch.bfloat16)
+    dequantized = peak()
+    fields, _ = lowbit.quantize(weight, form, hqq_scales.choose)
+    sizes = {"fields": sum(field.nbytes for field in fields.values()), "weight": weight.nbytes}
+    peaks = {"at_start": at_start, "dequantized": dequantized, "quantized": peak()}
+    print(json.dumps({**sizes, **peaks}))
+
+
 # ---------------------------------------------------------------------- the test
 def run(job: str, folder: Path, cache: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MOE_COLAB_CACHE": str(cache)}
@@ -126,5 +146,22 @@ def test_no_more_memory_than_dense_slots_and_two_experts(tmp_path):
         shutil.rmtree(cache, ignore_errors=True)
 
 
-if __name__ == "__main__":
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own count")
+def test_a_matrix_is_quantized_and_dequantized_in_pieces():
+    """Beside the result: not a whole copy in float32 to dequantize; to quantize, where the search
+    for scales alone keeps several, less than two (all at once takes nine)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    copy = 2 * report["weight"]
+    assert report["dequantized"] - report["at_start"] < report["weight"] + 0.75 * copy, report
+    assert report["quantized"] - report["dequantized"] < report["fields"] + 2 * copy, report
+
+
+if __name__ == "__main__" and len(sys.argv) == 1:
+    measure_one_matrix()
+elif __name__ == "__main__":
     {"build": build, "measure": measure}[sys.argv[1]](Path(sys.argv[2]))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -322,33 +320,6 @@ MOMENTS = {  # when it dies: how, and how many experts are whole by then
     "before the configuration": (before_call(StoreWriter, "write_file", 1), TOTAL),
     "before the manifest has its name": (at_the_naming_of(NAME), TOTAL),
 }
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """Starts processes of their own from a server that has imported everything: a process costs
-    milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-        first = context.Process(target=len, args=("",))
-        first.start()  # and with it the server
-        first.join()
-    return context
-
-
-@pytest.fixture
-def run(processes) -> Callable[..., int]:
-    """Exit code of a process that calls a function."""
-
-    def run(target: Callable, *args) -> int:
-        process = processes.Process(target=target, args=args)
-        process.start()
-        process.join(60)
-        return process.exitcode
-
-    return run
 
 
 def pack_and_die(checkpoint: Path, folder: Path, moment: str) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from random import Random
 
+import pandas as pd
 import pytest
 import torch
 from conftest import TINY_MOE
@@ -19,6 +24,7 @@ from moe_colab.families import experts_modules
 from moe_colab.recipe import LOWBIT_TRANSPOSED, format_of
 from moe_colab.slots import allocate
 from moe_colab.store import writer
+from moe_colab.store.manifest import NAME
 
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 16}
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe")
@@ -126,44 +132,93 @@ def test_overrides_give_some_matrices_other_bits(tmp_path):
 
 
 # ---------------------------------------------------------------------- killed, refused
-KILLED = """
-import os, sys
-import moe_colab as mc
-from moe_colab.store import writer
-after, write = int(sys.argv[3]), writer.StoreWriter.write_expert
-def count(self, *args, **remarks):
-    global after
-    if after == 0:
-        os.kill(os.getpid(), 9)
-    after -= 1
-    write(self, *args, **remarks)
-writer.StoreWriter.write_expert = count
-mc.quantize(sys.argv[1], sys.argv[2], expert_bits=3, group_size=32, progress=False)
-"""
-
-
 def files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_and_called_again_it_goes_on_to_the_same_bytes(checkpoints, tmp_path):
-    source, whole, killed = checkpoints("mixtral"), tmp_path / "whole", tmp_path / "killed"
-    options = {"expert_bits": 3, "group_size": 32, "progress": False}
-    mc.quantize(source, whole, **options)
-    for after in (0, 5, 9):  # experts more each time
-        done = subprocess.run([sys.executable, "-c", KILLED, source, killed, str(after)])
-        assert done.returncode == -9
-        with pytest.raises(mc.MoEColabError, match="is an unfinished store"):
-            mc.Store(killed)
-    noted = len((killed / writer.JOURNAL).read_text().split()) and files(killed)[writer.JOURNAL]
-    assert noted.count(b'"key"') >= 14
+OPTIONS = {"expert_bits": 3, "group_size": 32, "progress": False}
+
+
+def quantize_and_die(source, store, seconds: float) -> None:
+    threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    mc.quantize(source, store, **OPTIONS)
+    os._exit(0)
+
+
+def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
+    checkpoints, tmp_path, run, monkeypatch
+):
+    """Twenty kills, each of another run; every finished expert is quantized once."""
+    source, whole = checkpoints("mixtral"), tmp_path / "whole"
+    start = time.monotonic()
+    mc.quantize(source, whole, **OPTIONS)
+    length, random = time.monotonic() - start, Random(0)
+    calls, write = [], writer.StoreWriter.write_expert
+
+    def count(self, layer, expert, blob, **remarks):
+        calls.append((layer, expert))
+        write(self, layer, expert, blob, **remarks)
+
+    monkeypatch.setattr(writer.StoreWriter, "write_expert", count)
+    left = []
+    for number in range(20):
+        folder = tmp_path / f"killed{number}"
+        if run(quantize_and_die, source, folder, random.uniform(0, 1.2 * length)) == 0:
+            continue  # it was done before
+        noted = 0
+        if (folder / writer.JOURNAL).exists():
+            with pytest.raises(mc.MoEColabError, match="unfinished"):
+                mc.Store(folder)
+            noted = (folder / writer.JOURNAL).read_text().count('"errors"')
+        calls.clear()
+        if not (folder / NAME).exists():
+            mc.quantize(source, folder, **OPTIONS)
+            assert 0 <= noted + len(calls) - 24 <= 1  # a line that was torn
+        assert files(folder) == files(whole)
+        left.append(noted)
+    assert len(left) >= 10 and len(set(left)) >= 4, left
+
+
+def test_other_options_do_not_mix_with_what_was_begun(checkpoints, tmp_path, monkeypatch):
+    source, folder = checkpoints("mixtral"), tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.StoreWriter, "write_file", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mc.quantize(source, folder, **OPTIONS)
+    begun = files(folder)
     with pytest.raises(mc.MoEColabError, match="same options again"):
-        mc.quantize(source, killed, **{**options, "expert_bits": 4})
-    assert files(killed)[writer.JOURNAL] == noted
-    mc.quantize(source, killed, **options)
-    assert files(killed) == files(whole)
+        mc.quantize(source, folder, **{**OPTIONS, "expert_bits": 4})
+    assert files(folder) == begun
+    mc.quantize(source, folder, **OPTIONS)
+    mc.verify(folder)
     with pytest.raises(mc.MoEColabError, match="finished store already"):
-        mc.quantize(source, killed, **options)
+        mc.quantize(source, folder, **OPTIONS)
+
+
+def test_the_report_as_a_frame(checkpoints, tmp_path):
+    """Every number again, from the file and the weights themselves."""
+    source, folder = checkpoints("mixtral"), tmp_path / "s"
+    overrides = {"1.down_proj": None}
+    mc.quantize(source, folder, **OPTIONS, overrides=overrides)
+    frame = mc.inspect(folder).frame().set_index(["layer", "expert", "matrix"])
+    assert len(frame) == 3 * 8 * 2 and frame.index.is_unique and (frame.bits == 3).sum() == 40
+    kept = frame.loc[(1, 5, "down_proj")]
+    assert kept.bits == 32 and kept.bits_per_weight == 32 and pd.isna(kept.relative_error)
+    plain = reference(source)
+    weights = {
+        (layer, expert, name): getattr(module, name).data[expert].clone()
+        for layer, (_, module) in enumerate(experts_modules(plain))
+        for expert in range(8)
+        for name in ("gate_up_proj", "down_proj")
+    }
+    modules = experts_modules(with_weights_of(folder, plain))
+    for (layer, expert, name), row in frame[frame.bits == 3].iterrows():
+        before = weights[layer, expert, name]
+        lost = (getattr(modules[layer][1], name).data[expert] - before).norm() / before.norm()
+        assert row.relative_error == pytest.approx(lost.item(), rel=1e-4)
+        groups = before.numel() / 32
+        assert row.bytes == before.numel() * 3 / 8 + 2 * groups + 8 * len(before)
+        assert (row.bits, row.group, row.axis, row.weights) == (3, 32, 1, before.numel())
 
 
 def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_path, monkeypatch):

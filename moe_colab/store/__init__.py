@@ -2,7 +2,7 @@
 
 from .manifest import BlobLayout, Field, FileEntry, LayerEntry, Manifest, Matrix
 from .reader import Store, is_store
-from .summary import Summary, summarize
+from .summary import Summary, inspect
 from .verify import verify
 from .writer import StoreWriter
 
@@ -16,7 +16,7 @@ __all__ = [
     "Store",
     "StoreWriter",
     "Summary",
+    "inspect",
     "is_store",
-    "summarize",
     "verify",
 ]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..hardware import human
 from .manifest import REPORT
 from .reader import Store, store_folder
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,36 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def frame(self) -> pandas.DataFrame:
+        """One row per tensor of every expert: layer, expert, matrix, bits, group, axis, weights,
+        bytes (padding to the next field left out), bits_per_weight (scales and zeros counted),
+        relative_error (nothing where it was not quantized)."""
+        import pandas as pd
+
+        errors = report(Path(self.store))
+        rows = []
+        for number, layer in enumerate(Store(self.store).manifest.layers):
+            for expert in range(layer.experts):
+                lost = errors[number][expert] if errors else {}
+                for matrix in layer.layout.matrices:
+                    weights = math.prod(matrix.shape)
+                    nbytes = sum(field.nbytes for field in matrix.fields)
+                    rows.append(
+                        {
+                            "layer": number,
+                            "expert": expert,
+                            "matrix": matrix.name,
+                            "bits": matrix.bits,
+                            "group": matrix.group,
+                            "axis": matrix.axis,
+                            "weights": weights,
+                            "bytes": nbytes,
+                            "bits_per_weight": 8 * nbytes / weights,
+                            "relative_error": lost.get(matrix.name, math.nan),
+                        }
+                    )
+        return pd.DataFrame(rows).astype({"group": "Int64", "axis": "Int64"})
+
     def text(self) -> str:
         blobs = " / ".join(human(n) for n in self.blob_bytes)
         bits = ", ".join(f"{count:,} at {bits} bits" for bits, count in sorted(self.bits.items()))
@@ -60,8 +94,8 @@ class Summary:
         )
 
 
-def summarize(store: str | os.PathLike[str]) -> Summary:
-    """Raises MoEColabError where `store` is not a whole store."""
+def inspect(store: str | os.PathLike[str]) -> Summary:
+    """What a store holds, by bytes and bits. Raises MoEColabError if it is not whole."""
     folder = store_folder(store)
     manifest = Store(folder).manifest
     layers = manifest.layers
@@ -91,13 +125,17 @@ def summarize(store: str | os.PathLike[str]) -> Summary:
 
 def relative_errors(folder: Path) -> dict[str, float]:
     """By matrix; empty for a store of which nothing was quantized."""
-    try:
-        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
     found: defaultdict[str, list[float]] = defaultdict(list)
-    for layer in report["relative_errors"]:
+    for layer in report(folder):
         for expert in layer:
             for name, error in expert.items():
                 found[name].append(error)
     return {name: statistics.fmean(errors) for name, errors in found.items()}
+
+
+def report(folder: Path) -> list[list[dict[str, float]]]:
+    """What quantizing has cost, by layer, expert and matrix; empty where nothing was quantized."""
+    try:
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["relative_errors"]
+    except FileNotFoundError:
+        return []
