@@ -18,7 +18,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from .errors import MoEColabError
 from .interrupts import deferred_interrupts
-from .lowbit import LowBitWeight
+from .kernels import LowBitWeight
 
 NAME = "moe_colab"
 

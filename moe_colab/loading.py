@@ -46,6 +46,7 @@ def load(
     ram: int | str = "auto",
     resident: Mapping[int, Sequence[int]] | None = None,
     whole_layer: bool = False,
+    kernels: str = "auto",
     revision: str | None = None,
     progress: bool = True,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
@@ -62,14 +63,16 @@ def load(
     everything else of the model. ram: bytes of host memory to keep experts in; "auto" takes what is
     free on a CUDA machine and nothing on a CPU, where the page cache serves. resident: experts by
     layer that stay on the device for good, beside the slots. whole_layer: move every expert of a
-    layer each time, the paper's naive baseline (section 4.3).
+    layer each time, the paper's naive baseline (section 4.3). kernels: "auto" multiplies with
+    low-bit weights by whatever passed a trial on this machine (`moe_colab.kernels.report()` tells),
+    "plain" by torch alone, alike on all machines.
 
     `model` is an ordinary transformers model in eval mode; `model.offload` is the handle to
     settings and statistics. `num_parameters` and `get_memory_footprint` count the dense part only.
     Raises MoEColabError.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
-    settings = Settings(slots, policy, vram, ram, resident, whole_layer)
+    settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels)
     store = open_store(source, revision, settings, target, wanted, progress)
     own = TORCH_DTYPES[store.manifest.dtype]
     if wanted not in (None, own):

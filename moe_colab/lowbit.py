@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from .errors import MoEColabError
 
@@ -216,7 +215,7 @@ def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) 
 
 
 def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> Grids:
-    """(scales, zeros), float32 [grid]: what is prepared once for every load."""
+    """(scales, zeros), float32 [grid]."""
     if form.bits == 8:
         return fields["scale"], fields["zero"]
     lines = fields["lines"].float()
@@ -231,49 +230,17 @@ def dequantize(
     form: Format,
     shape: Shape,
     dtype: torch.dtype,
-    prepared: Grids | None = None,
 ) -> torch.Tensor:
-    """The weights [N, K] in `dtype`, computed in float32; `prepared`: their `grids`, where they are
-    at hand. Takes room for the result and for a few copies of one piece of it."""
-    prepared = prepared or grids(form, fields)
-    weight = torch.empty(shape, dtype=dtype, device=prepared[0].device)
+    """The weights [N, K] in `dtype`, computed in float32. Takes room for the result and for a few
+    copies of one piece of it."""
+    weight = torch.empty(shape, dtype=dtype, device=fields["scale"].device)
     for piece, dims in form.pieces(shape):
+        parts = {
+            name: form.field(values, name, shape, piece).contiguous()
+            for name, values in fields.items()
+        }
+        scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, parts))
+        codes = form.grouped(unpack(parts, form, dims).float())
         into = form.part(weight, piece)
-        into.copy_(dequantize_piece(fields, form, shape, piece, dims, prepared).view(into.shape))
+        into.copy_(codes.sub_(zero).mul_(scale).view(into.shape))
     return weight
-
-
-def dequantize_piece(
-    fields: Mapping[str, torch.Tensor],
-    form: Format,
-    shape: Shape,
-    piece: slice,
-    dims: Shape,
-    prepared: Grids,
-) -> torch.Tensor:
-    """Float32, `dims`."""
-    planes = {
-        name: form.field(fields[name], name, shape, piece).contiguous()
-        for name in PLANES[form.bits]
-    }
-    scale, zero = (part[piece].unsqueeze(2 * form.axis) for part in prepared)
-    weight = form.grouped(unpack(planes, form, dims).float())
-    return weight.sub_(zero).mul_(scale).view(dims)
-
-
-class LowBitWeight:
-    """A matrix in its fields, to be multiplied with. Where another matrix of the same format is
-    written over them, `renew` must be called."""
-
-    def __init__(self, fields: Mapping[str, torch.Tensor], form: Format, shape: Shape):
-        self.fields, self.form, self.shape = fields, form, shape
-        self.renew()
-
-    def renew(self) -> None:
-        self._grids: Grids | None = None
-
-    def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, K] -> [rows, N]; the weights exist in full for one product only."""
-        if self._grids is None:
-            self._grids = grids(self.form, self.fields)
-        return F.linear(x, dequantize(self.fields, self.form, self.shape, x.dtype, self._grids))

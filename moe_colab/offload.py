@@ -19,7 +19,7 @@ from .errors import MoEColabError
 from .links import Link, ThreadLink
 from .pool import Place, Pool
 from .settings import AUTO, Settings, check_slots
-from .slots import allocate
+from .slots import Block, allocate
 from .store import Store
 
 _open: weakref.WeakSet[Offload] = weakref.WeakSet()
@@ -55,16 +55,17 @@ class Offload:
         self.experts = [entry.experts for entry in self.entries]
         settings = settings.checked(self.experts)
         self._policy, self.whole_layer = settings.policy, settings.whole_layer
-        self._resident = settings.resident
+        self._resident, self._kernels = settings.resident, settings.kernels
+        self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
         if settings.slots == AUTO:
             dense = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
             top_k = families.top_k(model.config)
             self._slots = placement.fitting_slots(
-                self.entries, self._resident, settings.vram, dense, top_k, device
+                self.entries, self._blocks, self._resident, settings.vram, dense, top_k, device
             )
         else:
             self._slots = settings.slots
-        placement.check_room(self.entries, self._slots, self._resident, device)
+        placement.check_room(self._blocks, self._slots, self._resident, device)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
@@ -90,7 +91,7 @@ class Offload:
                 return
             self.pool.close()
             try:
-                placement.check_room(self.entries, slots, self._resident, self.device)
+                placement.check_room(self._blocks, slots, self._resident, self.device)
                 self.pool = self._make_pool(slots)
             except BaseException:
                 self.pool = self._make_pool(self._slots)
@@ -200,16 +201,19 @@ class Offload:
             link,
             self.homes,
             [
-                allocate(n, e.layout.nbytes, self.device)
-                for n, e in zip(slots, self.entries, strict=True)
+                self._allocate(n, entry.layout.nbytes)
+                for n, entry in zip(slots, self.entries, strict=True)
             ],
             [self._make_cache(number, n) for number, n in enumerate(slots)],
-            spares=allocate(placement.SPARES, largest, self.device),
+            spares=self._allocate(placement.SPARES, largest),
             permanent=permanent,
             ledger=self.ledger,
         )
         weakref.finalize(pool, link.stop)
         return pool
+
+    def _allocate(self, count: int, nbytes: int) -> list[Block]:
+        return allocate(count, nbytes, self.device, self._kernels)
 
     def _load_permanent(self, link: Link) -> list[dict]:
         """Experts whose home is the device: loaded now, never evicted, in blocks beside the
@@ -217,9 +221,8 @@ class Offload:
         permanent = []
         for number, entry in enumerate(self.entries):
             experts = self._resident[number]
-            blocks = dict(
-                zip(experts, allocate(len(experts), entry.layout.nbytes, self.device), strict=True)
-            )
+            room = self._allocate(len(experts), entry.layout.nbytes)
+            blocks = dict(zip(experts, room, strict=True))
             for expert, block in blocks.items():
                 link.start(self.homes[number][expert], block, link.mark(), True).wait()
             permanent.append(blocks)

@@ -12,31 +12,45 @@ import torch
 from .errors import MoEColabError
 from .hardware import RAM_RESERVE, SPARES, VRAM_RESERVE, available_memory, human
 from .homes import DiskHome, HostHome
-from .slots import host_slab
+from .slots import host_slab, prepared_bytes
 from .store import LayerEntry
 
 Resident = Sequence[Sequence[int]]
 """The experts of each layer whose home is the device."""
 
 
+def block_bytes(
+    layers: Sequence[LayerEntry], dtype: torch.dtype, device: torch.device, kernels: str
+) -> list[int]:
+    """What room for one expert takes in each layer: its blob, and what multiplying keeps beside
+    it."""
+    prepared = {
+        layout: prepared_bytes(layout, dtype, device, kernels)
+        for layout in {layer.layout for layer in layers}
+    }
+    return [layer.layout.nbytes + prepared[layer.layout] for layer in layers]
+
+
 def fitting_slots(
     layers: Sequence[LayerEntry],
+    blocks: Sequence[int],
     resident: Resident,
     vram: int | None,
     dense: int,
     top_k: int,
     device: torch.device,
 ) -> list[int]:
-    """As many slots a layer as `vram` bytes hold beside the `dense` bytes of the rest of the model;
-    without a limit, what the GPU has left, or half the experts on a CPU. Raises MoEColabError where
+    """As many slots a layer, of `blocks` bytes each, as `vram` bytes hold beside the `dense` bytes
+    of the rest of the model; without a limit, what the GPU has left, or half the experts on a CPU.
+    Raises MoEColabError where
     not even one fits."""
     if vram is None and device.type == "cpu":
         return [max(min(top_k, layer.experts), layer.experts // 2) for layer in layers]
     budget = free_memory(device) - VRAM_RESERVE if vram is None else vram - dense
-    beside = beside_slots(layers, resident)
-    slots = (budget - beside) // bytes_per_slot(layers)
+    beside = beside_slots(blocks, resident)
+    slots = (budget - beside) // sum(blocks)
     if slots < 1:
-        need = dense + beside + bytes_per_slot(layers)
+        need = dense + beside + sum(blocks)
         raise MoEColabError(
             f"one slot a layer needs {human(need)} with the {human(dense)} of everything else, "
             "more than there is: use a larger vram=..., or a checkpoint with fewer bits."
@@ -45,16 +59,15 @@ def fitting_slots(
 
 
 def check_room(
-    layers: Sequence[LayerEntry], slots: Sequence[int], resident: Resident, device: torch.device
+    blocks: Sequence[int], slots: Sequence[int], resident: Resident, device: torch.device
 ) -> None:
     """Raises MoEColabError where the slots do not fit into the memory that is free now."""
-    need = sum(
-        n * layer.layout.nbytes for n, layer in zip(slots, layers, strict=True)
-    ) + beside_slots(layers, resident)
+    need = sum(n * block for n, block in zip(slots, blocks, strict=True))
+    need += beside_slots(blocks, resident)
     free = free_memory(device)
     if need > free:
         raise MoEColabError(
-            f"these slots need {human(need)} on {device} ({human(bytes_per_slot(layers))} for one "
+            f"these slots need {human(need)} on {device} ({human(sum(blocks))} for one "
             f"slot in every layer), but {human(free)} are free: use fewer slots."
         )
 
@@ -99,17 +112,10 @@ def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
     return HostHome(buffer, memory)
 
 
-def bytes_per_slot(layers: Sequence[LayerEntry]) -> int:
-    """One slot in every layer."""
-    return sum(layer.layout.nbytes for layer in layers)
-
-
-def beside_slots(layers: Sequence[LayerEntry], resident: Resident) -> int:
+def beside_slots(blocks: Sequence[int], resident: Resident) -> int:
     """Spares, and the blocks of experts at home on the device."""
-    permanent = sum(
-        len(experts) * layer.layout.nbytes for experts, layer in zip(resident, layers, strict=True)
-    )
-    return permanent + SPARES * max(layer.layout.nbytes for layer in layers)
+    permanent = sum(len(experts) * block for experts, block in zip(resident, blocks, strict=True))
+    return permanent + SPARES * max(blocks)
 
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,7 @@ from .cache import PolicySpec, make_policy
 from .errors import MoEColabError
 from .hardware import parse_bytes
 
-AUTO = "auto"
+AUTO, PLAIN = "auto", "plain"
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,13 @@ class Settings:
     ram: int | str | None = AUTO
     resident: Mapping[int, Sequence[int]] | None = None
     whole_layer: bool = False
+    kernels: str = AUTO
 
     def checked(self, experts: Sequence[int]) -> Settings:
         """The same for a model with `experts` per MoE layer. Raises MoEColabError."""
         make_policy(self.policy, experts[0])
+        if self.kernels not in (AUTO, PLAIN):
+            raise MoEColabError(f"kernels must be {AUTO!r} or {PLAIN!r}, not {self.kernels!r}.")
         return replace(
             self,
             slots=AUTO if self.slots == AUTO else check_slots(self.slots, experts),

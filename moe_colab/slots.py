@@ -11,18 +11,20 @@ import torch
 
 from .errors import MoEColabError
 from .hardware import human
-from .lowbit import LowBitWeight
+from .kernels import Ladder, LowBitWeight, named
+from .lowbit import Shape
 from .recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
+from .settings import AUTO
 from .store.manifest import BlobLayout, Field, Matrix
 from .store.tensors import TORCH_DTYPES
 
 
 class Block:
     """Room for one expert: `tensor` uint8 [nbytes] on the device; `buffer`, the same memory, where
-    a host can write."""
+    a host can write; `ladder`: how its low-bit matrices are multiplied with."""
 
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
+    def __init__(self, tensor: torch.Tensor, ladder: Ladder):
+        self.tensor, self._ladder = tensor, ladder
         self.buffer = memoryview(tensor.numpy()) if tensor.device.type == "cpu" else None
         self._views: dict[BlobLayout, dict[str, torch.Tensor | LowBitWeight]] = {}
         self._expert: object = None
@@ -46,9 +48,7 @@ class Block:
         fields = {field.name: self._view(field) for field in matrix.fields}
         if matrix.packing == PLAIN:
             return fields["weight"]
-        transposed = matrix.packing == LOWBIT_TRANSPOSED
-        shape = tuple(reversed(matrix.shape)) if transposed else matrix.shape
-        return LowBitWeight(fields, format_of(matrix), shape)
+        return LowBitWeight(fields, format_of(matrix), across(matrix), self._ladder)
 
     def _view(self, field: Field) -> torch.Tensor:
         raw = self.tensor[field.offset : field.offset + field.nbytes]
@@ -65,9 +65,29 @@ def host_slab(nbytes: int) -> torch.Tensor:
         ) from error
 
 
-def allocate(count: int, nbytes: int, device: torch.device) -> list[Block]:
+def across(matrix: Matrix) -> Shape:
+    """[out, in] of a low-bit matrix, however its module keeps it."""
+    transposed = matrix.packing == LOWBIT_TRANSPOSED
+    return tuple(reversed(matrix.shape)) if transposed else matrix.shape
+
+
+def prepared_bytes(
+    layout: BlobLayout, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
+) -> int:
+    """What multiplying keeps beside a block of this layout, at the most. Tries the kernels where
+    this process has not yet."""
+    ladder = named(kernels)
+    return sum(
+        ladder.prepared_bytes(format_of(matrix), across(matrix), dtype, device)
+        for matrix in layout.matrices
+        if matrix.packing != PLAIN
+    )
+
+
+def allocate(count: int, nbytes: int, device: torch.device, kernels: str = AUTO) -> list[Block]:
     """`count` blocks in one piece; on a CPU they start at a page and take memory only once
-    written."""
+    written. `kernels`: "auto" or "plain"."""
+    ladder = named(kernels)
     if count == 0:
         return []
     with torch.inference_mode(False):  # a slot made inside a generation must outlive it
@@ -75,4 +95,4 @@ def allocate(count: int, nbytes: int, device: torch.device) -> list[Block]:
             slab = host_slab(count * nbytes)
         else:
             slab = torch.empty(count * nbytes, dtype=torch.uint8, device=device)
-        return [Block(part) for part in slab.split(nbytes)]
+        return [Block(part, ladder) for part in slab.split(nbytes)]

@@ -20,7 +20,6 @@ from moe_colab import MoEColabError, model_list, places
 from moe_colab.checkpoint import Checkpoint
 from moe_colab.hardware import SPARES
 from moe_colab.model_list import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
-from moe_colab.placement import bytes_per_slot
 from moe_colab.sizes import Sizes, folder_sizes, measure
 
 GRANITE, OLMOE = [source for source in CATALOGUE if source]
@@ -75,7 +74,7 @@ def test_a_slot_is_what_placement_says_it_is(tmp_path):
 
     manifest = cached_store(Checkpoint(TINY_MOE), progress=False).manifest
     sizes = folder_sizes(TINY_MOE)
-    assert sizes.slot == bytes_per_slot(manifest.layers)
+    assert sizes.slot == sum(layer.layout.nbytes for layer in manifest.layers)
     assert sizes.largest == max(layer.layout.nbytes for layer in manifest.layers)
     assert sizes.experts == manifest.expert_bytes()
 

@@ -355,7 +355,8 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
         card = machine(gpu=Gpu("x", free, free))
         monkeypatch.setattr(placement, "free_memory", lambda device: free - sizes.dense)  # noqa: B023
         cuda = torch.device("cuda")
-        taken = placement.fitting_slots(layers, [()] * 8, None, sizes.dense, 2, cuda)
+        blocks = [layer.layout.nbytes for layer in layers]
+        taken = placement.fitting_slots(layers, blocks, [()] * 8, None, sizes.dense, 2, cuda)
         assert card.verdict(card.models[0]).slots == taken[0]
 
 
