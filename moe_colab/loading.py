@@ -23,6 +23,7 @@ from .offload import Offload
 from .packing import cached_store
 from .places import shipped_model
 from .settings import Settings
+from .shards import HubShards
 from .store import Store, is_store
 from .store.tensors import TORCH_DTYPES
 
@@ -55,17 +56,17 @@ def load(
 
     source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
     into a store in the cache folder the first time), or "org/name" of the hub at `revision`
-    (downloaded first). slots: experts of each layer that the device holds at once, a number or one
-    per layer; "auto" fills `vram`, or is half the experts on a CPU. policy: who leaves when the
-    slots are full: "lru", "lfu", "fifo", "random", "none", or a class (see moe_colab.cache.Policy).
-    device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is the checkpoint's own, with float16 for
-    bfloat16 on a GPU that has none. vram: bytes (or "15GB") that "auto" slots may fill with
-    everything else of the model. ram: bytes of host memory to keep experts in; "auto" takes what is
-    free on a CUDA machine and nothing on a CPU, where the page cache serves. resident: experts by
-    layer that stay on the device for good, beside the slots. whole_layer: move every expert of a
-    layer each time, the paper's naive baseline (section 4.3). kernels: "auto" multiplies with
-    low-bit weights by whatever passed a trial on this machine (`moe_colab.kernels.report()` tells),
-    "plain" by torch alone, alike on all machines.
+    (downloaded file by file, each deleted when it is packed). slots: experts of each layer that the
+    device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
+    a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
+    class (see moe_colab.cache.Policy). device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is
+    the checkpoint's own, with float16 for bfloat16 on a GPU that has none. vram: bytes (or "15GB")
+    that "auto" slots may fill with everything else of the model. ram: bytes of host memory to keep
+    experts in; "auto" takes what is free on a CUDA machine and nothing on a CPU, where the page
+    cache serves. resident: experts by layer that stay on the device for good, beside the slots.
+    whole_layer: move every expert of a layer each time, the paper's naive baseline (section 4.3).
+    kernels: "auto" multiplies with low-bit weights by whatever passed a trial on this machine
+    (`moe_colab.kernels.report()` tells), "plain" by torch alone, alike on all machines.
 
     `model` is an ordinary transformers model in eval mode; `model.offload` is the handle to
     settings and statistics. `num_parameters` and `get_memory_footprint` count the dense part only.
@@ -110,11 +111,12 @@ def open_store(
 def open_checkpoint(
     source: str | os.PathLike[str] | None, revision: str | None, progress: bool
 ) -> Checkpoint:
-    """The checkpoint that `source` names, downloaded first if it is on the hub. Raises
-    MoEColabError for a store."""
+    """The checkpoint that `source` names; of one on the hub, the weights stay there until they are
+    wanted. Raises MoEColabError for a store."""
     if is_repo_id(source) and not os.path.exists(source):
         snapshot = fetch(source, revision, progress)
-        return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
+        shards = HubShards(snapshot, progress)
+        return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision, shards)
     folder = find_source(source)
     if is_store(folder):
         raise MoEColabError(f"{folder} is a store already: name the checkpoint it was made from.")

@@ -1,14 +1,19 @@
 """A checkpoint becomes a store: once, one expert at a time, going on where it was stopped.
 
-Knows the checkpoint and the store's writer. Holds one expert in memory; changes nothing in the
-checkpoint.
+Knows the checkpoint and the store's writer. Holds one expert, or one other tensor, in memory; works
+in the order in which the checkpoint's files come; changes nothing in the checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -28,10 +33,9 @@ from .store.tensors import (
     TORCH_DTYPES,
     aligned_first,
     as_bytes,
-    make_header,
     read_tensor,
 )
-from .store.writer import update_files
+from .store.writer import SHARDS, expert_part, update_files
 
 # Never model.safetensors: plain transformers would load it, with random experts.
 DENSE = "dense.safetensors"
@@ -105,17 +109,9 @@ def pack(
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
     writer = StoreWriter(folder, identity, may_clear)
     try:
-        jobs = []
-        for (module, experts), layout in zip(checkpoint.layers, layouts, strict=True):
-            layer = writer.add_layer(module, experts.num_experts, layout)
-            jobs += [(layer, expert) for expert in range(experts.num_experts)]
-        for layer, expert in tqdm(
-            jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
-        ):
-            if not writer.has_expert(layer, expert):
-                _pack_expert(checkpoint, writer, layer, expert, device)
-        if not writer.has_file(DENSE):
-            writer.write_file(DENSE, _dense_parts(checkpoint))
+        jobs = list(_expert_jobs(checkpoint, writer, layouts, device))
+        jobs += _dense_jobs(checkpoint, writer)
+        _do(checkpoint, writer, jobs, progress)
         side = checkpoint.side_files()
         for path in side:
             if not writer.has_file(path.name):
@@ -129,19 +125,76 @@ def pack(
         writer.close()
 
 
-def _pack_expert(
+# ---------------------------------------------------------------------- the work
+@dataclass(frozen=True)
+class Job:
+    """One tensor of one of the store's files. `files`: those of the checkpoint that it is made
+    from; `nbytes`: its size in the store; `make` gives its bytes, and remarks to be kept."""
+
+    file: str
+    part: str
+    files: frozenset[str]
+    nbytes: int
+    make: Callable[[], tuple[memoryview, dict[str, Any]]]
+
+
+def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
+    """Those that no earlier packing has done, in the order in which the shards come."""
+    missing = [job for job in jobs if not writer.has(job.file, job.part)]
+    bar = tqdm(
+        desc=f"packing {checkpoint.name}",
+        total=sum(job.nbytes for job in jobs),
+        initial=sum(job.nbytes for job in jobs) - sum(job.nbytes for job in missing),
+        disable=not progress,
+        **{"unit": "B", "unit_scale": True, "leave": False},
+    )
+    delivery = checkpoint.shards.deliver(missing, writer.folder / SHARDS)
+    with bar, contextlib.closing(delivery):
+        for job in delivery:
+            _write(writer, job)
+            bar.update(job.nbytes)
+
+
+def _write(writer: StoreWriter, job: Job) -> None:
+    """Of its own, so that nothing of a job is in memory when the next one is made."""
+    data, remarks = job.make()
+    writer.write(job.file, job.part, data, **remarks)
+
+
+def _expert_jobs(
     checkpoint: Checkpoint,
     writer: StoreWriter,
-    layer: int,
-    expert: int,
+    layouts: list[BlobLayout],
     device: torch.device | None,
-) -> None:
-    """Of its own, so that nothing of an expert is in memory when the next one is read."""
-    layout, errors = writer.layers[layer].layout, {}
-    tensors = checkpoint.expert(layer, expert)
-    check_numbers(tensors, layout, f"expert {expert} in layer {layer}")
-    blob = make_blob(tensors, layout, device, errors)
-    writer.write_expert(layer, expert, blob, **({"errors": errors} if errors else {}))
+) -> Iterator[Job]:
+    def make(layer: int, expert: int) -> tuple[memoryview, dict[str, Any]]:
+        layout, errors = layouts[layer], {}
+        tensors = checkpoint.expert(layer, expert)
+        check_numbers(tensors, layout, f"expert {expert} in layer {layer}")
+        blob = make_blob(tensors, layout, device, errors)
+        return blob, {"errors": errors} if errors else {}
+
+    for number, ((module, experts), layout) in enumerate(
+        zip(checkpoint.layers, layouts, strict=True)
+    ):
+        entry = writer.add_layer(module, experts.num_experts, layout)
+        for expert in range(entry.experts):
+            files = checkpoint.expert_files(number, expert)
+            work = partial(make, number, expert)
+            yield Job(entry.file, expert_part(expert), files, layout.nbytes, work)
+
+
+def _dense_jobs(checkpoint: Checkpoint, writer: StoreWriter) -> Iterator[Job]:
+    """Everything but the experts, as it is."""
+
+    def make(name: str) -> tuple[memoryview, dict[str, Any]]:
+        return as_bytes(read_tensor(checkpoint.entries[name])), {}
+
+    entries = aligned_first(checkpoint.dense_entries())
+    writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
+    for entry in entries:
+        files = frozenset([entry.path.name])
+        yield Job(DENSE, entry.name, files, entry.nbytes, partial(make, entry.name))
 
 
 def make_blob(
@@ -188,19 +241,13 @@ def low_bits(
 def _report(writer: StoreWriter, recipe: dict) -> bytes:
     """What the quantizing has cost, by layer and expert."""
     errors = [
-        [writer.remark(layer, expert, "errors", {}) for expert in range(entry.experts)]
-        for layer, entry in enumerate(writer.layers)
+        [
+            writer.record(layer.file, expert_part(expert)).get("errors", {})
+            for expert in range(layer.experts)
+        ]
+        for layer in writer.layers
     ]
     return json.dumps({"recipe": recipe, "relative_errors": errors}, indent=1).encode()
-
-
-def _dense_parts(checkpoint: Checkpoint):
-    entries = aligned_first(checkpoint.dense_entries())
-    yield make_header(
-        (entry.name, entry.dtype, entry.shape, entry.end - entry.start) for entry in entries
-    )
-    for entry in entries:
-        yield as_bytes(read_tensor(entry))
 
 
 def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
@@ -216,14 +263,16 @@ def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
 
 
 def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:
-    need = sum(entry.end - entry.start for entry in checkpoint.dense_entries()) + DISK_HEADROOM
+    need = sum(entry.nbytes for entry in checkpoint.dense_entries()) + DISK_HEADROOM
+    need += checkpoint.shards.extra_disk()
     for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
         need += align(experts.num_experts * layout.nbytes, 1 << 20)
     free = free_disk(folder)
     if folder.is_dir():  # what an earlier packing took already
-        free += sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+        free += sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     if need > free:
         raise MoEColabError(
             f"the store needs {human(need)} of disk in {folder.parent} and {human(free)} are free: "
-            "make room, or set MOE_COLAB_CACHE to a folder on a larger disk."
+            "make room, or choose a folder on a larger disk (for what load() packs, by "
+            "MOE_COLAB_CACHE)."
         )

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
     *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
     *("places", "sizes", "card", "model_list", "machine", "notebook"),
-    "settings",
+    *("settings", "hub", "shard_plan"),
     *("virtual_links", "store.manifest"),
 ]
 
@@ -56,9 +56,9 @@ def test_cache_runs_without_torch():
 ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
     homes links virtual_links cache settings pool store lowbit kernels recipe slots
-    cuda placement families engine attachment offload dense architecture checkpoint
-    hqq_scales packing devices hub loading quantization turn streamer answer chat markup controls
-    widgets quality terminal bench __main__
+    cuda placement families engine attachment offload dense architecture
+    hub shard_plan shards checkpoint hqq_scales packing devices loading quantization
+    turn streamer answer chat markup controls widgets quality terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 

@@ -27,11 +27,10 @@ from moe_colab.store.tensors import (
     DTYPE_NAMES,
     aligned_first,
     as_bytes,
-    make_header,
     read_header,
     read_tensor,
 )
-from moe_colab.store.writer import JOURNAL
+from moe_colab.store.writer import JOURNAL, expert_part
 
 EXPERTS = 12  # 10 sorts before 2 as text
 SHAPES = {"gate_up_proj": (6, 5), "down_proj": (5, 3)}  # 120 and 60 bytes: holes between and after
@@ -69,11 +68,13 @@ def write_store(folder: Path, experts_in_order: bool = True, finish: bool = True
     if not experts_in_order:
         random.Random(0).shuffle(jobs)
     for layer, expert in jobs:
-        writer.write_expert(layer, expert, make_blob(expert_tensors(layer, expert), LAYOUT))
+        blob = make_blob(expert_tensors(layer, expert), LAYOUT)
+        writer.write(writer.layers[layer].file, expert_part(expert), blob)
     save_file(dense_tensors(), folder / "source.safetensors")
     entries = aligned_first(read_header(folder / "source.safetensors").values())
-    header = make_header((e.name, e.dtype, e.shape, e.end - e.start) for e in entries)
-    writer.write_file(DENSE, [header, *(as_bytes(read_tensor(e)) for e in entries)])
+    writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
+    for entry in entries:
+        writer.write(DENSE, entry.name, as_bytes(read_tensor(entry)))
     (folder / "source.safetensors").unlink()
     writer.write_file("config.json", [b'{"model_type": "mixtral"}\n'])
     if finish:
