@@ -91,6 +91,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--out", help="write the JSON here too")
     check.add_argument("--quick", action="store_true", help="check every setting, time none")
     check.set_defaults(run=run_gpu_check)
+    streaming = bench.add_parser("streaming", help="memory and disk while a store is made and used")
+    streaming.add_argument("source", nargs="?", help="default: 2.8 GB of random weights, made here")
+    streaming.add_argument("--work", help="where checkpoint and store are put meanwhile")
+    streaming.add_argument("--out", help="write the JSON here too")
+    streaming.set_defaults(run=run_streaming)
     return parser
 
 
@@ -176,6 +181,12 @@ def run_gpu_check(args: argparse.Namespace) -> int:
     from .bench.gpu_check import run
 
     return run(args.source, args.device, args.out, args.quick)
+
+
+def run_streaming(args: argparse.Namespace) -> int:
+    from .bench.streaming import run
+
+    return run(args.source, args.work, args.out)
 
 
 if __name__ == "__main__":
