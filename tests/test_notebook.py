@@ -267,7 +267,16 @@ def test_pip_is_told_not_to_compile_cuda(monkeypatch):
 
 
 # ---------------------------------------------------------------------- the card
-OLMOE_LIKE = Sizes(13_800_000_000, 12_900_000_000, 900_000_000, 200_000_000, 12_600_000, 16, 64)
+OLMOE_LIKE = Sizes(
+    13_800_000_000,
+    12_900_000_000,
+    900_000_000,
+    200_000_000,
+    12_600_000,
+    16,
+    64,
+    shards=9_800_000_000,
+)
 
 
 def machine(**changes) -> Preflight:
@@ -370,7 +379,7 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
             True,
             "every expert waits in RAM",
         ),
-        ({"disk_free": 27_599_999_999}, False, "27.6 GB of disk"),
+        ({"disk_free": 23_599_999_999}, False, "23.6 GB of disk"),
         ({"gpu": Gpu("small", 2 * GIB, 2 * GIB)}, False, "GPU memory"),
         ({"gpu": None}, True, "slots=54 or fewer"),
         ({"gpu": None, "ram_free": GIB}, False, "host memory"),
