@@ -35,11 +35,12 @@ from .store.tensors import DTYPE_NAMES, TensorEntry, read_tensor
 class Names:
     """Which of a checkpoint's tensors feed what. sources[parameter]: {pattern: checkpoint names, by
     expert}; converters[parameter]: what turns them into it, None where they are it; dense: all
-    names that feed no expert."""
+    names that feed no expert; unchanged[parameter]: those of them that are it."""
 
     sources: dict[str, dict[str | None, list[str]]]
     converters: dict[str, WeightConverter | None]
     dense: list[str]
+    unchanged: dict[str, list[str]]
 
 
 class Checkpoint:
@@ -176,7 +177,7 @@ class Checkpoint:
             for (module, experts), shapes in zip(self.layers, self.shapes, strict=True)
             for name in shapes
         }
-        names = Names(defaultdict(lambda: defaultdict(list)), {}, [])
+        names = Names(defaultdict(lambda: defaultdict(list)), {}, [], defaultdict(list))
         for key in sorted(self.entries, key=dot_natural_key):
             name, pattern = rename_source_key(
                 key, renamings, converters, self.model.base_model_prefix, state
@@ -188,6 +189,8 @@ class Checkpoint:
                 names.converters[name] = by_pattern.get(pattern)
             elif name in state or ".experts." not in key:  # experts of layers that are not run
                 names.dense.append(key)
+                if pattern is None:
+                    names.unchanged[name].append(key)
         missing = sorted(wanted.keys() - names.sources.keys())
         if missing:
             raise MoEColabError(

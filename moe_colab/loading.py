@@ -82,7 +82,7 @@ def load(
             "out, or load the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
-    model = load_dense(store, own, target)
+    model = load_dense(store, own, target, settings.kernels)
     model.offload = Offload(model, store, settings, target, own)
     return model, load_tokenizer(store.folder)
 

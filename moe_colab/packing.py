@@ -24,10 +24,12 @@ from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
 from .hqq_scales import choose
 from .lowbit import quantize as quantize_matrix
+from .matrices import low_bit
 from .places import cache_folder, store_name
 from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
-from .store import BlobLayout, Manifest, Matrix, Store, StoreWriter
-from .store.manifest import NAME, REPORT, align
+from .store import BlobFile, BlobLayout, DenseMatrix, Manifest, Matrix, Store, StoreWriter
+from .store.blobs import align
+from .store.manifest import NAME, REPORT
 from .store.tensors import (
     DTYPE_NAMES,
     TORCH_DTYPES,
@@ -35,7 +37,7 @@ from .store.tensors import (
     as_bytes,
     read_tensor,
 )
-from .store.writer import SHARDS, expert_part, update_files
+from .store.writer import SHARDS, update_files
 
 # Never model.safetensors: plain transformers would load it, with random experts.
 DENSE = "dense.safetensors"
@@ -86,11 +88,11 @@ def pack(
     device: torch.device | None = None,
     may_clear: bool = True,
 ) -> Manifest:
-    """Write `folder` as a store of the checkpoint that computes in `dtype`, its experts kept in it
-    or in fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of
-    the same checkpoint with the same recipe was stopped; what another one has left there is cleared
-    if it `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit,
-    before writing."""
+    """Write `folder` as a store of the checkpoint that computes in `dtype`, kept as it is or in
+    fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of the same
+    checkpoint with the same recipe was stopped; what another one has left there is cleared if it
+    `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit, before
+    writing."""
     recipe = recipe or Recipe()
     source = {
         "id": checkpoint.name,
@@ -103,14 +105,16 @@ def pack(
             zip(checkpoint.layers, checkpoint.shapes, strict=True)
         )
     ]
-    _check_disk(checkpoint, folder, layouts)
+    matrices = low_bit(checkpoint, recipe)
+    _check_disk(checkpoint, folder, layouts, matrices)
     if recipe != Recipe():
         source["recipe"] = recipe.as_dict()
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
     writer = StoreWriter(folder, identity, may_clear)
     try:
         jobs = list(_expert_jobs(checkpoint, writer, layouts, device))
-        jobs += _dense_jobs(checkpoint, writer)
+        jobs += _low_bit_jobs(checkpoint, writer, matrices, device)
+        jobs += _dense_jobs(checkpoint, writer, matrices)
         _do(checkpoint, writer, jobs, progress)
         side = checkpoint.side_files()
         for path in side:
@@ -168,11 +172,8 @@ def _expert_jobs(
     device: torch.device | None,
 ) -> Iterator[Job]:
     def make(layer: int, expert: int) -> tuple[memoryview, dict[str, Any]]:
-        layout, errors = layouts[layer], {}
-        tensors = checkpoint.expert(layer, expert)
-        check_numbers(tensors, layout, f"expert {expert} in layer {layer}")
-        blob = make_blob(tensors, layout, device, errors)
-        return blob, {"errors": errors} if errors else {}
+        where = f"expert {expert} in layer {layer}"
+        return checked_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
 
     for number, ((module, experts), layout) in enumerate(
         zip(checkpoint.layers, layouts, strict=True)
@@ -181,20 +182,53 @@ def _expert_jobs(
         for expert in range(entry.experts):
             files = checkpoint.expert_files(number, expert)
             work = partial(make, number, expert)
-            yield Job(entry.file, expert_part(expert), files, layout.nbytes, work)
+            yield Job(entry.file, entry.part(expert), files, layout.nbytes, work)
 
 
-def _dense_jobs(checkpoint: Checkpoint, writer: StoreWriter) -> Iterator[Job]:
-    """Everything but the experts, as it is."""
+def _low_bit_jobs(
+    checkpoint: Checkpoint,
+    writer: StoreWriter,
+    matrices: dict[str, DenseMatrix],
+    device: torch.device | None,
+) -> Iterator[Job]:
+    """The matrices outside the experts that get fewer bits."""
+
+    def make(name: str, matrix: DenseMatrix) -> tuple[memoryview, dict[str, Any]]:
+        tensors = {"weight": read_tensor(checkpoint.entries[name])}
+        return checked_blob(tensors, matrix.layout, device, matrix.modules[0])
+
+    if not matrices:
+        return
+    entry = writer.add_low_bit(tuple(matrices.values()))
+    for number, (name, matrix) in enumerate(matrices.items()):
+        files = frozenset([checkpoint.entries[name].path.name])
+        work = partial(make, name, matrix)
+        yield Job(entry.file, entry.part(number), files, matrix.layout.nbytes, work)
+
+
+def _dense_jobs(
+    checkpoint: Checkpoint, writer: StoreWriter, matrices: dict[str, DenseMatrix]
+) -> Iterator[Job]:
+    """Everything but the experts and these `matrices`, as it is."""
 
     def make(name: str) -> tuple[memoryview, dict[str, Any]]:
         return as_bytes(read_tensor(checkpoint.entries[name])), {}
 
-    entries = aligned_first(checkpoint.dense_entries())
+    entries = aligned_first(e for e in checkpoint.dense_entries() if e.name not in matrices)
     writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
     for entry in entries:
         files = frozenset([entry.path.name])
         yield Job(DENSE, entry.name, files, entry.nbytes, partial(make, entry.name))
+
+
+def checked_blob(
+    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None, where: str
+) -> tuple[memoryview, dict[str, Any]]:
+    """`make_blob`, and what is to be remarked of it."""
+    check_numbers(tensors, layout, where)
+    errors: dict[str, float] = {}
+    blob = make_blob(tensors, layout, device, errors)
+    return blob, {"errors": errors} if errors else {}
 
 
 def make_blob(
@@ -203,7 +237,7 @@ def make_blob(
     device: torch.device | None = None,
     errors: dict[str, float] | None = None,
 ) -> memoryview:
-    """One expert's matrices laid out as its layer's layout says, zeros between. `errors` is given
+    """Matrices laid out as the layout says, zeros between. `errors` is given
     what quantizing has cost: by matrix, the norm of the difference over that of the weights."""
     blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
     for matrix in layout.matrices:
@@ -239,15 +273,20 @@ def low_bits(
 
 
 def _report(writer: StoreWriter, recipe: dict) -> bytes:
-    """What the quantizing has cost, by layer and expert."""
-    errors = [
-        [
-            writer.record(layer.file, expert_part(expert)).get("errors", {})
-            for expert in range(layer.experts)
-        ]
-        for layer in writer.layers
-    ]
-    return json.dumps({"recipe": recipe, "relative_errors": errors}, indent=1).encode()
+    """What the quantizing has cost: of the experts by layer and expert, of the rest by module."""
+
+    def errors(entry: BlobFile) -> list[dict[str, float]]:
+        parts = (entry.part(number) for number in range(len(entry.layouts())))
+        return [writer.record(entry.file, part).get("errors", {}) for part in parts]
+
+    low_bit = writer.low_bit
+    outside = zip(low_bit.matrices, errors(low_bit), strict=True) if low_bit else ()
+    report = {
+        "recipe": recipe,
+        "relative_errors": [errors(layer) for layer in writer.layers],
+        "dense": {matrix.modules[0]: lost["weight"] for matrix, lost in outside},
+    }
+    return json.dumps(report, indent=1).encode()
 
 
 def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
@@ -262,8 +301,15 @@ def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
     return store if store.manifest.source.get("fingerprint") == checkpoint.fingerprint() else None
 
 
-def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:
-    need = sum(entry.nbytes for entry in checkpoint.dense_entries()) + DISK_HEADROOM
+def _check_disk(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layouts: list[BlobLayout],
+    matrices: dict[str, DenseMatrix],
+) -> None:
+    kept = (entry for entry in checkpoint.dense_entries() if entry.name not in matrices)
+    need = sum(entry.nbytes for entry in kept) + DISK_HEADROOM
+    need += sum(matrix.layout.nbytes for matrix in matrices.values())
     need += checkpoint.shards.extra_disk()
     for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
         need += align(experts.num_experts * layout.nbytes, 1 << 20)

@@ -18,7 +18,7 @@ NO_TORCH = [
     *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
     *("places", "sizes", "card", "model_list", "machine", "notebook"),
     *("settings", "hub", "shard_plan"),
-    *("virtual_links", "store.manifest"),
+    *("virtual_links", "store.blobs", "store.manifest"),
 ]
 
 
@@ -55,9 +55,9 @@ def test_cache_runs_without_torch():
 
 ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
-    homes links virtual_links cache settings pool store lowbit kernels recipe slots
+    homes links virtual_links cache settings pool store lowbit kernels recipe slots lowbit_modules
     cuda placement families engine attachment offload dense architecture
-    hub shard_plan shards checkpoint hqq_scales packing devices loading quantization
+    hub shard_plan shards checkpoint matrices hqq_scales packing devices loading quantization
     turn streamer answer chat markup controls widgets quality terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 

@@ -203,6 +203,15 @@ def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint
     mc.verify(store)
 
 
+def test_a_store_of_an_older_format_is_packed_anew(checkpoint, packings):
+    folder = cached_store(Checkpoint(checkpoint), progress=False).folder
+    body = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**body, "format": 1}))
+    cached_store(Checkpoint(checkpoint), progress=False)
+    assert len(packings) == 2
+    verify(folder)
+
+
 def test_changed_side_files_are_taken_over_without_packing_the_experts(checkpoint, packings):
     (checkpoint / "chat_template.jinja").write_text("old")
     (checkpoint / "notes.txt").write_text("gone tomorrow")

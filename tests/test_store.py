@@ -22,7 +22,8 @@ from moe_colab.checkpoint import Checkpoint
 from moe_colab.packing import make_blob, pack
 from moe_colab.recipe import Recipe
 from moe_colab.store import BlobLayout, Manifest, Store, StoreWriter, is_store
-from moe_colab.store.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, FORMAT, NAME
+from moe_colab.store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT
+from moe_colab.store.manifest import FORMAT, NAME
 from moe_colab.store.tensors import (
     DTYPE_NAMES,
     aligned_first,
@@ -30,7 +31,7 @@ from moe_colab.store.tensors import (
     read_header,
     read_tensor,
 )
-from moe_colab.store.writer import JOURNAL, expert_part
+from moe_colab.store.writer import JOURNAL
 
 EXPERTS = 12  # 10 sorts before 2 as text
 SHAPES = {"gate_up_proj": (6, 5), "down_proj": (5, 3)}  # 120 and 60 bytes: holes between and after
@@ -69,7 +70,8 @@ def write_store(folder: Path, experts_in_order: bool = True, finish: bool = True
         random.Random(0).shuffle(jobs)
     for layer, expert in jobs:
         blob = make_blob(expert_tensors(layer, expert), LAYOUT)
-        writer.write(writer.layers[layer].file, expert_part(expert), blob)
+        entry = writer.layers[layer]
+        writer.write(entry.file, entry.part(expert), blob)
     save_file(dense_tensors(), folder / "source.safetensors")
     entries = aligned_first(read_header(folder / "source.safetensors").values())
     writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
@@ -347,6 +349,15 @@ def test_a_store_of_a_newer_format_asks_for_an_upgrade(store):
     (store / NAME).write_text(json.dumps(body))
     with pytest.raises(mc.MoEColabError, match="upgrade moe_colab"):
         Store(store)
+
+
+def test_a_store_of_an_older_format_is_to_be_made_anew(store):
+    body = json.loads((store / NAME).read_text())
+    body["format"] = FORMAT - 1
+    (store / NAME).write_text(json.dumps(body))
+    for open_it in (Store, mc.inspect, mc.verify, mc.load):
+        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store anew"):
+            open_it(store)
 
 
 def test_an_unfinished_store_is_none_yet(tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..errors import MoEColabError
-from .manifest import BLOB_ALIGNMENT, DTYPE_BYTES, align
+from .blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
 
 TORCH_DTYPES = {
     "F64": torch.float64,

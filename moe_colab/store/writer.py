@@ -16,34 +16,23 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
-from .manifest import NAME, BlobLayout, FileEntry, LayerEntry, Manifest
+from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
+from .manifest import NAME, FileEntry, Manifest
 from .tensors import make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
+LOW_BIT = "dense-lowbit.safetensors"
 SHARDS = "shards"  # a folder for what is downloaded meanwhile; a finished store has none
 # What a store is made of; a folder with anything else in it is never cleared.
 SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
 
 Part = tuple[str, str, tuple[int, ...], int]
 """A tensor of a file: name, safetensors' dtype, shape and bytes."""
-
-
-@dataclass(frozen=True)
-class PartFile:
-    """A file that is written part by part."""
-
-    name: str
-    data_offset: int
-    header_sha256: str
-
-
-def expert_part(expert: int) -> str:
-    return f"expert.{expert}"
 
 
 class StoreWriter:
@@ -55,6 +44,7 @@ class StoreWriter:
         self.records: dict[str, dict[str, Any]] = {}
         self.parts: dict[str, dict[str, tuple[int, int]]] = {}  # by file: start and bytes of each
         self.layers: list[LayerEntry] = []
+        self.low_bit: DenseEntry | None = None
         self.journal_path = folder / JOURNAL
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -70,9 +60,9 @@ class StoreWriter:
             self.journal = open(self.journal_path, "a", encoding="utf-8")
 
     # ------------------------------------------------------------------ files written part by part
-    def add_file(self, name: str, parts: Sequence[Part]) -> PartFile:
+    def add_file(self, name: str, parts: Sequence[Part]) -> bytes:
         """Make room for a file of these tensors, which are then written with `write`, in any
-        order."""
+        order. Returns its header."""
         header, places = make_header(parts), {}
         end = len(header)
         for part, _, _, nbytes in parts:
@@ -85,21 +75,30 @@ class StoreWriter:
             _allocate(out.fileno(), end)
             out.write(header)
         self.parts[name] = places
-        return PartFile(name, len(header), hashlib.sha256(header).hexdigest())
+        return header
 
     def add_layer(self, module: str, experts: int, layout: BlobLayout) -> LayerEntry:
-        """Make room for the experts of a layer, which are its file's parts: expert e is
-        `expert_part(e)`."""
+        """Make room for the experts of a layer, which are its file's parts."""
         name = f"experts-{len(self.layers):05}.safetensors"
-        file = self.add_file(
-            name, [(expert_part(e), "U8", (layout.nbytes,), layout.nbytes) for e in range(experts)]
+        entry = LayerEntry(name, 0, "", (), (), module, experts, layout)
+        self.layers.append(self._add_blobs(entry))
+        return self.layers[-1]
+
+    def add_low_bit(self, matrices: Sequence[DenseMatrix]) -> DenseEntry:
+        """Make room for the low-bit matrices outside the experts."""
+        self.low_bit = self._add_blobs(DenseEntry(LOW_BIT, 0, "", (), (), tuple(matrices)))
+        return self.low_bit
+
+    def _add_blobs(self, entry: BlobFile) -> BlobFile:
+        header = self.add_file(
+            entry.file,
+            [
+                (entry.part(n), "U8", (layout.nbytes,), layout.nbytes)
+                for n, layout in enumerate(entry.layouts())
+            ],
         )
-        no_crc, no_sha = (0,) * experts, ("",) * experts
-        entry = LayerEntry(
-            module, name, experts, file.data_offset, file.header_sha256, layout, no_crc, no_sha
-        )
-        self.layers.append(entry)
-        return entry
+        digest = hashlib.sha256(header).hexdigest()
+        return replace(entry, data_offset=len(header), header_sha256=digest)
 
     def has(self, file: str, part: str) -> bool:
         """True if an earlier writing finished this part, and its bytes are still the ones it
@@ -142,23 +141,28 @@ class StoreWriter:
         self, source: dict[str, Any], family: str, dtype: str, dense: str, files: Iterable[str]
     ) -> Manifest:
         """Sync everything, write the manifest, and only then call it a store. `dense`: the file of
-        everything but the experts."""
-        layers = []
-        for entry in self.layers:
-            notes = [self.record(entry.file, expert_part(e)) for e in range(entry.experts)]
-            digests = {key: tuple(note[key] for note in notes) for key in ("crc32", "sha256")}
-            layers.append(replace(entry, **digests))
+        all that is kept as it is outside the experts."""
         with _disk_errors(self.folder):
             for name in self.parts:
                 with open(self.folder / name, "rb") as file:
                     os.fsync(file.fileno())
         whole = file_entry(self.folder / dense)
         entries = tuple(FileEntry(name, **self.records[name]) for name in files)
-        manifest = Manifest(source, family, dtype, whole, entries, tuple(layers))
+        layers = tuple(map(self._with_digests, self.layers))
+        low_bit = self.low_bit and self._with_digests(self.low_bit)
+        manifest = Manifest(source, family, dtype, whole, entries, layers, low_bit)
         write_whole(self.folder, NAME, [manifest.dump().encode()])
         self.close()
         self.journal_path.unlink()
         return manifest
+
+    def _with_digests(self, entry: BlobFile) -> BlobFile:
+        notes = [self.record(entry.file, entry.part(n)) for n in range(len(entry.layouts()))]
+        return replace(
+            entry,
+            crc32=tuple(note["crc32"] for note in notes),
+            sha256=tuple(note["sha256"] for note in notes),
+        )
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a note that the full disk refused, and said so
