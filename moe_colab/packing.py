@@ -9,11 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,25 +18,17 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
-from .hqq_scales import choose
-from .lowbit import quantize as quantize_matrix
 from .matrices import low_bit
+from .parts import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
 from .places import cache_folder, store_name
-from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
-from .store import BlobFile, BlobLayout, DenseMatrix, Manifest, Matrix, Store, StoreWriter
+from .recipe import Recipe
+from .store import BlobFile, BlobLayout, DenseMatrix, Manifest, Store, StoreWriter
 from .store.blobs import align
 from .store.manifest import NAME, REPORT
 from .store.tensors import (
     DTYPE_NAMES,
-    TORCH_DTYPES,
-    aligned_first,
-    as_bytes,
-    read_tensor,
 )
 from .store.writer import SHARDS, update_files
-
-# Never model.safetensors: plain transformers would load it, with random experts.
-DENSE = "dense.safetensors"
 
 
 def cached_store(
@@ -112,9 +100,9 @@ def pack(
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
     writer = StoreWriter(folder, identity, may_clear)
     try:
-        jobs = list(_expert_jobs(checkpoint, writer, layouts, device))
-        jobs += _low_bit_jobs(checkpoint, writer, matrices, device)
-        jobs += _dense_jobs(checkpoint, writer, matrices)
+        jobs = list(expert_jobs(checkpoint, writer, layouts, device))
+        jobs += low_bit_jobs(checkpoint, writer, matrices, device)
+        jobs += dense_jobs(checkpoint, writer, matrices)
         _do(checkpoint, writer, jobs, progress)
         side = checkpoint.side_files()
         for path in side:
@@ -124,24 +112,13 @@ def pack(
         if "recipe" in source:
             writer.write_file(REPORT, [_report(writer, source["recipe"])])
             names.append(REPORT)
-        return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
+        family = checkpoint.config.model_type
+        return writer.finish(source, family, DTYPE_NAMES[dtype], DENSE_FILE, names)
     finally:
         writer.close()
 
 
 # ---------------------------------------------------------------------- the work
-@dataclass(frozen=True)
-class Job:
-    """One tensor of one of the store's files. `files`: those of the checkpoint that it is made
-    from; `nbytes`: its size in the store; `make` gives its bytes, and remarks to be kept."""
-
-    file: str
-    part: str
-    files: frozenset[str]
-    nbytes: int
-    make: Callable[[], tuple[memoryview, dict[str, Any]]]
-
-
 def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
     """Those that no earlier packing has done, in the order in which the shards come."""
     missing = [job for job in jobs if not writer.has(job.file, job.part)]
@@ -163,113 +140,6 @@ def _write(writer: StoreWriter, job: Job) -> None:
     """Of its own, so that nothing of a job is in memory when the next one is made."""
     data, remarks = job.make()
     writer.write(job.file, job.part, data, **remarks)
-
-
-def _expert_jobs(
-    checkpoint: Checkpoint,
-    writer: StoreWriter,
-    layouts: list[BlobLayout],
-    device: torch.device | None,
-) -> Iterator[Job]:
-    def make(layer: int, expert: int) -> tuple[memoryview, dict[str, Any]]:
-        where = f"expert {expert} in layer {layer}"
-        return checked_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
-
-    for number, ((module, experts), layout) in enumerate(
-        zip(checkpoint.layers, layouts, strict=True)
-    ):
-        entry = writer.add_layer(module, experts.num_experts, layout)
-        for expert in range(entry.experts):
-            files = checkpoint.expert_files(number, expert)
-            work = partial(make, number, expert)
-            yield Job(entry.file, entry.part(expert), files, layout.nbytes, work)
-
-
-def _low_bit_jobs(
-    checkpoint: Checkpoint,
-    writer: StoreWriter,
-    matrices: dict[str, DenseMatrix],
-    device: torch.device | None,
-) -> Iterator[Job]:
-    """The matrices outside the experts that get fewer bits."""
-
-    def make(name: str, matrix: DenseMatrix) -> tuple[memoryview, dict[str, Any]]:
-        tensors = {"weight": read_tensor(checkpoint.entries[name])}
-        return checked_blob(tensors, matrix.layout, device, matrix.modules[0])
-
-    if not matrices:
-        return
-    entry = writer.add_low_bit(tuple(matrices.values()))
-    for number, (name, matrix) in enumerate(matrices.items()):
-        files = frozenset([checkpoint.entries[name].path.name])
-        work = partial(make, name, matrix)
-        yield Job(entry.file, entry.part(number), files, matrix.layout.nbytes, work)
-
-
-def _dense_jobs(
-    checkpoint: Checkpoint, writer: StoreWriter, matrices: dict[str, DenseMatrix]
-) -> Iterator[Job]:
-    """Everything but the experts and these `matrices`, as it is."""
-
-    def make(name: str) -> tuple[memoryview, dict[str, Any]]:
-        return as_bytes(read_tensor(checkpoint.entries[name])), {}
-
-    entries = aligned_first(e for e in checkpoint.dense_entries() if e.name not in matrices)
-    writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
-    for entry in entries:
-        files = frozenset([entry.path.name])
-        yield Job(DENSE, entry.name, files, entry.nbytes, partial(make, entry.name))
-
-
-def checked_blob(
-    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None, where: str
-) -> tuple[memoryview, dict[str, Any]]:
-    """`make_blob`, and what is to be remarked of it."""
-    check_numbers(tensors, layout, where)
-    errors: dict[str, float] = {}
-    blob = make_blob(tensors, layout, device, errors)
-    return blob, {"errors": errors} if errors else {}
-
-
-def make_blob(
-    tensors: dict[str, torch.Tensor],
-    layout: BlobLayout,
-    device: torch.device | None = None,
-    errors: dict[str, float] | None = None,
-) -> memoryview:
-    """Matrices laid out as the layout says, zeros between. `errors` is given
-    what quantizing has cost: by matrix, the norm of the difference over that of the weights."""
-    blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    for matrix in layout.matrices:
-        weight = tensors[matrix.name]
-        parts = {"weight": weight}
-        if matrix.packing != PLAIN:
-            parts, error = low_bits(weight, matrix, device)
-            if errors is not None:
-                errors[matrix.name] = error
-        for field in matrix.fields:
-            raw = blob[field.offset : field.offset + field.nbytes]
-            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
-    return memoryview(blob.numpy())
-
-
-def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: str) -> None:
-    """Raises MoEColabError where a matrix that is to be quantized holds what is no number."""
-    for matrix in layout.matrices:
-        if matrix.packing != PLAIN and not torch.isfinite(tensors[matrix.name]).all():
-            raise MoEColabError(
-                f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
-                "quantized: download the checkpoint again, or tell whoever made it."
-            )
-
-
-def low_bits(
-    weight: torch.Tensor, matrix: Matrix, device: torch.device | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    """(fields, relative error)."""
-    if matrix.packing == LOWBIT_TRANSPOSED:
-        weight = weight.T
-    return quantize_matrix(weight.to(device).contiguous(), format_of(matrix), choose)
 
 
 def _report(writer: StoreWriter, recipe: dict) -> bytes:

@@ -4,7 +4,9 @@ chooses no scales itself."""
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,8 +74,9 @@ def quantize(
         raise MoEColabError(
             f"{folder} is a finished store already: load it, or choose another folder."
         )
+    start = time.monotonic()
     pack(checkpoint, folder, usable, progress, recipe, target, may_clear=False)
-    return inspect(folder)
+    return replace(inspect(folder), seconds=time.monotonic() - start)
 
 
 def format_of_bits(bits: int, group_size: int | None, axis: int) -> Format | None:

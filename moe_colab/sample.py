@@ -23,7 +23,7 @@ from .hqq_scales import choose
 from .lowbit import GROUPS, Format, Shape, grids, quantize
 from .places import shipped_model
 from .sizes import weight_files
-from .store.manifest import DTYPE_BYTES
+from .store.blobs import DTYPE_BYTES
 from .store.tensors import TensorEntry, read_header, read_tensor
 
 EXPERT = re.compile(r"\.(\d+)\..*\bexperts\.(\d+)\.(.+)\.weight$")

@@ -78,7 +78,7 @@ ORDER = """
     plots
     homes links virtual_links cache settings pool store lowbit kernels recipe slots lowbit_modules
     cuda placement families engine attachment offload dense architecture
-    hub shard_plan shards checkpoint matrices hqq_scales packing devices loading quantization
+    hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls widgets quantize_widget quality
     terminal bench __main__

@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import moe_colab as mc
 from moe_colab.checkpoint import Checkpoint
-from moe_colab.packing import make_blob, pack
+from moe_colab.packing import pack
+from moe_colab.parts import make_blob
 from moe_colab.recipe import Recipe
 from moe_colab.store import BlobLayout, Manifest, Store, StoreWriter, is_store
 from moe_colab.store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT
