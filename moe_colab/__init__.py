@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from . import plots as plots
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
+    from .comparison import compare as compare
     from .loading import load as load
     from .lowbit import Format as Format
     from .machine import preflight as preflight
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
     from .quantize_widget import QuantizeWidget as QuantizeWidget
+    from .sensitivity import allocate as allocate
+    from .sensitivity import measure_sensitivity as measure_sensitivity
     from .shelf import quantized as quantized
     from .store import Store as Store
     from .store import inspect as inspect
@@ -39,10 +42,13 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "QuantizeWidget": "quantize_widget",
     "Store": "store",
     "benchmark": "places",
+    "allocate": "sensitivity",
     "close_all": "offload",
+    "compare": "comparison",
     "evaluation_texts": "quality",
     "inspect": "store",
     "load": "loading",
+    "measure_sensitivity": "sensitivity",
     "models": "model_list",
     "perplexity": "quality",
     "plots": "plots",  # the room itself

@@ -111,6 +111,11 @@ def build_parser() -> argparse.ArgumentParser:
     streaming.add_argument("--work", help="where checkpoint and store are put meanwhile")
     streaming.add_argument("--out", help="write the JSON here too")
     streaming.set_defaults(run=run_streaming)
+    quality = bench.add_parser("quality", help="what each bit costs, in perplexity and agreement")
+    quality.add_argument("source", nargs="?", help="a checkpoint; default: the small model")
+    quality.add_argument("--out", help="write the JSON here too")
+    quality.add_argument("--quick", action="store_true", help="few rows, few documents")
+    quality.set_defaults(run=run_quality)
     return parser
 
 
@@ -204,6 +209,12 @@ def run_streaming(args: argparse.Namespace) -> int:
     from .bench.streaming import run
 
     return run(args.source, args.work, args.out)
+
+
+def run_quality(args: argparse.Namespace) -> int:
+    from .bench.quality import run
+
+    return run(args.source, args.out, args.quick)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ in a browser for those that ask for it."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -59,6 +60,20 @@ def run(processes) -> Callable[..., int]:
         return process.exitcode
 
     return run
+
+
+def first_layers(count: int, folder: Path) -> Path:
+    """A checkpoint of the shipped model's first layers."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(TINY_MOE, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
+    weights = load_file(TINY_MOE / "model.safetensors")
+    left = [f"model.layers.{number}." for number in range(count, config["num_hidden_layers"])]
+    kept = {name: w for name, w in weights.items() if not name.startswith(tuple(left))}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def copy_working_tree(folder: Path) -> Path:

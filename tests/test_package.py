@@ -17,7 +17,7 @@ PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
     *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
     *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
-    *("settings", "hub", "shard_plan"),
+    *("settings", "hub", "shard_plan", "allocation"),
     *("virtual_links", "store.blobs", "store.manifest"),
 ]
 
@@ -81,6 +81,7 @@ ORDER = """
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls widgets quantize_widget quality
+    comparison allocation sensitivity
     terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 

@@ -1,0 +1,128 @@
+"""What does each bit cost? The perplexity of a model in few bits over that in full precision, and
+how often both have the same first choice, on the project's own text; then the same bytes shared out
+anew by measured sensitivity. Runs unattended; one JSON at the end.
+
+Every row is a store that `quantize` made and `load` ran, multiplied with by plain torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ..checkpoint import Checkpoint
+from ..comparison import CONFIDENCE, DRAWS
+from ..errors import MoEColabError
+from ..loading import load_tokenizer, open_checkpoint
+from ..lowbit import Format
+from ..quality import evaluation_texts
+from ..store import Summary
+from ..store.blobs import DENSE
+from .allocation import UNIFORM, allocation_table, share_out
+from .machine import describe
+from .rows import SEED, Documents, Setting, agreement, named, ratio, score_columns
+
+BITS, GROUPS = (16, 4, 3, 2), (16, 64)
+QUICK_BITS, QUICK_GROUPS, QUICK_DOCUMENTS = (16, 2), (64,), 4
+
+
+def run(source: str | None, out: str | None, quick: bool = False) -> int:
+    """Measure on the CPU, print two tables, and one JSON object as the last line. quick: few rows
+    on a few short documents of every domain."""
+    if out and not Path(out).absolute().parent.is_dir():
+        raise MoEColabError(f"{out} cannot be written: its folder does not exist.")
+    report = measure(source, quick)
+    print(table(report["rows"]))
+    print(allocation_table(report["allocation"]))
+    print(json.dumps(report), flush=True)
+    if out:
+        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(source: str | None, quick: bool) -> dict[str, Any]:
+    checkpoint = open_checkpoint(source, None, progress=False)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if tokenizer is None:
+        raise MoEColabError(f"{checkpoint.folder} has no tokenizer: nothing could be scored.")
+    by_domain = evaluation_texts(tokenizer)
+    if quick:
+        by_domain = {n: sorted(t, key=len)[:QUICK_DOCUMENTS] for n, t in by_domain.items()}
+    documents = Documents.of(by_domain, slice(None))
+    bar = tqdm(settings(quick), desc="settings", leave=False)
+    scored = [(setting, *documents.score(source, **setting.options())) for setting in bar]
+    full = scored[0][1]
+    resamples = documents.resamples(full)
+    rows = [
+        {
+            **setting.columns(),
+            "bytes": summary.total_bytes,
+            "expert_bits_per_weight": summary.bits_per_weight,
+            "attention_bits_per_weight": attention_bits(summary, checkpoint),
+            **score_columns(scores, full, resamples),
+        }
+        for setting, scores, summary in scored
+    ]
+    uniform = UNIFORM[:1] if quick else UNIFORM
+    return {
+        "bench": "quality",
+        "machine": describe(torch.device("cpu")),
+        "model": checkpoint.name,
+        "weights_sha256": weights_digest(checkpoint),
+        "text": documents.tokens(full),
+        "tokens": full.tokens,
+        "documents": dict(Counter(documents.domains)),
+        "interval": {
+            "confidence": CONFIDENCE,
+            "method": "paired percentile bootstrap over documents, within each domain",
+            "draws": DRAWS,
+            "seed": SEED,
+        },
+        "rows": rows,
+        "allocation": share_out(source, by_domain, uniform),
+    }
+
+
+def settings(quick: bool) -> list[Setting]:
+    """Every crossing, full precision first."""
+    bits, groups = (QUICK_BITS, QUICK_GROUPS) if quick else (BITS, GROUPS)
+    formats = [None, *(Format(b, group) for b in bits if b < 16 for group in groups)]
+    return [Setting(*both) for both in itertools.product(formats, repeat=2)]
+
+
+def attention_bits(summary: Summary, checkpoint: Checkpoint) -> float:
+    """A weight of the attention, with its scales, zeros and padding."""
+    if DENSE not in summary.parts:
+        return 8.0 * checkpoint.dtype().itemsize
+    return summary.parts[DENSE].bits_per_weight
+
+
+def weights_digest(checkpoint: Checkpoint) -> str:
+    """sha256 of the weights' files, one after the other."""
+    digest = hashlib.sha256()
+    for path in sorted({entry.path for entry in checkpoint.entries.values()}):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """In Markdown. A perplexity that cannot be told from that of full precision is a tie."""
+    lines = [
+        "| attention | experts | bits a weight | bytes | perplexity | agreement |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bits = f"{row['attention_bits_per_weight']:.2f} / {row['expert_bits_per_weight']:.2f}"
+        lines.append(
+            f"| {named(row, 'attention')} | {named(row, 'expert')} | {bits} "
+            f"| {row['bytes'] / 1e6:.2f} MB | {ratio(row)} | {agreement(row)} |"
+        )
+    return "\n".join(lines)
