@@ -75,7 +75,7 @@ def title_of(rows: Sequence[Row]) -> str:
         return f"{len(rows)} ways to quantize: none is as good as full precision"
     least = min(ties, key=lambda row: row["bytes"])
     share = least["bytes"] / largest["bytes"]
-    return f"No measurable loss down to {share:.0%} of the bytes: {name(least)}"
+    return f"No measurable rise down to {share:.0%} of the bytes: {name(least)}"
 
 
 def name(row: Row) -> str:
