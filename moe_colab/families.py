@@ -58,6 +58,13 @@ def router_of(model: nn.Module, experts_name: str) -> nn.Module | None:
     return next((module for module in candidates if isinstance(module, nn.Module)), None)
 
 
+def decoder_layer(model: nn.Module, experts_name: str) -> nn.Module:
+    """The numbered layer that these experts lie in; their block where no name is a number."""
+    parts = experts_name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return model.get_submodule(".".join(parts[: numbers[-1] + 1] if numbers else parts[:-1]))
+
+
 def router_logits(output: Any, experts: int) -> torch.Tensor | None:
     """The logits [T, E] in a router's output: its first floating tensor with one column per
     expert."""

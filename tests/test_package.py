@@ -15,7 +15,8 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
-    *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
+    *("cache", "counters", "errors", "governor", "hardware", "homes", "interrupts"),
+    *("links", "pool", "scratch"),
     *("places", "sizes", "card", "model_list", "machine", "notebook"),
     "settings",
     *("virtual_links", "store.manifest"),
@@ -55,8 +56,8 @@ def test_cache_runs_without_torch():
 
 ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
-    homes links virtual_links cache settings pool store lowbit kernels recipe slots
-    cuda placement families engine attachment offload dense architecture checkpoint
+    homes links virtual_links cache settings governor scratch pool store lowbit kernels recipe slots
+    cuda placement families speculation engine attachment offload dense architecture checkpoint
     hqq_scales packing devices hub loading quantization turn streamer answer chat markup controls
     widgets quality terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
