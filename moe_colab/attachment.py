@@ -21,8 +21,8 @@ from . import families
 from .cache import Tokens
 from .counters import Ledger
 from .errors import MoEColabError
+from .governor import Ranked
 from .pool import Pool
-from .scratch import Ranked
 from .settings import Guessing
 from .speculation import Speculator
 from .store import BlobLayout, LayerEntry

@@ -65,8 +65,11 @@ class Link(Protocol):
     def settle(self) -> None:
         """Bring all stall times to the books they belong to, before these are read."""
 
+    def stop(self) -> None:
+        """Drop what is queued or under way, without waiting for the chunk that moves."""
+
     def close(self) -> None:
-        """Drop what is queued or under way; no byte moves afterwards."""
+        """The same; no byte moves afterwards."""
 
 
 class QueueTicket:
@@ -151,12 +154,16 @@ class QueueLink:
     def settle(self) -> None:
         """Stall times are booked when they happen."""
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Like close, without waiting for the chunk that is moving."""
         with self.changed:
             self.closing = True
             for ticket in [ticket for queue in self.queues for ticket in queue]:
                 self.cancel(ticket)
             self.changed.notify_all()
+
+    def close(self) -> None:
+        self.stop()
 
     def await_end(self, ticket: QueueTicket) -> float:
         raise MoEColabError(f"{type(self).__name__} cannot wait.")
@@ -197,12 +204,8 @@ class ThreadLink(QueueLink):
             self.changed.wait_for(lambda: ticket.state not in (QUEUED, MOVING))
         return time.perf_counter() - start
 
-    def stop(self) -> None:
-        """Like close, without waiting for the chunk that is moving."""
-        super().close()
-
     def close(self):
-        self.stop()
+        super().close()
         if self.thread is not None:
             self.thread.join()
 

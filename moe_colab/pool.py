@@ -21,10 +21,10 @@ from typing import Any
 from .cache import LayerCache, Step, Tokens
 from .counters import Counters, Ledger
 from .errors import MoEColabError
-from .governor import Governor
+from .governor import Governor, Ranked
 from .homes import Home
 from .links import Block, Link
-from .scratch import Ranked, Scratch, Slot, start
+from .scratch import Scratch, Slot, start
 
 CLOSED = "this model was closed: load it again with mc.load()."
 
@@ -69,6 +69,7 @@ class Pool:
         ]
         self.scratch = Scratch(link, homes, spares or {}, fresh, governor)
         self.torn: dict[int, Any] = {}  # layers whose last use has not come to its end: which use
+        self.guessed: dict[int, Ranked] = {}  # the last word on a layer whose turn is to come
         self.turns = [0] * len(homes)  # how often each layer's router has spoken
         self.closed = False
 
@@ -92,6 +93,9 @@ class Pool:
             self.governor.forward(decode=self.ledger.phase == "decode")
         book, always, table = self.ledger.layer(layer), self.permanent[layer], self.table[layer]
         self.turns[layer] += 1
+        guessed = self.guessed.pop(layer, ())
+        if guessed and self.governor is not None:
+            self.governor.heard(layer, guessed, needed)
         self.scratch.settle(layer, needed)
         use = self.torn[layer] = object()
         try:
@@ -127,6 +131,7 @@ class Pool:
         spares, and never waits. `phase`: of the forward that this is for, if not this thread's."""
         if self.closed or layer in self.torn:
             return
+        self.guessed[layer] = ranked
         there = (self.table[layer], self.permanent[layer])
         absent = [guess for guess in ranked if not any(guess[0] in some for some in there)]
         self.scratch.guess(layer, absent, self.ledger.layer(layer, phase))

@@ -15,12 +15,9 @@ from typing import Any
 
 from .counters import Counters
 from .errors import MoEColabError
-from .governor import Governor
+from .governor import Governor, Ranked
 from .homes import Home
 from .links import Block, Link, Ticket
-
-Ranked = Sequence[tuple[int, float]]
-"""Guesses for one layer: experts with the probability that they will be needed, likeliest first."""
 
 
 @dataclass(slots=True)
@@ -91,7 +88,7 @@ class Scratch:
             if (layer, expert) in self.guesses:
                 continue
             home = self.homes[layer][expert]
-            if not self._allowed(home, probability):
+            if not self._allowed(layer, home, probability):
                 return
             room = self.room(home.nbytes)
             if not room:  # an older guess for this layer may have come to look less likely
@@ -141,11 +138,11 @@ class Scratch:
             self.drop(layer, expert)
         self.free.clear()
 
-    def _allowed(self, home: Home, probability: float) -> bool:
+    def _allowed(self, layer: int, home: Home, probability: float) -> bool:
         if self.governor is None:
             return True
         at_stake = sum(slot.ticket.home.nbytes for slot in self.guesses.values())
-        return self.governor.allows(home.nbytes, at_stake, probability)
+        return self.governor.allows(layer, home.nbytes, at_stake, probability)
 
 
 def start(
