@@ -11,8 +11,8 @@ class Turn:
     """A question and how its answer went, or goes. `seconds` from the question to the last token,
     `first_token_seconds` to the first; `hit_rate`, `loads`, `bytes_loaded` and `stall_seconds`
     (layers waiting for bytes) are those of this answer alone. `tokens_after_stop`: tokens that came
-    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context. `speculation`:
-    whether guessing has paid so far, in words."""
+    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context.
+    `speculation`: whether guessing has paid so far, in words."""
 
     question: str
     text: str

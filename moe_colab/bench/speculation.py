@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ from ..virtual_links import ClockLink
 from .guessed_routing import Said, listen, mixed_text, recall
 from .machine import describe
 
-LOADS, SLOTS = (20.0, 5.5, 2.0, 0.2), (4, 6)
+LOADS, SLEPT_LOADS, SLOTS = (20.0, 5.5, 2.0, 0.2), (5.5, 2.0, 0.2), (4, 6)
 NBYTES = 17 * CHUNK
 BEFORE_ROUTER = 0.5  # of a layer's compute
-TOKENS, SLEPT_TOKENS = 200, 12  # of each text
-UNIT = 4e-3  # seconds of a layer's compute, where it is slept
+TOKENS, SLEPT_TOKENS = 200, 20  # of each text
+UNIT = 8e-3  # seconds of a layer's compute, where it is slept
 SLACK = 5e-4  # seconds: a link that is asked again so soon was never idle
 
 
@@ -170,10 +170,12 @@ def result(pool: Pool, taken: float, unit: float) -> dict[str, Any]:
     }
 
 
-def rows(said: list[Said], how: Callable, ways: list[str]) -> list[dict[str, Any]]:
+def rows(
+    said: list[Said], how: Callable, loads: Sequence[float], ways: Sequence[str]
+) -> list[dict[str, Any]]:
     """Every load and number of slots, every way; beside the counts, what the way has brought."""
     out = []
-    for units in LOADS:
+    for units in loads:
         for slots in SLOTS:
             found = {way: how(said, units, slots, WAYS[way]) for way in ways}
             spared = found["none"]["stall"] - found["perfect"]["stall"]
@@ -205,8 +207,8 @@ def run(out: str | None) -> int:
             for ahead in range(1, FARTHEST + 1)
             for n in (1, 2, 3, 4)
         ],
-        "clock": rows(said, by_clock, list(WAYS)),
-        "slept": rows(short, by_sleep, ["none", "perfect", "default"]),
+        "clock": rows(said, by_clock, LOADS, list(WAYS)),
+        "slept": rows(short, by_sleep, SLEPT_LOADS, ["none", "perfect", "default"]),
     }
     print(table(report["clock"]), table(report["slept"]), sep="\n\n")
     print(json.dumps(report), flush=True)
