@@ -137,6 +137,7 @@ class Scratch:
         for layer, expert in list(self.guesses):
             self.drop(layer, expert)
         self.free.clear()
+        self.homes = []
 
     def _allowed(self, layer: int, home: Home, probability: float) -> bool:
         if self.governor is None:

@@ -16,7 +16,7 @@ from .hardware import parse_bytes
 AUTO, PLAIN = "auto", "plain"
 SOURCES = ("router_input", "layer_output")
 FARTHEST = 2  # layers ahead
-SPECULATE = 0  # guesses a layer, unless something else is asked for
+SPECULATE = 2  # guesses a layer, unless something else is asked for
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def listen(model: torch.nn.Module, texts: list[torch.Tensor]) -> list[Said]:
     """Let the model read the texts, a token at a time, and note what its routers say and would have
     said."""
     offload, said = model.offload, []
+    with torch.inference_mode():
+        model(texts[0][:, :1])  # the first forward shows the speculator where each norm is
     layers, speculator = len(offload.entries), offload.speculator
     experts = offload.pool.experts
 

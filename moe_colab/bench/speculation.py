@@ -12,6 +12,7 @@ moment, would spare.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -198,6 +199,7 @@ def run(out: str | None) -> int:
         "tokens": len(said),
         "slept_tokens": len(short),
         "unit_seconds_slept": UNIT,
+        "load_average": os.getloadavg(),  # a busy machine oversleeps
         "recall": [
             {
                 **{"source": source, "lookahead": ahead, "guesses": n},
