@@ -16,13 +16,13 @@ CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
 	tests/test_packing.py tests/test_chat.py tests/test_hub.py tests/test_widgets.py \
-	tests/test_models.py tests/test_notebook.py tests/test_lowbit.py tests/test_quantization.py \
-	tests/test_quality.py tests/test_kernels.py
+	tests/test_models.py tests/test_shards.py tests/test_notebook.py tests/test_lowbit.py tests/test_quantization.py \
+	tests/test_quality.py tests/test_kernels.py tests/test_plots.py tests/test_quantize_widget.py
 
 # Which tests: `make test-all` runs the full matrices too.
 SELECT := not full
 
-.PHONY: chat test test-all notebooks lint chromium clean
+.PHONY: chat test test-all notebooks figures lint chromium clean
 
 chat: $(VENV)/ready
 	@$(VENV)/bin/python -m moe_colab chat $(ARGS)
@@ -41,6 +41,10 @@ test-all:
 # Writes the badges, the links and the setup cell into every notebook, from one place.
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python notebooks/stamp.py
+
+# Draws the figures that are files, from assets/benchmarks.
+figures: $(VENV)/ready
+	$(VENV)/bin/python -m moe_colab.bench.figures
 
 lint: $(VENV)/ready-to-test
 	$(VENV)/bin/ruff check

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from .errors import MoEColabError
 
 if TYPE_CHECKING:
+    from . import plots as plots
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
     from .loading import load as load
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from .model_list import models as models
     from .offload import Offload as Offload
     from .offload import close_all as close_all
+    from .places import benchmark as benchmark
     from .quality import evaluation_texts as evaluation_texts
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
+    from .quantize_widget import QuantizeWidget as QuantizeWidget
+    from .shelf import quantized as quantized
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
@@ -32,15 +36,19 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "Format": "lowbit",
     "Offload": "offload",
     "Policy": "cache",
+    "QuantizeWidget": "quantize_widget",
     "Store": "store",
+    "benchmark": "places",
     "close_all": "offload",
     "evaluation_texts": "quality",
     "inspect": "store",
     "load": "loading",
     "models": "model_list",
     "perplexity": "quality",
+    "plots": "plots",  # the room itself
     "preflight": "machine",
     "quantize": "quantization",
+    "quantized": "shelf",
     "verify": "store",
 }
 __all__ = ["MoEColabError", *_ROOMS]
@@ -49,7 +57,8 @@ __all__ = ["MoEColabError", *_ROOMS]
 def __getattr__(name: str):
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    room = importlib.import_module(f".{_ROOMS[name]}", __name__)
+    value = room if name == _ROOMS[name] else getattr(room, name)
     globals()[name] = value
     return value
 

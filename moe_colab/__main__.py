@@ -69,8 +69,23 @@ def build_parser() -> argparse.ArgumentParser:
     quantize.add_argument("source", help="a checkpoint folder, or org/name")
     quantize.add_argument("store", help="the folder to write")
     quantize.add_argument("--revision", help="of a model of the hub")
-    quantize.add_argument("--expert-bits", type=positive, default=2, help="2, 3, 4, 8, 16 (keep)")
-    quantize.add_argument("--group-size", type=positive, default=64, help="16, 32, 64 or 128")
+    quantize.add_argument(
+        "--attention-bits",
+        type=positive,
+        default=4,
+        help="of attention, shared experts and dense layers: 2, 3, 4, 8 or 16 (keep); default: 4",
+    )
+    quantize.add_argument(
+        "--expert-bits", type=positive, default=2, help="of routed experts, likewise; default: 2"
+    )
+    quantize.add_argument(
+        "--embedding-bits", type=positive, default=16, help="of embedding and head: 4, 8 or 16"
+    )
+    quantize.add_argument(
+        "--group-size",
+        type=positive,
+        help="16, 32, 64 or 128; default: the largest of 64, 32, 16 that fits a matrix",
+    )
     quantize.add_argument("--axis", type=int, default=1, help="1: along rows, 0: down columns")
     quantize.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     quantize.add_argument("--dtype", default="auto", help="what the model will compute in")
@@ -99,6 +114,11 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--out", help="write the JSON here too")
     check.add_argument("--quick", action="store_true", help="check every setting, time none")
     check.set_defaults(run=run_gpu_check)
+    streaming = bench.add_parser("streaming", help="memory and disk while a store is made and used")
+    streaming.add_argument("source", nargs="?", help="default: 2.8 GB of random weights, made here")
+    streaming.add_argument("--work", help="where checkpoint and store are put meanwhile")
+    streaming.add_argument("--out", help="write the JSON here too")
+    streaming.set_defaults(run=run_streaming)
     return parser
 
 
@@ -153,7 +173,9 @@ def run_quantize(args: argparse.Namespace) -> None:
     summary = quantize(
         args.source,
         args.store,
+        attention_bits=args.attention_bits,
         expert_bits=args.expert_bits,
+        embedding_bits=args.embedding_bits,
         group_size=args.group_size,
         axis=args.axis,
         device=args.device,
@@ -190,6 +212,12 @@ def run_gpu_check(args: argparse.Namespace) -> int:
     from .bench.gpu_check import run
 
     return run(args.source, args.device, args.out, args.quick)
+
+
+def run_streaming(args: argparse.Namespace) -> int:
+    from .bench.streaming import run
+
+    return run(args.source, args.work, args.out)
 
 
 if __name__ == "__main__":

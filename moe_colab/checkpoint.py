@@ -1,16 +1,17 @@
-"""An original checkpoint folder, read one expert or one dense tensor at a time.
+"""An original checkpoint, read one expert or one dense tensor at a time.
 
 Knows transformers' own mapping from a checkpoint's names and layouts to the model's parameters, so
 that any family and any way of storing experts (one by one, fused, transposed) is read by the same
-lines. Writes nothing.
+lines. Writes nothing; where the files of its weights come from, `shards.py` knows.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,35 +26,57 @@ from transformers.core_model_loading import (
 from .architecture import load_config, one_line, skeleton
 from .errors import MoEColabError
 from .families import expert_shapes, experts_modules
-from .sizes import INDEX, SINGLE
-from .store.tensors import DTYPE_NAMES, TensorEntry, read_header, read_tensor
+from .shards import FolderShards, Shards, refuse_quantized
+from .sizes import SIDE_FILES
+from .store.tensors import DTYPE_NAMES, TensorEntry, read_tensor
 
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+
+@dataclass(frozen=True)
+class Names:
+    """Which of a checkpoint's tensors feed what. sources[parameter]: {pattern: checkpoint names, by
+    expert}; converters[parameter]: what turns them into it, None where they are it; dense: all
+    names that feed no expert; unchanged[parameter]: those of them that are it."""
+
+    sources: dict[str, dict[str | None, list[str]]]
+    converters: dict[str, WeightConverter | None]
+    dense: list[str]
+    unchanged: dict[str, list[str]]
 
 
 class Checkpoint:
-    """A folder with config.json and safetensors weights, in one file or in shards."""
+    """A folder with config.json, and safetensors weights in one file or in shards."""
 
-    def __init__(self, folder: Path, name: str | None = None, revision: str | None = None):
-        """name, revision: where it came from, if from elsewhere than this folder."""
+    def __init__(
+        self,
+        folder: Path,
+        name: str | None = None,
+        revision: str | None = None,
+        shards: Shards | None = None,
+    ):
+        """name, revision: where it came from, if from elsewhere than this folder; shards: its
+        weights, if they are not in the folder."""
         self.folder, self.name, self.revision = folder, name or folder.resolve().name, revision
         self.config = load_config(folder)
         self.model = skeleton(self.config)
         self.layers = experts_modules(self.model)
         self.shapes = [expert_shapes(name, module) for name, module in self.layers]
-        self.entries = self._entries()
-        self._map_names()
+        self.shards = shards or FolderShards(folder)
+        if shards is None:
+            _ = self.names  # what is not whole is refused now; a hub would be asked for headers
 
     # ------------------------------------------------------------------ what is there
     def fingerprint(self) -> str:
-        """Changes when any weight file or the configuration does; reads headers' places and times,
-        not the weights."""
+        """Changes when any weight file or the configuration does; reads no weights."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        for path in sorted({entry.path for entry in self.entries.values()}):
-            stat = path.stat()
-            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(self.shards.fingerprint().encode())
         return digest.hexdigest()
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """Every tensor by the checkpoint's own name."""
+        entries = self.shards.entries()
+        refuse_quantized(entries)
+        return entries
 
     def dtype(self) -> torch.dtype:
         """What the checkpoint computes in: its configuration's word, or else its experts' dtype."""
@@ -61,7 +84,7 @@ class Checkpoint:
             self.config, "dtype", None
         )
         if not isinstance(said, torch.dtype):
-            keys = next(iter(self.sources.values()))
+            keys = next(iter(self.names.sources.values()))
             said = self.entries[next(iter(keys.values()))[0]].torch_dtype()
         if not said.is_floating_point or said not in DTYPE_NAMES:
             raise MoEColabError(
@@ -102,12 +125,23 @@ class Checkpoint:
             out[parameter] = tensor
         return out
 
+    def expert_files(self, layer: int, expert: int) -> frozenset[str]:
+        """The names of the files that `expert` reads."""
+        module, experts = self.layers[layer]
+        sources = [self.names.sources[f"{module}.{name}"] for name in self.shapes[layer]]
+        keys = [
+            keys[expert] if len(keys) == experts.num_experts else keys[0]
+            for source in sources
+            for keys in source.values()
+        ]
+        return frozenset(self.entries[key].path.name for key in keys)
+
     def dense_entries(self) -> list[TensorEntry]:
         """Everything but the routed experts, under the checkpoint's own names."""
-        return [self.entries[key] for key in self.dense]
+        return [self.entries[key] for key in self.names.dense]
 
     def _converted(self, target: str, expert: int, experts: int) -> torch.Tensor:
-        sources, converter = self.sources[target], self.converters[target]
+        sources, converter = self.names.sources[target], self.names.converters[target]
         if converter is None:  # already in the model's layout, all experts in one tensor
             ((key,),) = sources.values()
             return read_tensor(self.entries[key], row=expert)
@@ -128,32 +162,9 @@ class Checkpoint:
         return (result[0] if isinstance(result, list) else result)[0]
 
     # ------------------------------------------------------------------ names
-    def _entries(self) -> dict[str, TensorEntry]:
-        if (self.folder / INDEX).is_file():
-            try:
-                index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-                files = {str(file) for file in index["weight_map"].values()}
-            except (ValueError, KeyError, AttributeError, TypeError) as error:
-                raise MoEColabError(
-                    f"{self.folder / INDEX} is not an index of shards: {error}."
-                ) from error
-        elif (self.folder / SINGLE).is_file():
-            files = {SINGLE}
-        else:
-            other = [path.name for pattern in OTHER_WEIGHTS for path in self.folder.glob(pattern)]
-            found = f"only {other[0]}" if other else "none"
-            raise MoEColabError(
-                f"{self.folder} needs its weights as {SINGLE} or in shards with {INDEX}; it has "
-                f"{found}."
-            )
-        entries = {}
-        for file in sorted(files):
-            entries.update(read_header(self.folder / file))
-        return entries
-
-    def _map_names(self) -> None:
-        """sources[parameter]: {pattern: checkpoint names, by expert}; dense: all names that feed no
-        expert."""
+    @cached_property
+    def names(self) -> Names:
+        """Raises MoEColabError where it is not a whole checkpoint."""
         mapping = get_model_conversion_mapping(self.model)
         renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
@@ -166,11 +177,7 @@ class Checkpoint:
             for (module, experts), shapes in zip(self.layers, self.shapes, strict=True)
             for name in shapes
         }
-        self.sources: dict[str, dict[str | None, list[str]]] = defaultdict(
-            lambda: defaultdict(list)
-        )
-        self.converters: dict[str, WeightConverter | None] = {}
-        self.dense: list[str] = []
+        names = Names(defaultdict(lambda: defaultdict(list)), {}, [], defaultdict(list))
         for key in sorted(self.entries, key=dot_natural_key):
             name, pattern = rename_source_key(
                 key, renamings, converters, self.model.base_model_prefix, state
@@ -178,19 +185,22 @@ class Checkpoint:
             if name not in state and key in state:
                 name, pattern = key, None
             if name in wanted:
-                self.sources[name][pattern].append(key)
-                self.converters[name] = by_pattern.get(pattern)
+                names.sources[name][pattern].append(key)
+                names.converters[name] = by_pattern.get(pattern)
             elif name in state or ".experts." not in key:  # experts of layers that are not run
-                self.dense.append(key)
-        missing = sorted(wanted.keys() - self.sources.keys())
+                names.dense.append(key)
+                if pattern is None:
+                    names.unchanged[name].append(key)
+        missing = sorted(wanted.keys() - names.sources.keys())
         if missing:
             raise MoEColabError(
                 f"{self.folder} lacks the weights of {missing[0]}: it is not a whole checkpoint."
             )
         for target, experts in wanted.items():
-            for keys in self.sources[target].values():
+            for keys in names.sources[target].values():
                 if len(keys) not in (1, experts):  # one by one, or fused
                     raise MoEColabError(
                         f"{self.folder} has {len(keys)} tensors for the {experts} experts of "
                         f"{target}: it is not a whole checkpoint."
                     )
+        return names

@@ -2,14 +2,14 @@
 
 Knows transformers' quantizer registry: registered as a quantization method, moe_colab is asked for
 its word between building the model (without memory) and loading its weights. The experts'
-parameters are taken out there, so that they are never in memory together; save_pretrained, training
-and casts are refused by transformers itself.
+parameters are taken out there, so that they are never in memory together, and low-bit modules put
+in the place of others; save_pretrained, training and casts are refused by transformers itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,20 +19,23 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from . import engine
+from . import engine, lowbit_modules
 from .errors import MoEColabError
 from .families import experts_modules, parameter_names
 from .hardware import human
 from .placement import free_memory
+from .settings import AUTO
 from .store import Store
+from .store.blobs import EMBEDDINGS
 
 
 @register_quantization_config(engine.NAME)
 class OffloadConfig(QuantizationConfigMixin):
-    """Tells transformers that the experts are ours; carries nothing else."""
+    """Tells transformers that the experts are ours, and which other modules are `low_bit`."""
 
-    def __init__(self, **kwargs: Any):
+    def __init__(self, low_bit: Sequence[str] = (), **kwargs: Any):
         self.quant_method = engine.NAME
+        self.low_bit = list(low_bit)
 
 
 @register_quantizer(engine.NAME)
@@ -48,6 +51,7 @@ class OffloadQuantizer(HfQuantizer):
                 module.register_parameter(name, None)
             module._is_hf_initialized = True  # there is nothing left to initialize
             module.config._experts_implementation = engine.NAME
+        lowbit_modules.swap(model, self.quantization_config.low_bit)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
     def is_serializable(self, *args, **kwargs) -> bool:
@@ -59,17 +63,24 @@ class OffloadQuantizer(HfQuantizer):
 
 
 def load_dense(
-    store: Store, dtype: torch.dtype, device: torch.device
+    store: Store, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
 ) -> transformers.PreTrainedModel:
-    """The model with everything but its routed experts."""
-    if device.type == "cuda" and store.manifest.dense.nbytes > free_memory(device):
+    """The model with everything but its routed experts; what is low-bit multiplies by `kernels`."""
+    need = store.manifest.dense_bytes()
+    if device.type == "cuda" and need > free_memory(device):
         raise MoEColabError(
-            f"everything but the experts needs {human(store.manifest.dense.nbytes)} on {device}, "
-            f"and {human(free_memory(device))} are free."
+            f"everything but the experts needs {human(need)} on {device}, and "
+            f"{human(free_memory(device))} are free."
         )
+    low_bit = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
     config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
     config.transformers_weights = store.manifest.dense.name
-    config.quantization_config = {"quant_method": engine.NAME}
+    config.quantization_config = {
+        "quant_method": engine.NAME,
+        "low_bit": [name for matrix in low_bit for name in matrix.modules],
+    }
+    if any(matrix.part == EMBEDDINGS for matrix in low_bit):
+        untie(config)  # there is no parameter to tie; a tied head shares its blob
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
             store.folder,
@@ -92,12 +103,20 @@ def load_dense(
         config = getattr(module, "config", None)
         if config is not None:  # some families compute in another way when they see this mark
             vars(config).pop("_is_quantized", None)
+    lowbit_modules.fill(model, store, dtype, device, kernels)
     model.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.data_ptr() % 64:  # a mapped view: products on it may differ in the last bit
             parameter.data = parameter.data.clone()
     refuse_casts(model, device, dtype)
     return model
+
+
+def untie(config: transformers.PreTrainedConfig) -> None:
+    """In memory only."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        if hasattr(part, "tie_word_embeddings"):
+            part.tie_word_embeddings = False
 
 
 def reshaped(model: transformers.PreTrainedModel) -> list[str]:

@@ -15,6 +15,8 @@ from torch import nn
 from .errors import MoEColabError
 
 MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+ROUTING = ("gate", "router")  # what a router is called, beside its experts
+LEAST_ROWS = 32
 ACCUMULATES_IN_FP32 = frozenset(
     {"nemotron_h"}
 )  # model types whose eager experts sum in fp32 whatever the dtype
@@ -54,7 +56,7 @@ def router_of(model: nn.Module, experts_name: str) -> nn.Module | None:
     """The module that routes for these experts; its forward returns (logits, weights, indices,
     ...)."""
     block = model.get_submodule(experts_name.rpartition(".")[0])
-    candidates = (getattr(block, name, None) for name in ("gate", "router"))
+    candidates = (getattr(block, name, None) for name in ROUTING)
     return next((module for module in candidates if isinstance(module, nn.Module)), None)
 
 
@@ -63,6 +65,33 @@ def decoder_layer(model: nn.Module, experts_name: str) -> nn.Module:
     parts = experts_name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return model.get_submodule(".".join(parts[: numbers[-1] + 1] if numbers else parts[:-1]))
+
+
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of the decoder's blocks by name: attention, dense and shared experts. Left
+    out: routers, gates, and what has too few rows to be worth a scale for each."""
+    names = experts_modules(model)[0][0].split(".")
+    paths = (".".join(names[:length]) for length in range(1, len(names)))
+    blocks = next((p for p in paths if isinstance(model.get_submodule(p), nn.ModuleList)), None)
+    if blocks is None:
+        return {}
+    return {
+        f"{blocks}.{name}": module
+        for name, module in model.get_submodule(blocks).named_modules()
+        if type(module) is nn.Linear
+        and module.out_features >= LEAST_ROWS
+        and not any(part in ROUTING or part.endswith("_gate") for part in name.split("."))
+    }
+
+
+def vocabulary(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
+    """The input embedding and the output head by name, where they are the plain ones."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, nn.Embedding) and any(module is end for end in ends)
+    }
 
 
 def router_logits(output: Any, experts: int) -> torch.Tensor | None:

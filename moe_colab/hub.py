@@ -1,22 +1,23 @@
-"""A model of the hub becomes a folder on this machine.
+"""A model of the hub: its small files on this machine, the headers of its weights, and the weights
+file by file.
 
-Knows huggingface_hub and which files a checkpoint is read from. Downloads in two steps: the small
-files first, so that a model that cannot be offloaded is refused before any weights move; then the
-weights, only those that are needed, going on where an earlier download stopped.
+Knows huggingface_hub, who may read a model, and which files a checkpoint is read from. Does not
+know in which order they are wanted, nor when they may be deleted: `shards.py` does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
@@ -24,25 +25,36 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from .architecture import load_config, skeleton
-from .checkpoint import SIDE_FILES
 from .errors import MoEColabError
-from .hardware import free_disk, human
-from .sizes import INDEX, SINGLE, hub_access, progress_bars
+from .sizes import INDEX, SIDE_FILES, SINGLE, hub_access, progress_bars, weight_files
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
+PART = ".part"  # what the name of a file ends with that has not come whole
+PIECE, REQUEST = 1 << 20, 1 << 30  # bytes written at once, and asked for at once
+TRIES, PAUSE = 5, 1.0  # seconds between two tries; so many may bring nothing, one after the other
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One revision of a model in the hub's cache folder; `revision` is its commit."""
+    """One revision of a model of the hub: `revision` is its commit, `folder` where its small files
+    lie, in the hub's cache folder. `weights`: its safetensors files with their bytes, 0 where the
+    hub must not be asked. `access`: by whom it may be read."""
 
     repo_id: str
     revision: str
     folder: Path
+    weights: dict[str, int]
+    access: HfApi
+
+    def cached(self, name: str) -> Path | None:
+        """The file in the hub's cache folder, if an earlier download has left it there."""
+        path = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
+        return Path(path) if isinstance(path, str) else None
 
 
 def is_repo_id(source: object) -> bool:
@@ -51,76 +63,136 @@ def is_repo_id(source: object) -> bool:
 
 
 def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> Snapshot:
-    """The model's configuration, tokenizer and safetensors weights on this machine. Raises
-    MoEColabError where it is not there, not open to this user, not of a kind that can be offloaded,
-    or where the disk has no room for it and for the store that is made of it."""
+    """The model's configuration and tokenizer on this machine; its weights stay where they are.
+    Raises MoEColabError where it is not there, or not open to this user."""
     with hub_errors(repo_id, revision), progress_bars(progress):
         if constants.HF_HUB_OFFLINE:
             return from_cache(repo_id, revision)
-        info, hub = with_colab_token(
+        info, access = with_colab_token(
             lambda hub: hub.model_info(repo_id, revision=revision, files_metadata=True)
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         small = [name for name in sizes if "/" not in name and is_small_file(name)]
         # By the name of the revision: offline, it is found by that name again.
-        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=small))
-        commit = folder.name
-        skeleton(load_config(folder))
-        weights = weight_files(repo_id, folder, sizes)
-        check_disk(repo_id, commit, {name: sizes[name] for name in weights})
-        hub.snapshot_download(repo_id, revision=commit, allow_patterns=[*small, *weights])
-        return Snapshot(repo_id, commit, folder)
+        folder = Path(access.snapshot_download(repo_id, revision=revision, allow_patterns=small))
+        names = weight_files(folder)
+        missing = [name for name in names if name not in sizes or "/" in name]
+        if missing:
+            raise MoEColabError(
+                f"{repo_id} has no {missing[0]}: moe_colab needs its weights as {SINGLE} or in "
+                f"shards with {INDEX}."
+            )
+        return Snapshot(repo_id, folder.name, folder, {n: sizes[n] for n in names}, access)
 
 
 def from_cache(repo_id: str, revision: str | None) -> Snapshot:
-    """What an earlier download left; whether it is whole is seen when it is read."""
+    """What an earlier download left; whether its weights are here is seen when they are wanted."""
     config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     if not isinstance(config, str):
-        raise MoEColabError(
-            f"{repo_id} is not on this machine, and the hub must not be asked: leave offline mode "
-            "(HF_HUB_OFFLINE) to download it."
-        )
+        raise not_here(repo_id)
     folder = Path(config).parent
-    return Snapshot(repo_id, folder.name, folder)
+    weights = dict.fromkeys(weight_files(folder), 0)
+    return Snapshot(repo_id, folder.name, folder, weights, hub_access())
+
+
+def not_here(repo_id: str) -> MoEColabError:
+    return MoEColabError(
+        f"{repo_id} is not on this machine, and the hub must not be asked: leave offline mode "
+        "(HF_HUB_OFFLINE) to download it."
+    )
 
 
 def is_small_file(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in SIDE_FILES)
 
 
-def weight_files(repo_id: str, folder: Path, sizes: dict[str, int]) -> list[str]:
-    """The files that the weights lie in, and no other form of the same weights."""
-    if (folder / INDEX).is_file():
-        named = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    else:
-        named = {SINGLE}
-    missing = sorted(named - sizes.keys())
-    if missing:
-        raise MoEColabError(
-            f"{repo_id} has no {missing[0]}: moe_colab needs its weights as {SINGLE} or in shards "
-            f"with {INDEX}."
+# ---------------------------------------------------------------------- weights
+Announced = dict[str, tuple[str, tuple[int, ...], int]]
+"""The tensors of a file: dtype, shape and bytes by name."""
+
+
+def announced(snapshot: Snapshot, name: str) -> Announced:
+    """What the header of a file on the hub says. Moves no weights."""
+    with hub_errors(snapshot.repo_id, snapshot.revision):
+        if constants.HF_HUB_OFFLINE:
+            raise not_here(snapshot.repo_id)
+        header = snapshot.access.parse_safetensors_file_metadata(
+            snapshot.repo_id, name, revision=snapshot.revision
         )
-    return sorted(named)
+        return {
+            key: (t.dtype, tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
+            for key, t in header.tensors.items()
+        }
 
 
-def check_disk(repo_id: str, revision: str, weights: dict[str, int]) -> None:
-    """Room for the files that are not here yet, and for the store, which is as large as all of
-    them."""
-    here = {
-        name
-        for name in weights
-        if isinstance(try_to_load_from_cache(repo_id, name, revision=revision), str)
+def download(
+    snapshot: Snapshot,
+    name: str,
+    folder: Path,
+    stop: threading.Event,
+    arrived: Callable[[int], object],
+) -> Path:
+    """A file of the weights, whole, in `folder`. Goes on where an earlier download of it was
+    stopped, failed or killed; raises CancelledError once `stop` is set. `arrived` is told of every
+    byte.
+
+    By requests of our own, because huggingface_hub (since 1.18) begins a file that was interrupted
+    again from its first byte and leaves what was there on the disk, and because its xet transfer
+    can keep a cache of chunks of its own: both would take disk that nobody has counted.
+    """
+    path, part, size = folder / name, folder / (name + PART), snapshot.weights[name]
+    with hub_errors(snapshot.repo_id, snapshot.revision, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            arrived(size)
+            return path
+        with open(part, "ab") as file:
+            arrived(file.tell())
+            idle = 0
+            while file.tell() < size:
+                before = file.tell()
+                try:
+                    for piece in pieces(snapshot, name, before, size):
+                        if stop.is_set():
+                            raise CancelledError
+                        file.write(piece)
+                        arrived(len(piece))
+                    if file.tell() == before:
+                        break
+                except HTTPError:
+                    idle = 0 if file.tell() > before else idle + 1
+                    if idle == TRIES:
+                        raise
+                    if stop.wait(PAUSE):
+                        raise CancelledError from None
+            file.flush()
+            os.fsync(file.fileno())
+        if part.stat().st_size != size:
+            part.unlink()
+            raise MoEColabError(
+                f"{name} of {snapshot.repo_id} is not of the size that the hub announced: try "
+                "again later."
+            )
+        return part.rename(path)
+
+
+def pieces(snapshot: Snapshot, name: str, start: int, size: int) -> Iterator[bytes]:
+    """The file's bytes from `start` on, as many as are asked for at once."""
+    hub = snapshot.access
+    url = hf_hub_url(snapshot.repo_id, name, revision=snapshot.revision, endpoint=hub.endpoint)
+    headers = {
+        **build_hf_headers(token=hub.token),
+        "Range": f"bytes={start}-{min(start + REQUEST, size) - 1}",
+        "Accept-Encoding": "identity",  # else a part might be one of the compressed file
     }
-    download = sum(size for name, size in weights.items() if name not in here)
-    if not download:
-        return  # the packing looks itself, and knows what is packed already
-    need, free = download + sum(weights.values()), free_disk(Path(constants.HF_HUB_CACHE))
-    if need > free:
-        raise MoEColabError(
-            f"{repo_id} needs {human(need)} of disk ({human(download)} to download, the rest for "
-            f"the store made of it), and {human(free)} are free: make room, or set HF_HUB_CACHE "
-            "and MOE_COLAB_CACHE to folders on a larger disk."
-        )
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
+        hf_raise_for_status(response)
+        skip = start if response.status_code == 200 else 0  # who gives no parts gives all of it
+        for piece in response.iter_bytes(PIECE):
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
 
 
 # ---------------------------------------------------------------------- access
@@ -148,8 +220,9 @@ def colab_token() -> str | None:
 
 
 @contextlib.contextmanager
-def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
-    """The hub's many errors as one sentence that says what to do."""
+def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -> Iterator[None]:
+    """The hub's many errors as one sentence that says what to do. `folder`: where it is written to,
+    if not to the hub's cache folder."""
     page = f"{os.environ.get('HF_ENDPOINT') or constants.ENDPOINT}/{repo_id}"
     try:
         yield
@@ -174,6 +247,8 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except HFValidationError as error:
         raise MoEColabError(f"{repo_id} is no name that the hub allows: {error}") from error
+    except SafetensorsParsingError as error:
+        raise MoEColabError(f"{repo_id} has no whole safetensors weights: {error}") from error
     except (HTTPError, ConnectionError) as error:
         raise MoEColabError(
             f"the hub did not give {repo_id} ({type(error).__name__}): try again later; a download "
@@ -181,6 +256,6 @@ def hub_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise MoEColabError(
-            f"{repo_id} could not be written to {constants.HF_HUB_CACHE}: "
+            f"{repo_id} could not be written to {folder or constants.HF_HUB_CACHE}: "
             f"{error.strerror or error}."
         ) from error

@@ -23,6 +23,7 @@ from .offload import Offload
 from .packing import cached_store
 from .places import shipped_model
 from .settings import SPECULATE, Guessing, Settings
+from .shards import HubShards
 from .store import Store, is_store
 from .store.tensors import TORCH_DTYPES
 
@@ -60,9 +61,10 @@ def load(
 
     source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
     into a store in the cache folder the first time), or "org/name" of the hub at `revision`
-    (downloaded first). slots: experts of each layer that the device holds at once, a number or one
-    per layer; "auto" fills `vram`, or is half the experts on a CPU. policy: who leaves when the
-    slots are full: "lru", "lfu", "fifo", "random", "none", or a class (see moe_colab.cache.Policy).
+    (downloaded file by file, each deleted when it is packed). slots: experts of each layer that the
+    device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
+    a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
+    class (see moe_colab.cache.Policy).
     speculate: experts of each later layer that are guessed and loaded ahead of time, 0 for none;
     lookahead: how many layers ahead, 1 or 2; guess_from: the "router_input", which leaves more
     time, or the "layer_output", which is right more often; guess_threshold: how probable a guess
@@ -91,7 +93,7 @@ def load(
             "out, or load the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
-    model = load_dense(store, own, target)
+    model = load_dense(store, own, target, settings.kernels)
     model.offload = Offload(model, store, settings, target, own)
     return model, load_tokenizer(store.folder)
 
@@ -120,11 +122,12 @@ def open_store(
 def open_checkpoint(
     source: str | os.PathLike[str] | None, revision: str | None, progress: bool
 ) -> Checkpoint:
-    """The checkpoint that `source` names, downloaded first if it is on the hub. Raises
-    MoEColabError for a store."""
+    """The checkpoint that `source` names; of one on the hub, the weights stay there until they are
+    wanted. Raises MoEColabError for a store."""
     if is_repo_id(source) and not os.path.exists(source):
         snapshot = fetch(source, revision, progress)
-        return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision)
+        shards = HubShards(snapshot, progress)
+        return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision, shards)
     folder = find_source(source)
     if is_store(folder):
         raise MoEColabError(f"{folder} is a store already: name the checkpoint it was made from.")

@@ -8,13 +8,15 @@ Knows bits, groups and tensors; knows no experts, no store and not who chose the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from .errors import MoEColabError
 
 BITS, GROUPS = (2, 3, 4, 8), (16, 32, 64, 128)
+USUAL_GROUPS = (64, 32, 16)
+"""Where none is asked for: the first that fits a matrix."""
 PLANES = {2: {"codes": 2}, 3: {"codes": 2, "high": 1}, 4: {"codes": 4}, 8: {"codes": 8}}
 """Codes are kept in planes of these bits, the low ones first: 3 bits cost 3.0."""
 KINDS = {"U8": torch.uint8, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -29,24 +31,40 @@ Grids = tuple[torch.Tensor, torch.Tensor]
 @dataclass(frozen=True)
 class Format:
     """How a matrix [N, K] is kept. axis 1: a group is `group` neighbours of one row. axis 0: it is
-    `group` weights of one column, N / group rows apart, as in the paper's checkpoint."""
+    `group` weights of one column, N / group rows apart, as in the paper's checkpoint. group None:
+    for each matrix the largest of 64, 32 and 16 that fits it."""
 
     bits: int
-    group: int
+    group: int | None = None
     axis: int = 1
+
+    def check_choice(self) -> None:
+        """Raises MoEColabError where there is no such format, whatever the matrix."""
+        if self.bits not in BITS or self.group not in (None, *GROUPS) or self.axis not in (0, 1):
+            groups = "" if self.group is None else f" in groups of {self.group}"
+            raise MoEColabError(
+                f"{self.bits} bits{groups} along axis {self.axis}: choose bits from {BITS}, groups "
+                f"from {GROUPS} and axis 0 or 1."
+            )
+
+    def chosen(self, shape: Shape) -> Format:
+        """With a group, where none was asked for; it may not fit either."""
+        if self.group is not None:
+            return self
+        fits = (group for group in USUAL_GROUPS if shape[self.axis] % group == 0)
+        return replace(self, group=next(fits, USUAL_GROUPS[-1]))
+
+    def fits(self, shape: Shape) -> bool:
+        return shape[self.axis] % self.group == 0 and shape[1] % 32 == 0
 
     def check(self, name: str, shape: Shape) -> None:
         """Raises MoEColabError where this matrix cannot be kept so."""
-        if self.bits not in BITS or self.group not in GROUPS or self.axis not in (0, 1):
-            raise MoEColabError(
-                f"{self.bits} bits in groups of {self.group} along axis {self.axis}: choose bits "
-                f"from {BITS}, groups from {GROUPS} and axis 0 or 1."
-            )
-        length = shape[self.axis]
-        if length % self.group or shape[1] % 32:
+        self.check_choice()
+        if not self.fits(shape):
             raise MoEColabError(
                 f"{name} is {shape[0]} x {shape[1]}: groups of {self.group} along axis {self.axis} "
-                "do not divide it; choose a smaller group_size, or keep it at 16 bits."
+                "do not divide it, or 32 not its columns; choose a smaller group_size, or keep it "
+                "at 16 bits."
             )
 
     def grid(self, shape: Shape) -> Shape:

@@ -13,8 +13,6 @@ from html import escape
 from importlib import metadata
 from pathlib import Path
 
-from huggingface_hub import constants
-
 from .card import bar, card, mark, table, tiles
 from .hardware import RAM_RESERVE, VRAM_RESERVE, available_memory, free_disk, human, total_memory
 from .model_list import ASSUMED, ModelInfo, ModelList, models
@@ -178,15 +176,14 @@ def preflight(*more: str, timeout: float = 10.0) -> Preflight:
     """Look at this machine and at the models of `moe_colab.models(*more)`; the hub is given
     `timeout` seconds. Imports no torch."""
     gpu = find_gpu()
-    folders = sorted([cache_folder(), Path(constants.HF_HUB_CACHE)], key=free_disk)
     return Preflight(
         where=environment(),
         gpu=gpu,
         torch_has_cuda=torch_has_cuda(),
         ram_total=total_memory(),
         ram_free=available_memory(),
-        disk_free=free_disk(folders[0]),
-        disk_folder=folders[0],
+        disk_free=free_disk(cache_folder()),
+        disk_folder=cache_folder(),
         cores=len(os.sched_getaffinity(0)),
         models=models(*more, timeout=timeout),
     )

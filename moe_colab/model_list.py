@@ -28,7 +28,7 @@ from .card import card, table
 from .errors import MoEColabError
 from .hardware import VRAM_RESERVE, human
 from .places import cache_folder, shipped_model, store_name
-from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars
+from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
 
 SHIPPED = "shipped"  # what a form field says for load()'s None
 CATALOGUE = {
@@ -69,10 +69,11 @@ class ModelInfo:
 
     @property
     def disk_bytes(self) -> int | None:
-        """Still to be written: the download, and the store that is made of it."""
-        if self.sizes is None:
-            return None
-        return self.download_bytes + (0 if self.packed else self.sizes.store())
+        """Needed at the most: the store, and the two largest files of a download, which are
+        deleted once they are packed."""
+        if self.sizes is None or self.packed:
+            return self.sizes and 0
+        return self.sizes.store() + (0 if self.here else self.sizes.shards)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -208,16 +209,17 @@ def describe(source: str | None, problem: str = "", **facts) -> ModelInfo:
     return ModelInfo(source, title, note, problem=problem, **facts)
 
 
-def is_packed(name: str) -> bool:
-    """True if a finished store in the cache folder says that it was made of a checkpoint of this
-    name. (Whether the checkpoint has changed since is seen when it is loaded.)"""
+def packed_sizes(name: str) -> Sizes | None:
+    """Of the finished store in the cache folder that says that it was made of a checkpoint of this
+    name, if there is one. (Whether the checkpoint has changed since is seen when it is loaded.)"""
     for manifest in cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"):
         try:
-            if json.loads(manifest.read_text(encoding="utf-8"))["source"]["id"] == name:
-                return True
+            body = json.loads(manifest.read_text(encoding="utf-8"))
+            if body["source"]["id"] == name:
+                return store_sizes(body)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # damaged: packed again when it is loaded
-    return False
+    return None
 
 
 def info(source: str | None, refresh: bool) -> ModelInfo:
@@ -229,15 +231,18 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
             name = folder.resolve().name
         else:
             folder, name = downloaded(source), source
-        packed = is_packed(name)
+        packed = packed_sizes(name)
         if folder is not None:
-            return describe(source, sizes=folder_sizes(folder), here=True, packed=packed)
+            sizes = folder_sizes(folder)
+            return describe(source, sizes=sizes, here=True, packed=packed is not None)
+        if packed is not None:
+            return describe(source, sizes=packed, packed=True)
         key = (os.environ.get("HF_ENDPOINT"), source)
         if refresh or key not in _known:
             if constants.HF_HUB_OFFLINE:
                 return describe(source, "the hub must not be asked (HF_HUB_OFFLINE)")
             _known[key] = hub_sizes(source)
-        return describe(source, sizes=_known[key], packed=packed)
+        return describe(source, sizes=_known[key])
     except GatedRepoError:
         problem = "gated: accept its terms on the hub and log in with hf auth login"
     except (RepositoryNotFoundError, HFValidationError):

@@ -13,7 +13,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,17 +38,20 @@ PIP = (
 )
 
 
-def setup(before: Iterable[tuple[str, str]] | None = None) -> Preflight | None:
+def setup(
+    before: Iterable[tuple[str, str]] | None = None, extras: Sequence[str] = ()
+) -> Preflight | None:
     """Make this session ready for moe_colab and say how it stands; the preflight card, None where
     it cannot be made.
 
     before: (name, version) of every package as it was before the setup cell did anything, in the
-    order of the path; None for now. Installs only what is missing: without dependencies, and then
-    those that are missing too. Raises MoEColabError where something is missing that it cannot or
-    should not install.
+    order of the path; None for now. extras: what the notebook needs besides, by the names that
+    pyproject.toml gives to it, such as "quantize". Installs only what is missing: without
+    dependencies, and then those that are missing too. Raises MoEColabError where something is
+    missing that it cannot or should not install.
     """
     old = versions() if before is None else by_name(before)
-    remarks = install_missing(requirements())
+    remarks = install_missing(requirements(extras))
     print("\n".join([*report(old, versions()), *remarks]))
     try:
         from .machine import preflight
@@ -97,15 +101,20 @@ def report(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------- what is needed
-def requirements() -> list[str]:
-    """What moe_colab says it needs: in a checkout its requirements.txt, else the installed
-    package's metadata."""
+def requirements(extras: Sequence[str] = ()) -> list[str]:
+    """What moe_colab says it needs, with these extras: in a checkout its requirements.txt and
+    pyproject.toml, else the installed package's metadata."""
     checkout = Path(__file__).parent.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "requirements.txt").is_file():
         lines = (checkout / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        return [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+        lines = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))[
+            "project"
+        ]
+        return lines + [line for name in extras for line in project["optional-dependencies"][name]]
     try:
-        return metadata.requires("moe_colab") or []
+        lines = metadata.requires("moe_colab") or []
+        return [line.partition(";")[0] for line in lines if applies(line, extras)]
     except metadata.PackageNotFoundError:
         return []  # a folder on the path, brought by someone who knows what it needs
 

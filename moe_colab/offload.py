@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from . import cache, families, placement
+from . import cache, families, lowbit_modules, placement
 from .attachment import attach
 from .counters import Ledger, Stats
 from .errors import MoEColabError
@@ -79,15 +79,23 @@ class Offload:
         self._resident, self._kernels = settings.resident, settings.kernels
         self.guessing = settings.guessing
         self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
+        self._working = lowbit_modules.working_bytes(model, self._kernels)
         if settings.slots == AUTO:
             dense = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
             top_k = families.top_k(model.config)
             self._slots = placement.fitting_slots(
-                self.entries, self._blocks, self._resident, settings.vram, dense, top_k, device
+                self.entries,
+                self._blocks,
+                self._resident,
+                settings.vram,
+                dense,
+                top_k,
+                device,
+                self._working,
             )
         else:
             self._slots = settings.slots
-        placement.check_room(self._blocks, self._slots, self._resident, device)
+        placement.check_room(self._blocks, self._slots, self._resident, device, self._working)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
@@ -113,7 +121,9 @@ class Offload:
                 return
             self.pool.close()
             try:
-                placement.check_room(self._blocks, slots, self._resident, self.device)
+                placement.check_room(
+                    self._blocks, slots, self._resident, self.device, self._working
+                )
                 self.pool = self._make_pool(slots)
             except BaseException:
                 self.pool = self._make_pool(self._slots)
@@ -186,9 +196,10 @@ class Offload:
         with self.lock:
             self.pool.close()
             self.homes = self.pool.homes = []
-            model = self._model()
-            for tensor in (*model.parameters(), *model.buffers()) if model is not None else ():
-                tensor.data = tensor.data.new_empty(0)
+            if (model := self._model()) is not None:
+                lowbit_modules.release(model)
+                for tensor in (*model.parameters(), *model.buffers()):
+                    tensor.data = tensor.data.new_empty(0)
         _open.discard(self)
 
     def __deepcopy__(self, memo) -> Offload:

@@ -1,11 +1,12 @@
 """A checkpoint becomes a store: once, one expert at a time, going on where it was stopped.
 
-Knows the checkpoint and the store's writer. Holds one expert in memory; changes nothing in the
-checkpoint.
+Knows the checkpoint and the store's writer. Holds one expert, or one other tensor, in memory; works
+in the order in which the checkpoint's files come; changes nothing in the checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -17,24 +18,17 @@ from tqdm.auto import tqdm
 from .checkpoint import Checkpoint
 from .errors import MoEColabError
 from .hardware import DISK_HEADROOM, free_disk, human
-from .hqq_scales import choose
-from .lowbit import quantize as quantize_matrix
+from .matrices import low_bit
+from .parts import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
 from .places import cache_folder, store_name
-from .recipe import LOWBIT_TRANSPOSED, PLAIN, Recipe, format_of
-from .store import BlobLayout, Manifest, Matrix, Store, StoreWriter
-from .store.manifest import NAME, REPORT, align
+from .recipe import Recipe
+from .store import BlobFile, BlobLayout, DenseMatrix, Manifest, Store, StoreWriter
+from .store.blobs import align
+from .store.manifest import NAME, REPORT
 from .store.tensors import (
     DTYPE_NAMES,
-    TORCH_DTYPES,
-    aligned_first,
-    as_bytes,
-    make_header,
-    read_tensor,
 )
-from .store.writer import update_files
-
-# Never model.safetensors: plain transformers would load it, with random experts.
-DENSE = "dense.safetensors"
+from .store.writer import SHARDS, update_files
 
 
 def cached_store(
@@ -82,11 +76,11 @@ def pack(
     device: torch.device | None = None,
     may_clear: bool = True,
 ) -> Manifest:
-    """Write `folder` as a store of the checkpoint that computes in `dtype`, its experts kept in it
-    or in fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of
-    the same checkpoint with the same recipe was stopped; what another one has left there is cleared
-    if it `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit,
-    before writing."""
+    """Write `folder` as a store of the checkpoint that computes in `dtype`, kept as it is or in
+    fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of the same
+    checkpoint with the same recipe was stopped; what another one has left there is cleared if it
+    `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit, before
+    writing."""
     recipe = recipe or Recipe()
     source = {
         "id": checkpoint.name,
@@ -99,23 +93,17 @@ def pack(
             zip(checkpoint.layers, checkpoint.shapes, strict=True)
         )
     ]
-    _check_disk(checkpoint, folder, layouts)
+    matrices = low_bit(checkpoint, recipe)
+    _check_disk(checkpoint, folder, layouts, matrices)
     if recipe != Recipe():
         source["recipe"] = recipe.as_dict()
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
     writer = StoreWriter(folder, identity, may_clear)
     try:
-        jobs = []
-        for (module, experts), layout in zip(checkpoint.layers, layouts, strict=True):
-            layer = writer.add_layer(module, experts.num_experts, layout)
-            jobs += [(layer, expert) for expert in range(experts.num_experts)]
-        for layer, expert in tqdm(
-            jobs, desc=f"packing {source['id']}", unit="expert", disable=not progress, leave=False
-        ):
-            if not writer.has_expert(layer, expert):
-                _pack_expert(checkpoint, writer, layer, expert, device)
-        if not writer.has_file(DENSE):
-            writer.write_file(DENSE, _dense_parts(checkpoint))
+        jobs = list(expert_jobs(checkpoint, writer, layouts, device))
+        jobs += low_bit_jobs(checkpoint, writer, matrices, device)
+        jobs += dense_jobs(checkpoint, writer, matrices)
+        _do(checkpoint, writer, jobs, progress)
         side = checkpoint.side_files()
         for path in side:
             if not writer.has_file(path.name):
@@ -124,83 +112,51 @@ def pack(
         if "recipe" in source:
             writer.write_file(REPORT, [_report(writer, source["recipe"])])
             names.append(REPORT)
-        return writer.finish(source, checkpoint.config.model_type, DTYPE_NAMES[dtype], DENSE, names)
+        family = checkpoint.config.model_type
+        return writer.finish(source, family, DTYPE_NAMES[dtype], DENSE_FILE, names)
     finally:
         writer.close()
 
 
-def _pack_expert(
-    checkpoint: Checkpoint,
-    writer: StoreWriter,
-    layer: int,
-    expert: int,
-    device: torch.device | None,
-) -> None:
-    """Of its own, so that nothing of an expert is in memory when the next one is read."""
-    layout, errors = writer.layers[layer].layout, {}
-    tensors = checkpoint.expert(layer, expert)
-    check_numbers(tensors, layout, f"expert {expert} in layer {layer}")
-    blob = make_blob(tensors, layout, device, errors)
-    writer.write_expert(layer, expert, blob, **({"errors": errors} if errors else {}))
+# ---------------------------------------------------------------------- the work
+def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
+    """Those that no earlier packing has done, in the order in which the shards come."""
+    missing = [job for job in jobs if not writer.has(job.file, job.part)]
+    bar = tqdm(
+        desc=f"packing {checkpoint.name}",
+        total=sum(job.nbytes for job in jobs),
+        initial=sum(job.nbytes for job in jobs) - sum(job.nbytes for job in missing),
+        disable=not progress,
+        **{"unit": "B", "unit_scale": True, "leave": False},
+    )
+    delivery = checkpoint.shards.deliver(missing, writer.folder / SHARDS)
+    with bar, contextlib.closing(delivery):
+        for job in delivery:
+            _write(writer, job)
+            bar.update(job.nbytes)
 
 
-def make_blob(
-    tensors: dict[str, torch.Tensor],
-    layout: BlobLayout,
-    device: torch.device | None = None,
-    errors: dict[str, float] | None = None,
-) -> memoryview:
-    """One expert's matrices laid out as its layer's layout says, zeros between. `errors` is given
-    what quantizing has cost: by matrix, the norm of the difference over that of the weights."""
-    blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    for matrix in layout.matrices:
-        weight = tensors[matrix.name]
-        parts = {"weight": weight}
-        if matrix.packing != PLAIN:
-            parts, error = low_bits(weight, matrix, device)
-            if errors is not None:
-                errors[matrix.name] = error
-        for field in matrix.fields:
-            raw = blob[field.offset : field.offset + field.nbytes]
-            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
-    return memoryview(blob.numpy())
-
-
-def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: str) -> None:
-    """Raises MoEColabError where a matrix that is to be quantized holds what is no number."""
-    for matrix in layout.matrices:
-        if matrix.packing != PLAIN and not torch.isfinite(tensors[matrix.name]).all():
-            raise MoEColabError(
-                f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
-                "quantized: download the checkpoint again, or tell whoever made it."
-            )
-
-
-def low_bits(
-    weight: torch.Tensor, matrix: Matrix, device: torch.device | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    """(fields, relative error)."""
-    if matrix.packing == LOWBIT_TRANSPOSED:
-        weight = weight.T
-    return quantize_matrix(weight.to(device).contiguous(), format_of(matrix), choose)
+def _write(writer: StoreWriter, job: Job) -> None:
+    """Of its own, so that nothing of a job is in memory when the next one is made."""
+    data, remarks = job.make()
+    writer.write(job.file, job.part, data, **remarks)
 
 
 def _report(writer: StoreWriter, recipe: dict) -> bytes:
-    """What the quantizing has cost, by layer and expert."""
-    errors = [
-        [writer.remark(layer, expert, "errors", {}) for expert in range(entry.experts)]
-        for layer, entry in enumerate(writer.layers)
-    ]
-    return json.dumps({"recipe": recipe, "relative_errors": errors}, indent=1).encode()
+    """What the quantizing has cost: of the experts by layer and expert, of the rest by module."""
 
+    def errors(entry: BlobFile) -> list[dict[str, float]]:
+        parts = (entry.part(number) for number in range(len(entry.layouts())))
+        return [writer.record(entry.file, part).get("errors", {}) for part in parts]
 
-def _dense_parts(checkpoint: Checkpoint):
-    entries = aligned_first(checkpoint.dense_entries())
-    yield make_header(
-        (entry.name, entry.dtype, entry.shape, entry.end - entry.start) for entry in entries
-    )
-    for entry in entries:
-        yield as_bytes(read_tensor(entry))
+    low_bit = writer.low_bit
+    outside = zip(low_bit.matrices, errors(low_bit), strict=True) if low_bit else ()
+    report = {
+        "recipe": recipe,
+        "relative_errors": [errors(layer) for layer in writer.layers],
+        "dense": {matrix.modules[0]: lost["weight"] for matrix, lost in outside},
+    }
+    return json.dumps(report, indent=1).encode()
 
 
 def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
@@ -215,15 +171,24 @@ def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
     return store if store.manifest.source.get("fingerprint") == checkpoint.fingerprint() else None
 
 
-def _check_disk(checkpoint: Checkpoint, folder: Path, layouts: list[BlobLayout]) -> None:
-    need = sum(entry.end - entry.start for entry in checkpoint.dense_entries()) + DISK_HEADROOM
+def _check_disk(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layouts: list[BlobLayout],
+    matrices: dict[str, DenseMatrix],
+) -> None:
+    kept = (entry for entry in checkpoint.dense_entries() if entry.name not in matrices)
+    need = sum(entry.nbytes for entry in kept) + DISK_HEADROOM
+    need += sum(matrix.layout.nbytes for matrix in matrices.values())
+    need += checkpoint.shards.extra_disk()
     for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
         need += align(experts.num_experts * layout.nbytes, 1 << 20)
     free = free_disk(folder)
     if folder.is_dir():  # what an earlier packing took already
-        free += sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+        free += sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     if need > free:
         raise MoEColabError(
             f"the store needs {human(need)} of disk in {folder.parent} and {human(free)} are free: "
-            "make room, or set MOE_COLAB_CACHE to a folder on a larger disk."
+            "make room, or choose a folder on a larger disk (for what load() packs, by "
+            "MOE_COLAB_CACHE)."
         )

@@ -39,15 +39,16 @@ def fitting_slots(
     dense: int,
     top_k: int,
     device: torch.device,
+    working: int = 0,
 ) -> list[int]:
     """As many slots a layer, of `blocks` bytes each, as `vram` bytes hold beside the `dense` bytes
-    of the rest of the model; without a limit, what the GPU has left, or half the experts on a CPU.
-    Raises MoEColabError where
-    not even one fits."""
+    of the rest of the model and the `working` bytes that it takes besides; without a limit, what
+    the GPU has left, or half the experts on a CPU. Raises MoEColabError where not even one
+    fits."""
     if vram is None and device.type == "cpu":
         return [max(min(top_k, layer.experts), layer.experts // 2) for layer in layers]
     budget = free_memory(device) - VRAM_RESERVE if vram is None else vram - dense
-    beside = beside_slots(blocks, resident)
+    beside = beside_slots(blocks, resident) + working
     slots = (budget - beside) // sum(blocks)
     if slots < 1:
         need = dense + beside + sum(blocks)
@@ -59,11 +60,16 @@ def fitting_slots(
 
 
 def check_room(
-    blocks: Sequence[int], slots: Sequence[int], resident: Resident, device: torch.device
+    blocks: Sequence[int],
+    slots: Sequence[int],
+    resident: Resident,
+    device: torch.device,
+    working: int = 0,
 ) -> None:
-    """Raises MoEColabError where the slots do not fit into the memory that is free now."""
+    """Raises MoEColabError where the slots do not fit into the memory that is free now, with the
+    `working` bytes that the rest of the model will take."""
     need = sum(n * block for n, block in zip(slots, blocks, strict=True))
-    need += beside_slots(blocks, resident)
+    need += beside_slots(blocks, resident) + working
     free = free_memory(device)
     if need > free:
         raise MoEColabError(

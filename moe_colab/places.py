@@ -1,12 +1,15 @@
-"""Where we are and where things lie: Kaggle, Colab or elsewhere; the shipped model, packed stores.
+"""Where we are and where things lie: Kaggle, Colab or elsewhere; the shipped model, what was
+measured, packed stores.
 
 Knows folders and the environment only, so that it can be asked before torch is imported.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from .errors import MoEColabError
 
@@ -27,6 +30,16 @@ def shipped_model() -> Path:
 def evaluation_folder() -> Path:
     """The evaluation text that comes with moe_colab."""
     return shipped("evaluation", "evaluation")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """What was measured: the content of assets/benchmarks/`name`.json, which comes with moe_colab.
+    Raises MoEColabError where there is none of this name."""
+    folder = shipped("benchmarks", "benchmarks")
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    if name not in names:
+        raise MoEColabError(f"there is no benchmark {name!r}: choose from {', '.join(names)}.")
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def shipped(package: str, asset: str) -> Path:

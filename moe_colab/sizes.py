@@ -14,7 +14,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from .places import environment
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # beside the weights
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_TIMEOUT = 5.0  # seconds
 NUMBER = re.compile(r"\.(\d+)\.")
@@ -44,7 +45,8 @@ Tensor = tuple[str, tuple[int, ...], int]
 class Sizes:
     """A checkpoint in bytes: `download` all of it, `experts` those of the layers that are run,
     `dense` everything else that is run, `slot` one expert in every layer, `largest` the largest
-    expert. `layers` MoE layers have `experts_per_layer` experts each."""
+    expert. `layers` MoE layers have `experts_per_layer` experts each. `shards`: the two largest
+    files, which is what lies on the disk at once of a download."""
 
     download: int
     experts: int
@@ -53,6 +55,7 @@ class Sizes:
     largest: int
     layers: int
     experts_per_layer: int
+    shards: int = 0
 
     def store(self) -> int:
         """What is left of it in a store."""
@@ -68,26 +71,36 @@ class Sizes:
         return max(0, min(self.experts_per_layer, room // self.slot))
 
 
-def measure(tensors: Iterable[Tensor], config: dict[str, Any]) -> Sizes:
-    """Raises MoEColabError for a model without routed experts."""
+def measure(files: Iterable[Sequence[Tensor]], config: dict[str, Any]) -> Sizes:
+    """Of the tensors of every file. Raises MoEColabError for a model without routed experts."""
     text = {**config, **(config.get("text_config") or {})}
     count = next((text[key] for key in EXPERT_COUNTS if isinstance(text.get(key), int)), 0)
     run = text.get("num_hidden_layers") or text.get("num_layers")
-    total = dense = 0
-    layers: Counter[int] = Counter()
-    for name, shape, nbytes in tensors:
-        total += nbytes
-        found = NUMBER.search(name)
-        if count and found and is_expert(name, shape, count):
-            layer = int(found[1])
-            if run is None or layer < run:  # beyond: a layer for guessing ahead, which is not run
-                layers[layer] += nbytes
-        else:
-            dense += nbytes
+    dense, layers, shards = 0, Counter(), []
+    for file in files:
+        shards.append(sum(nbytes for _, _, nbytes in file))
+        for name, shape, nbytes in file:
+            found = NUMBER.search(name)
+            if count and found and is_expert(name, shape, count):
+                layer = int(found[1])
+                if run is None or layer < run:  # beyond: for guessing ahead, which is not run
+                    layers[layer] += nbytes
+            else:
+                dense += nbytes
     if not layers:
         raise MoEColabError("it has no routed experts that moe_colab can offload.")
     one = [nbytes // count for nbytes in layers.values()]
-    return Sizes(total, sum(layers.values()), dense, sum(one), max(one), len(layers), count)
+    total, two, moe = sum(shards), sum(sorted(shards)[-2:]), sum(layers.values())
+    return Sizes(total, moe, dense, sum(one), max(one), len(layers), count, two)
+
+
+def store_sizes(manifest: dict[str, Any]) -> Sizes:
+    """Of a finished store, from what its moe_colab.json says. Raises ValueError, KeyError or
+    TypeError where that is something else."""
+    layers = [(layer["experts"], layer["layout"]["nbytes"]) for layer in manifest["layers"]]
+    dense, slot = manifest["dense"]["nbytes"], sum(nbytes for _, nbytes in layers)
+    moe, largest = sum(count * n for count, n in layers), max(nbytes for _, nbytes in layers)
+    return Sizes(dense + moe, moe, dense, slot, largest, len(layers), layers[0][0])
 
 
 def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
@@ -102,17 +115,22 @@ def folder_sizes(folder: Path) -> Sizes:
     """Of a checkpoint folder. Raises MoEColabError where it is none."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tensors = [t for file in weight_files(folder) for t in header(folder / file)]
+        files = [header(folder / file) for file in weight_files(folder)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise MoEColabError(f"{folder} is not a whole checkpoint: {error}.") from error
-    return measure(tensors, config)
+    return measure(files, config)
 
 
 def weight_files(folder: Path) -> list[str]:
+    """The files that the weights lie in, by the folder's index; whether they are there is not
+    asked. Raises MoEColabError for an index that is none."""
     if not (folder / INDEX).is_file():
         return [SINGLE]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return sorted(set(index["weight_map"].values()))
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted({str(file) for file in index["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MoEColabError(f"{folder / INDEX} is not an index of shards: {error}.") from error
 
 
 def header(path: Path) -> list[Tensor]:
@@ -137,7 +155,7 @@ def downloaded(repo_id: str) -> Path | None:
     folder = Path(config).parent
     try:
         whole = all((folder / file).is_file() for file in weight_files(folder))
-    except (ValueError, KeyError, TypeError, AttributeError):  # an index cut short
+    except MoEColabError:  # an index cut short
         return None
     return folder if whole else None
 
@@ -162,9 +180,11 @@ def hub_sizes(repo_id: str) -> Sizes:
     )
     files = hub.get_safetensors_metadata(repo_id, revision=commit).files_metadata.values()
     tensors = [
-        (name, tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0])
+        [
+            (name, tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0])
+            for name, entry in file.tensors.items()
+        ]
         for file in files
-        for name, entry in file.tensors.items()
     ]
     return measure(tensors, config)
 

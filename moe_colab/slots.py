@@ -15,7 +15,7 @@ from .kernels import Ladder, LowBitWeight, named
 from .lowbit import Shape
 from .recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
 from .settings import AUTO
-from .store.manifest import BlobLayout, Field, Matrix
+from .store.blobs import BlobLayout, Field, Matrix
 from .store.tensors import TORCH_DTYPES
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -30,10 +31,18 @@ def address(path: str) -> str:
     return f"{COLAB}{repository.removeprefix('https://github.com/')}/blob/{branch}/{path}"
 
 
-def setup_cell() -> str:
+def setup_cell(extras: Sequence[str] = ()) -> str:
+    """extras: of moe_colab, that this notebook needs; it names them in its own metadata."""
     repository, branch = origin()
     text = (HERE / "setup_cell.py").read_text(encoding="utf-8").strip()
+    if extras:
+        names = ", ".join(f'"{name}"' for name in extras)
+        text = text.replace("setup(before)", f"setup(before, [{names}])")
     return text.replace("REPOSITORY", repository).replace("BRANCH", branch)
+
+
+def extras_of(notebook: dict) -> list[str]:
+    return notebook["metadata"].get("moe_colab", {}).get("extras", [])
 
 
 def stamped(text: str, name: str) -> str:
@@ -60,7 +69,7 @@ def stamped(text: str, name: str) -> str:
     tags = setup["metadata"].get("tags", [])
     folded = FOLDED | {"tags": [*tags, *(tag for tag in FOLDED["tags"] if tag not in tags)]}
     setup["metadata"] = dict(sorted({**setup["metadata"], **folded}.items()))
-    setup["source"] = setup_cell().splitlines(keepends=True)
+    setup["source"] = setup_cell(extras_of(notebook)).splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 

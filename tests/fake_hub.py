@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import Counter
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" + "0" * 34
+HEADER = "bytes=0-100000"  # what huggingface_hub asks for to read a safetensors header
 
 
 class FakeHub:
     """`models`: folder of each repo id. `gated`: repo ids that need `token`. `break_at[file]`: how
-    many bytes of it are sent before the connection is cut, once per entry of the list."""
+    many bytes of it are sent before the connection is cut, once per entry of the list. `sent` and
+    `peeked`: bytes sent of each file, as a whole or in parts, and for its header. `begun[file]`:
+    the first byte of every such part. `watch` is called before every `piece` bytes of weights,
+    `pause` seconds apart. `instead[file]`: what is sent for it, but not for its header.
+    `elsewhere`: address of another such hub, which weights are fetched from. `parts`: whether it
+    sends parts of files, other than headers. `tokens`: what it was shown."""
 
     def __init__(self):
         self.models: dict[str, Path] = {}
@@ -25,6 +33,13 @@ class FakeHub:
         self.break_at: dict[str, list[int]] = {}
         self.asked: list[tuple[str, str]] = []
         self.sent: Counter[str] = Counter()
+        self.peeked: Counter[str] = Counter()
+        self.begun: dict[str, list[int]] = defaultdict(list)
+        self.instead: dict[str, bytes] = {}
+        self.watch: Callable[[], object] = lambda: None
+        self.piece, self.pause = 4000, 0.0
+        self.elsewhere, self.parts = "", True
+        self.tokens: set[str | None] = set()
         self.down = False
 
     @contextmanager
@@ -57,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, path))
+        self.hub.tokens.add(self.headers.get("Authorization"))
         if self.hub.down:
             return self.refuse(503, "")
         api = path.startswith("/api/models/")
@@ -78,29 +94,43 @@ class Handler(BaseHTTPRequestHandler):
         file = folder / "/".join(rest[2:])
         if not file.is_file():
             return self.refuse(404, "EntryNotFound")
+        if self.hub.elsewhere and file.suffix == ".safetensors":
+            return self.start(302, 0, {"Location": self.hub.elsewhere + self.path})
         self.send_file(file, body)
 
     def send_file(self, file: Path, body: bool) -> None:
-        data = file.read_bytes()
+        wanted = self.headers.get("Range")
+        header = wanted == HEADER
+        data = file.read_bytes() if header else self.hub.instead.get(file.name, file.read_bytes())
         headers = {"ETag": f'"{digest(data)}"', "X-Repo-Commit": COMMIT}
-        wanted, start, end = self.headers.get("Range"), 0, len(data)
+        start, end = 0, len(data)
+        if not header and not self.hub.parts:
+            wanted = None
         if wanted:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start, end = int(first), min(len(data), int(last or len(data)) + 1)
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        rest = data[start:end]
-        cuts = self.hub.break_at.get(file.name) if body else None
-        if cuts:
-            cut = cuts.pop(0)
-            self.start(206 if wanted else 200, len(rest), headers)
-            self.wfile.write(rest[:cut])
-            self.hub.sent[file.name] += min(cut, len(rest))
+        counted = self.hub.peeked if header else self.hub.sent
+        cuts = self.hub.break_at.get(file.name) if body and not header else None
+        cut = start + cuts.pop(0) if cuts else end
+        self.start(206 if wanted else 200, end - start, headers)
+        if not body:
+            return
+        if not header:
+            self.hub.begun[file.name].append(start)
+        try:
+            for at in range(start, min(cut, end), self.hub.piece):
+                if file.suffix == ".safetensors" and not header:
+                    self.hub.watch()
+                    time.sleep(self.hub.pause)
+                piece = data[at : min(at + self.hub.piece, cut, end)]
+                self.wfile.write(piece)
+                counted[file.name] += len(piece)
+        except ConnectionError:  # who asked was killed
+            cut = 0
+        if cut < end:
             self.close_connection = True
             self.connection.close()
-            return
-        self.send(rest, headers, body, 206 if wanted else 200)
-        if body:
-            self.hub.sent[file.name] += len(rest)
 
     def send(self, data: bytes, headers: dict, body: bool, code: int = 200) -> None:
         self.start(code, len(data), headers)

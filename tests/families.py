@@ -12,6 +12,14 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+import moe_colab as mc
+from moe_colab import lowbit
+from moe_colab.families import experts_modules
+from moe_colab.homes import DiskHome
+from moe_colab.recipe import LOWBIT_TRANSPOSED, format_of
+from moe_colab.slots import Block
+from moe_colab.store import BlobLayout
+
 COMMON = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -182,3 +190,41 @@ def reference(folder: Path, **load):
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
     return model.requires_grad_(False)
+
+
+def with_weights_of(store: Path, plain: torch.nn.Module) -> torch.nn.Module:
+    """The plain model with a store's dequantized weights, of experts and of everything else, in the
+    place of its own."""
+    store = mc.Store(store)
+    for (_, module), entry, homes in zip(
+        experts_modules(plain), store.manifest.layers, store.homes, strict=True
+    ):
+        for expert, home in enumerate(homes):
+            for name, weight in weights_in(home, entry.layout).items():
+                getattr(module, name).data[expert].copy_(weight)
+    outside = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
+    for matrix, home in zip(outside, store.dense_homes, strict=True):
+        (weight,) = weights_in(home, matrix.layout).values()
+        for name in matrix.modules:
+            into = plain.get_submodule(name).weight.data
+            assert matrix.modules[0] != name or not torch.equal(into, weight)
+            into.copy_(weight)
+    return plain
+
+
+def weights_in(home: DiskHome, layout: BlobLayout) -> dict[str, torch.Tensor]:
+    """What a blob holds, dequantized in float32, as the module keeps it."""
+    raw = torch.empty(home.nbytes, dtype=torch.uint8)
+    for _ in home.fill(memoryview(raw.numpy())):
+        pass
+    block, out = Block(raw, None), {}
+    for matrix in layout.matrices:
+        fields = {field.name: block._view(field) for field in matrix.fields}
+        if matrix.packing == "none":
+            out[matrix.name] = fields["weight"]
+            continue
+        transposed = matrix.packing == LOWBIT_TRANSPOSED
+        shape = tuple(reversed(matrix.shape)) if transposed else matrix.shape
+        weight = lowbit.dequantize(fields, format_of(matrix), shape, torch.float32)
+        out[matrix.name] = weight.T if transposed else weight
+    return out

@@ -25,10 +25,12 @@ from conftest import ROOT, TINY_MOE, commit_working_tree
 from fake_hub import FakeHub
 
 NOTEBOOK = ROOT / "notebooks" / "01_chat.ipynb"
+QUANTIZE = ROOT / "notebooks" / "03_quantize.ipynb"
 GATED = "ibm-granite/granite-3.1-1b-a400m-instruct"  # as the notebook's form offers them
 OPEN = "allenai/OLMoE-1B-7B-0924-Instruct"
 COLAB = [pytest.param("colab", marks=[pytest.mark.browser, pytest.mark.xdist_group("colab")])]
 LEFT_OUT = ("markdown_it_py", "mdurl")  # moe_colab needs the one, and that the other
+TO_QUANTIZE = ("hqq", "einops", "termcolor")  # as on Colab, where hqq is not installed
 TOKENS = 400  # an answer of some seconds: Stop must come in time
 QUESTION = "What is the weather in London tomorrow?"
 # The page's own part of google.colab; a callback that fails is an error of the page.
@@ -56,16 +58,16 @@ class Box:
     """The parts, all of them in one folder. `notes`: what the box's own google.colab and the
     sockets of its Pythons wrote down."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, notebook: Path = NOTEBOOK):
         self.site = make_environment(folder / "env")
         self.python = folder / "env" / "bin" / "python"
         self.notes_file = folder / "notes"
         self.notes_file.touch()
-        for name in LEFT_OUT:
+        for name in (*LEFT_OUT, *TO_QUANTIZE):
             make_wheel(name, folder / "wheels")
         self.work = folder / "work"
         self.work.mkdir()
-        self.notebook = Path(shutil.copy(NOTEBOOK, self.work))
+        self.notebook = Path(shutil.copy(notebook, self.work))
         profile = folder / "ipython" / "profile_default"
         profile.mkdir(parents=True)
         kernel = "c.IPKernelApp.kernel_class = 'google.colab._kernel.Kernel'\n"
@@ -105,7 +107,9 @@ def make_environment(folder: Path) -> Path:
     python = STACKS["colab"] / "python"
     subprocess.run([python, "-m", "venv", "--without-pip", folder], check=True)
     site = next((folder / "lib").glob("python*/site-packages"))
-    gone = re.compile(r"__editable__|__pycache__$|(moe_colab|markdown_it|mdurl)(_py)?(-|$)")
+    gone = re.compile(
+        r"__editable__|__pycache__$|(moe_colab|markdown_it|mdurl|hqq|einops|termcolor)(_py)?(-|$)"
+    )
     for path in pinned_site().iterdir():
         if not gone.match(path.name):
             (site / path.name).symlink_to(path)
@@ -195,6 +199,30 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
     hosts = {note for note in box.notes() if note.startswith("host ")}
     assert hosts == {"host 127.0.0.1"}
     assert len(secrets(box)) == 1
+
+
+@pytest.mark.parametrize("lab", COLAB, indirect=True)
+def test_the_notebook_that_quantizes_gets_what_it_needs(lab, tmp_path):
+    """hqq is not on Colab; the first figure is there in the second cell."""
+    box = Box(tmp_path, QUANTIZE)
+    cells = [cell for cell in json.loads(QUANTIZE.read_text())["cells"] if "outputs" in cell]
+    cell = {cell["id"]: number for number, cell in enumerate(cells)}
+    env = {**box.env, "HF_HUB_OFFLINE": "1"}
+    with lab.open(box.notebook, kernel_env=env, python=box.python, script=INVOKE) as notebook:
+        notebook.run_cell(cell["setup"])
+        said = notebook.text(cell["setup"])
+        assert {"moe_colab", "markdown_it", *TO_QUANTIZE} <= box.installed()
+        assert re.search(r"^\d+ packages that were here before are unchanged$", said, re.M)
+        notebook.run_cell(cell["matrix"])
+        notebook.wait_text("moe-quantize", "2.58 bits a weight")
+        buttons = notebook.page.locator(".moe-quantize .widget-toggle-buttons").first
+        buttons.locator("button", has_text="4").click()
+        notebook.wait_text("moe-quantize", "4.58 bits a weight")
+        notebook.run_cell(cell["bytes"] - 1)
+        notebook.run_cell(cell["bytes"])
+        (output,) = notebook.outputs()[cell["bytes"]]
+        assert "image/png" in output["data"]
+    assert [path.name for path in box.work.iterdir()] == [QUANTIZE.name]
 
 
 def ask(notebook):

@@ -225,7 +225,7 @@ def test_plain_keeps_nothing_beside_a_block():
 
 def test_what_is_kept_beside_a_block_takes_room_too(tmp_path, monkeypatch):
     """Slots that a budget holds, reckoned again from the files."""
-    options = {"expert_bits": 2, "dtype": "bfloat16", "progress": False}
+    options = {"attention_bits": 16, "dtype": "bfloat16", "progress": False}
     mc.quantize(None, tmp_path / "store", **options)
     beside = 4 * (512 * 192 + 192 * 256) // 8 + 4 * (512 * 3 + 192 * 4)
     blob = mc.inspect(tmp_path / "store").blob_bytes[0]
@@ -248,7 +248,7 @@ def test_text_does_not_depend_on_slots_with_packed_products(tmp_path, monkeypatc
     monkeypatch.setattr(slots, "named", lambda kernels: Only(rung))
     wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
     folder = make_checkpoint("mixtral", tmp_path / "checkpoint", changes=wide)
-    options = {"expert_bits": 4, "group_size": 32, "dtype": "bfloat16", "progress": False}
+    options = {"attention_bits": 16, "expert_bits": 4, "dtype": "bfloat16", "progress": False}
     mc.quantize(folder, tmp_path / "store", **options)
     model, _ = mc.load(tmp_path / "store", slots=2, progress=False)
     ids, texts = torch.tensor([[5, 17, 3, 99, 41, 8, 77] * 4]), []
@@ -460,7 +460,8 @@ class Packed(Counting):
 def test_packed_products_keep_the_first_choice(bits, tmp_path, monkeypatch, capsys):
     """Teacher-forced, eight tokens at once: the small model's first choice is that of the plain
     products in 99 % of 2,000 positions."""
-    mc.quantize(None, tmp_path / "store", expert_bits=bits, dtype="float32", progress=False)
+    options = {"attention_bits": 16, "dtype": "float32", "progress": False}
+    mc.quantize(None, tmp_path / "store", expert_bits=bits, **options)
     rung, choices = Packed(), []
     for used in (Only(rung), kernels.named("plain")):
         monkeypatch.setattr(slots, "named", lambda kernels, used=used: used)

@@ -20,7 +20,7 @@ from moe_colab import MoEColabError, model_list, places
 from moe_colab.checkpoint import Checkpoint
 from moe_colab.hardware import SPARES
 from moe_colab.model_list import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
-from moe_colab.sizes import Sizes, folder_sizes, measure
+from moe_colab.sizes import Sizes, folder_sizes, hub_access, measure
 
 GRANITE, OLMOE = [source for source in CATALOGUE if source]
 
@@ -45,9 +45,10 @@ def hub(sharded, monkeypatch, tmp_path):
         yield hub
 
 
-def real_bytes(folder) -> int:
+def real_bytes(place) -> int:
+    """Of the tensors in a file, or in those of a folder."""
     total = 0
-    for path in folder.glob("*.safetensors"):
+    for path in [place] if place.is_file() else place.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
             total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -60,11 +61,10 @@ def test_headers_say_what_the_checkpoint_knows(family, tmp_path):
     """By names and shapes alone, the same parts as by transformers' own mapping."""
     folder = make_checkpoint(family, tmp_path / "model")
     checkpoint, sizes = Checkpoint(folder), folder_sizes(folder)
-    keys = {k for sources in checkpoint.sources.values() for ks in sources.values() for k in ks}
-    assert sizes.experts == sum(
-        checkpoint.entries[k].end - checkpoint.entries[k].start for k in keys
-    )
-    assert sizes.dense == sum(e.end - e.start for e in checkpoint.dense_entries())
+    sources = checkpoint.names.sources.values()
+    keys = {k for patterns in sources for ks in patterns.values() for k in ks}
+    assert sizes.experts == sum(checkpoint.entries[k].nbytes for k in keys)
+    assert sizes.dense == sum(entry.nbytes for entry in checkpoint.dense_entries())
     assert sizes.download == real_bytes(folder)
     assert (sizes.layers, sizes.experts_per_layer) == (len(checkpoint.layers), 8)
 
@@ -82,8 +82,20 @@ def test_a_slot_is_what_placement_says_it_is(tmp_path):
 def test_layers_that_are_not_run_are_downloaded_and_no_more():
     experts = [(f"model.layers.{n}.mlp.experts.{e}.w", (4, 5), 40) for n in (0, 1) for e in (0, 1)]
     shared = ("model.layers.0.mlp.shared_experts.w", (4, 5), 40)
-    sizes = measure([*experts, shared], {"num_experts": 2, "num_hidden_layers": 1})
-    assert sizes == Sizes(200, 80, 40, 40, 40, layers=1, experts_per_layer=2)
+    files = [experts, [shared]]
+    sizes = measure(files, {"num_experts": 2, "num_hidden_layers": 1})
+    assert sizes == Sizes(200, 80, 40, 40, 40, layers=1, experts_per_layer=2, shards=200)
+
+
+def test_the_two_largest_files_are_what_lies_on_the_disk_at_once(sharded):
+    def one(number: int, nbytes: int):
+        return [(f"model.layers.0.mlp.experts.{number}.w", (nbytes,), nbytes)]
+
+    files = [one(0, 30), one(1, 50), one(2, 40)]
+    assert measure(files, {"num_experts": 2}).shards == 90
+    assert measure(files[:1], {"num_experts": 2}).shards == 30
+    largest = sorted(real_bytes(path) for path in sharded.glob("*.safetensors"))
+    assert folder_sizes(sharded).shards == sum(largest[-2:]) < sum(largest)
 
 
 def test_least_memory_and_the_slots_that_fit_agree():
@@ -119,11 +131,12 @@ def test_the_hubs_sizes_are_the_real_sums_and_no_weights_move(hub, sharded):
     for row, folder in ((granite, sharded), (olmoe, TINY_MOE)):
         assert row.sizes == folder_sizes(folder)
         assert row.sizes.download == row.download_bytes == real_bytes(folder)
-        assert row.disk_bytes == 2 * real_bytes(folder)
+        assert row.disk_bytes == real_bytes(folder) + row.sizes.shards
         wait = real_bytes(folder) / DOWNLOAD_SPEED + real_bytes(folder) / PACKING_SPEED
         assert row.wait_seconds == pytest.approx(wait)
     assert shipped.download_bytes == 0 and shipped.disk_bytes == real_bytes(TINY_MOE)
-    assert 0 < hub.sent["model.safetensors"] <= 100_001 < real_bytes(TINY_MOE)
+    assert 0 < hub.peeked["model.safetensors"] <= 100_001 < real_bytes(TINY_MOE)
+    assert not [name for name in hub.sent if name.endswith(".safetensors")]
 
 
 def test_what_was_asked_once_is_not_asked_again(hub):
@@ -135,19 +148,28 @@ def test_what_was_asked_once_is_not_asked_again(hub):
     assert hub.asked
 
 
-def test_what_is_downloaded_or_packed_needs_no_hub(hub, tmp_path):
+def test_what_is_downloaded_or_packed_needs_no_hub(hub, sharded, tmp_path):
     import moe_colab as mc
 
+    def granite():
+        hub.asked.clear()
+        row = models()[1]
+        assert not [path for _, path in hub.asked if GRANITE in path]
+        return row
+
     mc.load(GRANITE, slots=1, progress=False)[0].offload.close()
-    hub.asked.clear()
-    granite = models()[1]
-    assert (
-        granite.here and granite.packed and not [path for _, path in hub.asked if GRANITE in path]
-    )
-    assert (granite.download_bytes, granite.disk_bytes, granite.wait_seconds) == (0, 0, 0)
+    row, real = granite(), folder_sizes(sharded)
+    assert row.packed and not row.here
+    assert (row.download_bytes, row.disk_bytes, row.wait_seconds) == (0, 0, 0)
+    assert (row.sizes.layers, row.sizes.experts_per_layer) == (3, 8)
+    for part, blobs in (("experts", 24), ("slot", 3), ("largest", 1)):  # each to the next page
+        assert 0 <= getattr(row.sizes, part) - getattr(real, part) < blobs * 4096
+    assert 0 <= row.sizes.dense - real.dense < 10_000  # the header of its file
+    hub_access().snapshot_download(GRANITE)
+    assert granite().here and granite().packed
     shutil.rmtree(tmp_path / "stores")
-    granite = models()[1]
-    assert granite.here and not granite.packed and granite.disk_bytes == granite.sizes.store()
+    row = granite()
+    assert row.here and not row.packed and row.disk_bytes == row.sizes.store()
 
 
 def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypatch):
@@ -155,11 +177,15 @@ def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypa
     store = tmp_path / "org--model-Instruct-0123456789ab"
     store.mkdir()
     manifest = store / "moe_colab.json"
-    manifest.write_text(json.dumps({"source": {"id": "org/model-Instruct"}}))
-    assert model_list.is_packed("org/model-Instruct")
-    assert not model_list.is_packed("org/model")
-    manifest.write_text("half a manif")
-    assert not model_list.is_packed("org/model-Instruct")
+    layer = {"experts": 8, "layout": {"nbytes": 100}}
+    body = {"source": {"id": "org/model-Instruct"}, "layers": [layer] * 2, "dense": {"nbytes": 7}}
+    manifest.write_text(json.dumps(body))
+    expected = Sizes(1607, 1600, 7, 200, 100, layers=2, experts_per_layer=8)
+    assert model_list.packed_sizes("org/model-Instruct") == expected
+    assert model_list.packed_sizes("org/model") is None
+    for damaged in ("half a manif", json.dumps({**body, "layers": []})):
+        manifest.write_text(damaged)
+        assert model_list.packed_sizes("org/model-Instruct") is None
 
 
 def test_rows_of_ones_own(hub, sharded):

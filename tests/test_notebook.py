@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -85,9 +86,9 @@ class Session:
         command = [self.python, "-m", "pip", "install", "-q", "--no-deps", *names]
         subprocess.run(command, env=self.env, check=True)
 
-    def run(self, code: str = "", **env: str) -> str:
+    def run(self, code: str = "", extras: Sequence[str] = (), **env: str) -> str:
         """What the setup cell prints, and then `code`; its error instead if it fails."""
-        code = f"{STAMP['setup_cell']()}\n{code}\n"
+        code = f"{STAMP['setup_cell'](extras)}\n{code}\n"
         done = subprocess.run(
             [self.python, "-c", code],
             **{"cwd": self.work, "env": {**self.env, **env}, "timeout": 240},
@@ -118,6 +119,25 @@ def test_installs_what_is_missing_and_what_that_needs_and_moves_nothing(session)
     assert re.search(r"\d+ packages that were here before are unchanged\n", said)
     assert "colab · Python" in said and f"torch {torch.__version__}" in said
     assert said.endswith("False 2.5\n")
+
+
+def test_a_notebook_may_need_more(session):
+    """By the name of an extra in pyproject.toml."""
+    make_wheel(session.wheels, "tiny_a", "1.0", ("tiny_b",))
+    make_wheel(session.wheels, "tiny_b", "1.0")
+    session.checkout("torch")
+    project = session.work.parent / "pyproject.toml"
+    project.write_text(project.read_text().replace('quantize = ["hqq"]', 'quantize = ["tiny_a"]'))
+    assert "tiny-a" not in session.run() and not session.packages()
+    assert "installed: tiny-a 1.0, tiny-b 1.0" in session.run(extras=["quantize"])
+
+
+def test_an_installed_package_tells_what_its_extras_need(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebook, "__file__", str(tmp_path / "moe_colab" / "notebook.py"))
+    lines = ["torch>=2", 'hqq>=0.2; extra == "quantize"', 'no; extra == "other"']
+    monkeypatch.setattr(notebook.metadata, "requires", {"moe_colab": lines}.get)
+    assert notebook.requirements() == ["torch>=2"]
+    assert notebook.requirements(["quantize"]) == ["torch>=2", "hqq>=0.2"]
 
 
 def test_the_second_run_does_nothing(session):
@@ -267,7 +287,16 @@ def test_pip_is_told_not_to_compile_cuda(monkeypatch):
 
 
 # ---------------------------------------------------------------------- the card
-OLMOE_LIKE = Sizes(13_800_000_000, 12_900_000_000, 900_000_000, 200_000_000, 12_600_000, 16, 64)
+OLMOE_LIKE = Sizes(
+    13_800_000_000,
+    12_900_000_000,
+    900_000_000,
+    200_000_000,
+    12_600_000,
+    16,
+    64,
+    shards=9_800_000_000,
+)
 
 
 def machine(**changes) -> Preflight:
@@ -370,7 +399,7 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
             True,
             "every expert waits in RAM",
         ),
-        ({"disk_free": 27_599_999_999}, False, "27.6 GB of disk"),
+        ({"disk_free": 23_599_999_999}, False, "23.6 GB of disk"),
         ({"gpu": Gpu("small", 2 * GIB, 2 * GIB)}, False, "GPU memory"),
         ({"gpu": None}, True, "slots=54 or fewer"),
         ({"gpu": None, "ram_free": GIB}, False, "host memory"),
@@ -443,12 +472,16 @@ def test_stamping_changes_nothing_now():
 
 
 def test_the_setup_cell_is_the_same_everywhere():
-    """And folded away, on Colab and in JupyterLab."""
+    """But for the extras that a notebook names; and folded away, on Colab and in JupyterLab."""
     assert NOTEBOOKS
     for path in NOTEBOOKS:
-        cells = json.loads(path.read_text())["cells"]
+        notebook = json.loads(path.read_text())
+        cells = notebook["cells"]
         (cell,) = [cell for cell in cells if "setup" in cell["metadata"].get("tags", [])]
-        assert "".join(cell["source"]) == STAMP["setup_cell"]()
+        extras = notebook["metadata"].get("moe_colab", {}).get("extras", [])
+        assert "".join(cell["source"]) == STAMP["setup_cell"](extras)
+        lines = [line for line in "".join(cell["source"]).splitlines() if ".setup(" not in line]
+        assert lines == STAMP["setup_cell"]().splitlines()[:-1]
         assert cell["metadata"]["cellView"] == "form"
         assert cell["metadata"]["jupyter"] == {"source_hidden": True}
         assert "".join(cell["source"]).startswith("# @title Setup")
@@ -478,5 +511,9 @@ def test_a_new_notebook_gets_badge_and_setup_and_a_stamped_one_stays():
     badge, setup, own = json.loads(once)["cells"]
     assert "/notebooks/x.ipynb" in badge["source"][0] and own == code
     assert setup["metadata"]["tags"] == ["setup"]
+    needs = json.loads(once)
+    needs["metadata"]["moe_colab"] = {"extras": ["quantize"]}
+    stamped = json.loads(STAMP["stamped"](json.dumps(needs), "x.ipynb"))
+    assert stamped["cells"][1]["source"][-1].endswith('.setup(before, ["quantize"])')
     moved = once.replace("/moe_colab/blob/main/", "/elsewhere/blob/old/branch/")
     assert STAMP["stamped"](moved.replace("pip install", "rm"), "x.ipynb") == once

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
     *("cache", "counters", "errors", "governor", "hardware", "homes", "interrupts"),
     *("links", "pool", "scratch"),
-    *("places", "sizes", "card", "model_list", "machine", "notebook"),
-    "settings",
-    *("virtual_links", "store.manifest"),
+    *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
+    *("settings", "hub", "shard_plan"),
+    *("virtual_links", "store.blobs", "store.manifest"),
 ]
 
 
@@ -50,16 +50,39 @@ def test_rooms_below_the_line_import_no_torch(room):
     assert not {"torch", "transformers", "numpy", "safetensors"} & modules
 
 
+def test_figures_need_no_torch():
+    found = loaded_by("import moe_colab.plots")
+    assert "matplotlib" in found and not {"torch", "pandas", "IPython"} & found
+    assert "matplotlib.pyplot" not in python("import moe_colab.plots, sys; print(*sys.modules)")
+
+
+def test_few_rooms_know_pages_and_figures():
+    """Widgets and IPython in those that show something on a page, matplotlib where it is drawn."""
+    for names, rooms in (
+        ({"ipywidgets", "IPython"}, {"widgets", "controls", "quantize_widget"}),
+        ({"matplotlib"}, {"plots"}),
+    ):
+        found = {
+            path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+            for path in PACKAGE.rglob("*.py")
+            if names & {name for name, level in imports(path) if not level}
+        }
+        assert found == rooms
+
+
 def test_cache_runs_without_torch():
     assert "torch" not in loaded_by("import moe_colab.cache, moe_colab.pool, moe_colab.links")
 
 
 ORDER = """
-    errors interrupts counters hardware places sizes card model_list machine notebook
+    errors interrupts counters hardware places sizes card exercises model_list machine notebook
+    plots
     homes links virtual_links cache settings governor scratch pool store lowbit kernels recipe slots
-    cuda placement families speculation engine attachment offload dense architecture checkpoint
-    hqq_scales packing devices hub loading quantization turn streamer answer chat markup controls
-    widgets quality terminal bench __main__
+    lowbit_modules cuda placement families speculation engine attachment offload dense architecture
+    hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
+    shelf sample forecast
+    turn streamer answer chat markup controls widgets quantize_widget quality
+    terminal bench __main__
 """.split()  # a room may import only rooms that stand before it
 
 
@@ -133,7 +156,8 @@ model, tokenizer = mc.load(slots=3, progress=False)
 out = model.generate(**tokenizer("Hello", return_tensors="pt"), max_new_tokens=4)
 import sys
 files = [m.__file__ for name, m in sys.modules.items() if name.split(".")[0] == "moe_colab"]
-print(*(file for file in files if file), out.shape[1] > 1, sep="|")
+measured = mc.benchmark("small_model")["parameters"] > 1e6
+print(*(file for file in files if file), out.shape[1] > 1 and measured, sep="|")
 """
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     *files, spoke = (

@@ -99,13 +99,14 @@ def packings(monkeypatch) -> list[Path]:
 def written(monkeypatch) -> list[tuple[int, int]]:
     """The (layer, expert) pairs that were written."""
     done = []
-    real = StoreWriter.write_expert
+    real = StoreWriter.write
 
-    def write_expert(self, layer, expert, blob, **remarks):
-        done.append((layer, expert))
-        real(self, layer, expert, blob, **remarks)
+    def write(self, file, part, data, **remarks):
+        if part.startswith("expert."):
+            done.append((int(file[8:13]), int(part[7:])))
+        real(self, file, part, data, **remarks)
 
-    monkeypatch.setattr(StoreWriter, "write_expert", write_expert)
+    monkeypatch.setattr(StoreWriter, "write", write)
     return done
 
 
@@ -202,6 +203,15 @@ def test_a_damaged_manifest_or_a_changed_configuration_is_packed_anew(checkpoint
     mc.verify(store)
 
 
+def test_a_store_of_an_older_format_is_packed_anew(checkpoint, packings):
+    folder = cached_store(Checkpoint(checkpoint), progress=False).folder
+    body = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**body, "format": 1}))
+    cached_store(Checkpoint(checkpoint), progress=False)
+    assert len(packings) == 2
+    verify(folder)
+
+
 def test_changed_side_files_are_taken_over_without_packing_the_experts(checkpoint, packings):
     (checkpoint / "chat_template.jinja").write_text("old")
     (checkpoint / "notes.txt").write_text("gone tomorrow")
@@ -249,7 +259,7 @@ def before_call(owner, name: str, n: int) -> Callable[[], None]:
     return arm
 
 
-def amid_the_bytes_of_expert(n: int) -> Callable[[], None]:
+def amid_the_bytes_of_part(n: int) -> Callable[[], None]:
     def arm() -> None:
         real, calls = writer._write_all, []
 
@@ -282,21 +292,6 @@ def amid_a_line_of_the_journal(n: int) -> Callable[[], None]:
     return arm
 
 
-def amid_the_dense_file() -> Callable[[], None]:
-    def arm() -> None:
-        real = packing._dense_parts
-
-        def some(checkpoint):
-            parts = real(checkpoint)
-            for _ in range(5):
-                yield next(parts)
-            die()
-
-        packing._dense_parts = some
-
-    return arm
-
-
 def at_the_naming_of(name: str) -> Callable[[], None]:
     def arm() -> None:
         real = os.replace
@@ -308,16 +303,17 @@ def at_the_naming_of(name: str) -> Callable[[], None]:
 MOMENTS = {  # when it dies: how, and how many experts are whole by then
     "before the first layer has room": (before_call(StoreWriter, "add_layer", 0), 0),
     "before the second layer has room": (before_call(StoreWriter, "add_layer", 1), 0),
-    "before the first expert": (before_call(StoreWriter, "write_expert", 0), 0),
-    "amid the bytes of the first expert": (amid_the_bytes_of_expert(0), 0),
-    "between two experts": (before_call(StoreWriter, "write_expert", 3), 3),
+    "before the first expert": (before_call(StoreWriter, "write", 0), 0),
+    "amid the bytes of the first expert": (amid_the_bytes_of_part(0), 0),
+    "between two experts": (before_call(StoreWriter, "write", 3), 3),
     "amid a line of the journal": (amid_a_line_of_the_journal(5), 5),
-    "between the layers": (before_call(StoreWriter, "write_expert", EXPERTS), EXPERTS),
-    "amid the bytes of the last expert": (amid_the_bytes_of_expert(TOTAL - 1), TOTAL - 1),
-    "before the dense file": (before_call(StoreWriter, "write_file", 0), TOTAL),
-    "amid the dense file": (amid_the_dense_file(), TOTAL),
-    "before the dense file has its name": (at_the_naming_of("dense.safetensors"), TOTAL),
-    "before the configuration": (before_call(StoreWriter, "write_file", 1), TOTAL),
+    "between the layers": (before_call(StoreWriter, "write", EXPERTS), EXPERTS),
+    "amid the bytes of the last expert": (amid_the_bytes_of_part(TOTAL - 1), TOTAL - 1),
+    "before the dense file has room": (before_call(StoreWriter, "add_file", LAYERS), 0),
+    "before the dense file": (before_call(StoreWriter, "write", TOTAL), TOTAL),
+    "amid the bytes of a dense tensor": (amid_the_bytes_of_part(TOTAL + 2), TOTAL),
+    "amid the dense file": (before_call(StoreWriter, "write", TOTAL + 5), TOTAL),
+    "before the configuration": (before_call(StoreWriter, "write_file", 0), TOTAL),
     "before the manifest has its name": (at_the_naming_of(NAME), TOTAL),
 }
 
@@ -516,15 +512,15 @@ def test_a_full_disk_midway_keeps_what_was_written(
 
 
 def test_a_journal_that_does_not_fit_is_the_same_error(checkpoints, tmp_path, monkeypatch):
-    real = StoreWriter.write_expert
+    real = StoreWriter.write
 
-    def write_expert(self, layer, expert, blob, **remarks):
-        if expert == 2:
+    def write(self, file, part, data, **remarks):
+        if part == "expert.2":
             self.journal.close()
             self.journal = open("/dev/full", "a")
-        real(self, layer, expert, blob, **remarks)
+        real(self, file, part, data, **remarks)
 
-    monkeypatch.setattr(StoreWriter, "write_expert", write_expert)
+    monkeypatch.setattr(StoreWriter, "write", write)
     with pytest.raises(mc.MoEColabError, match=r"disk .* is full"):
         pack(Checkpoint(checkpoints / "one"), tmp_path / "store", torch.float32, progress=False)
 

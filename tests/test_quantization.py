@@ -16,13 +16,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY_MOE
-from families import make_checkpoint, reference
+from families import make_checkpoint, reference, with_weights_of
 
 import moe_colab as mc
-from moe_colab import lowbit
 from moe_colab.families import experts_modules
-from moe_colab.recipe import LOWBIT_TRANSPOSED, format_of
-from moe_colab.slots import allocate
+from moe_colab.recipe import format_of
 from moe_colab.store import writer
 from moe_colab.store.manifest import NAME
 
@@ -44,37 +42,12 @@ def checkpoints(tmp_path_factory):
     return checkpoint
 
 
-def with_weights_of(store, plain):
-    """The plain model with a store's dequantized experts in the place of its own."""
-    store = mc.Store(store)
-    for (_, module), entry, homes in zip(
-        experts_modules(plain), store.manifest.layers, store.homes, strict=True
-    ):
-        (block,) = allocate(1, entry.layout.nbytes, torch.device("cpu"))
-        for expert, home in enumerate(homes):
-            for _ in home.fill(block.buffer):
-                pass
-            for matrix in entry.layout.matrices:
-                fields = {f.name: block._view(f) for f in matrix.fields}
-                into = getattr(module, matrix.name).data[expert]
-                if matrix.packing == "none":
-                    into.copy_(fields["weight"])
-                    continue
-                transposed = matrix.packing == LOWBIT_TRANSPOSED
-                shape = tuple(into.T.shape) if transposed else tuple(into.shape)
-                weight = lowbit.dequantize(fields, format_of(matrix), shape, torch.float32)
-                assert not torch.equal(weight, into.T if transposed else into)
-                into.copy_(weight.T if transposed else weight)
-    return plain
-
-
 @pytest.mark.parametrize("bits", (2, 3, 4, 8))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_says_what_the_plain_model_says_with_these_weights(family, bits, checkpoints, tmp_path):
     folder = checkpoints(family)
-    mc.quantize(
-        folder, tmp_path / "store", expert_bits=bits, group_size=32, axis=bits % 2, progress=False
-    )
+    options = {"attention_bits": 16, "group_size": 32, "axis": bits % 2, "progress": False}
+    mc.quantize(folder, tmp_path / "store", expert_bits=bits, **options)
     plain = with_weights_of(tmp_path / "store", reference(folder))
     expected = plain.generate(IDS, max_new_tokens=24, do_sample=False, min_new_tokens=24)
     model, _ = mc.load(tmp_path / "store", slots=3, progress=False)
@@ -94,7 +67,8 @@ def test_the_small_model_in_few_bits(tmp_path):
     perplexities, bits_per_weight = {}, {}
     for bits in (16, 8, 4, 2):
         store = tmp_path / f"{bits}"
-        summary = mc.quantize(None, store, expert_bits=bits, dtype="float32", progress=False)
+        options = {"attention_bits": 16, "dtype": "float32", "progress": False}
+        summary = mc.quantize(None, store, expert_bits=bits, **options)
         on_disk = sum(p.stat().st_size for p in store.glob("experts-*.safetensors"))
         assert 0 <= on_disk - summary.expert_bytes <= 8 * 8192  # the headers
         assert summary.bits_per_weight == 8 * summary.expert_bytes / 9_437_184
@@ -117,11 +91,28 @@ def test_the_small_model_in_few_bits(tmp_path):
 
 
 def test_overrides_give_some_matrices_other_bits(tmp_path):
-    overrides = {"0.*": mc.Format(8, 64), "*.down_proj": mc.Format(4, 64), "7.gate_up_proj": None}
+    overrides = {
+        "experts.0.*": mc.Format(8, 64),
+        "experts.*.down_proj": mc.Format(4),
+        "experts.7.gate_up_proj": None,
+        "model.layers.3.self_attn.[qk]_proj": mc.Format(8, 32, axis=0),
+        "*.o_proj": None,
+        "lm_head": mc.Format(4),
+    }
     mc.quantize(
         None, tmp_path / "s", expert_bits=2, overrides=overrides, dtype="float16", progress=False
     )
-    layers = mc.Store(tmp_path / "s").manifest.layers
+    manifest = mc.Store(tmp_path / "s").manifest
+    layers, outside = manifest.layers, {m.modules: m.layout for m in manifest.low_bit.matrices}
+    formats = {modules: format_of(layout.matrices[0]) for modules, layout in outside.items()}
+    assert formats.pop(("model.embed_tokens", "lm_head")) == mc.Format(4, 64)
+    assert formats == {
+        (f"model.layers.{layer}.self_attn.{name}_proj",): mc.Format(8, 32, 0)
+        if layer == 3 and name in "qk"
+        else mc.Format(4, 64)
+        for layer in range(8)
+        for name in "qkv"
+    }
     bits = [[matrix.bits for matrix in layer.layout.matrices] for layer in layers]
     assert bits == [[8, 8], *[[2, 4]] * 6, [16, 4]]
     assert len({layer.layout.nbytes for layer in layers}) == 3
@@ -136,7 +127,11 @@ def files(folder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-OPTIONS = {"expert_bits": 3, "group_size": 32, "progress": False}
+OPTIONS = {
+    **{"attention_bits": 2, "expert_bits": 3, "embedding_bits": 8},
+    **{"group_size": 32, "progress": False},
+}
+QUANTIZED = 3 * 8 + 3 * 4 + 2  # experts, attention, embedding and head: a part each
 
 
 def quantize_and_die(source, store, seconds: float) -> None:
@@ -148,18 +143,18 @@ def quantize_and_die(source, store, seconds: float) -> None:
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
     checkpoints, tmp_path, run, monkeypatch
 ):
-    """Twenty kills, each of another run; every finished expert is quantized once."""
+    """Twenty kills, each of another run; every finished part is quantized once."""
     source, whole = checkpoints("mixtral"), tmp_path / "whole"
     start = time.monotonic()
     mc.quantize(source, whole, **OPTIONS)
     length, random = time.monotonic() - start, Random(0)
-    calls, write = [], writer.StoreWriter.write_expert
+    calls, write = [], writer.StoreWriter.write
 
-    def count(self, layer, expert, blob, **remarks):
-        calls.append((layer, expert))
-        write(self, layer, expert, blob, **remarks)
+    def count(self, file, part, data, **remarks):
+        calls.extend([part] if "errors" in remarks else [])
+        write(self, file, part, data, **remarks)
 
-    monkeypatch.setattr(writer.StoreWriter, "write_expert", count)
+    monkeypatch.setattr(writer.StoreWriter, "write", count)
     left = []
     for number in range(20):
         folder = tmp_path / f"killed{number}"
@@ -173,7 +168,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
         calls.clear()
         if not (folder / NAME).exists():
             mc.quantize(source, folder, **OPTIONS)
-            assert 0 <= noted + len(calls) - 24 <= 1  # a line that was torn
+            assert 0 <= noted + len(calls) - QUANTIZED <= 1  # a line that was torn
         assert files(folder) == files(whole)
         left.append(noted)
     assert len(left) >= 10 and len(set(left)) >= 4, left
@@ -188,6 +183,8 @@ def test_other_options_do_not_mix_with_what_was_begun(checkpoints, tmp_path, mon
     begun = files(folder)
     with pytest.raises(mc.MoEColabError, match="same options again"):
         mc.quantize(source, folder, **{**OPTIONS, "expert_bits": 4})
+    with pytest.raises(mc.MoEColabError, match="same options again"):
+        mc.quantize(source, folder, **{**OPTIONS, "attention_bits": 4})
     assert files(folder) == begun
     mc.quantize(source, folder, **OPTIONS)
     mc.verify(folder)
@@ -195,12 +192,29 @@ def test_other_options_do_not_mix_with_what_was_begun(checkpoints, tmp_path, mon
         mc.quantize(source, folder, **OPTIONS)
 
 
+def test_the_order_of_overrides_is_an_option_too(checkpoints, tmp_path, monkeypatch):
+    """The first that fits counts."""
+    source, folder = checkpoints("mixtral"), tmp_path / "store"
+    overrides = {"experts.0.*": mc.Format(8), "experts.*": mc.Format(4)}
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.StoreWriter, "write_file", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mc.quantize(source, folder, **OPTIONS, overrides=overrides)
+    other = dict(reversed(overrides.items()))
+    with pytest.raises(mc.MoEColabError, match="same options again"):
+        mc.quantize(source, folder, **OPTIONS, overrides=other)
+    mc.quantize(source, folder, **OPTIONS, overrides=overrides)
+    layers = mc.Store(folder).manifest.layers
+    assert [layer.layout.matrices[0].bits for layer in layers] == [8, 4, 4]
+
+
 def test_the_report_as_a_frame(checkpoints, tmp_path):
     """Every number again, from the file and the weights themselves."""
     source, folder = checkpoints("mixtral"), tmp_path / "s"
-    overrides = {"1.down_proj": None}
+    overrides = {"experts.1.down_proj": None}
     mc.quantize(source, folder, **OPTIONS, overrides=overrides)
-    frame = mc.inspect(folder).frame().set_index(["layer", "expert", "matrix"])
+    frame = mc.inspect(folder).frame()
+    frame = frame[frame.part == "experts"].set_index(["layer", "expert", "matrix"])
     assert len(frame) == 3 * 8 * 2 and frame.index.is_unique and (frame.bits == 3).sum() == 40
     kept = frame.loc[(1, 5, "down_proj")]
     assert kept.bits == 32 and kept.bits_per_weight == 32 and pd.isna(kept.relative_error)
@@ -262,10 +276,25 @@ def test_weights_that_are_no_numbers_are_named(tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"expert_bits": 5}, "choose bits"),
+        ({"expert_bits": 5}, "5 bits along axis 1: choose bits"),
+        ({"attention_bits": 5}, "choose bits"),
+        ({"embedding_bits": 5}, "embedding_bits must be one of"),
+        ({"embedding_bits": 2}, "embedding_bits must be one of"),
         ({"group_size": 48}, "choose bits"),
         ({"axis": 2}, "choose bits"),
         ({"group_size": 128}, "gate_up_proj of layer 0 is 512 x 192: groups of 128"),
+        (
+            {"expert_bits": 16, "group_size": 128},
+            "model.layers.0.self_attn.q_proj is 192 x 192: groups of 128",
+        ),
+        (
+            {"expert_bits": 16, "overrides": {"*.k_proj": mc.Format(2, 128)}},
+            "k_proj is 64 x 192: groups of 128",
+        ),
+        ({"overrides": {"0.*": None}}, "'0.*' fits no matrix: an expert's are called as 'exp"),
+        ({"overrides": {"*.gate": mc.Format(4)}}, "fits no matrix"),
+        ({"overrides": {"lm_head": mc.Format(4, 16, 0)}}, "is looked up by rows"),
+        ({"overrides": {"lm_head": mc.Format(6)}}, "6 bits along axis 1: choose bits"),
         ({"device": "tpu"}, "is no device"),
         ({"dtype": "int8"}, "cannot compute in"),
     ],
@@ -284,10 +313,14 @@ def test_a_store_is_no_checkpoint(tmp_path):
 
 def test_in_a_shell(tmp_path):
     command = [sys.executable, "-m", "moe_colab", "quantize", str(TINY_MOE), str(tmp_path / "s")]
-    command += ["--expert-bits", "4", "--group-size", "32", "--json"]
+    command += ["--attention-bits", "3", "--expert-bits", "4", "--embedding-bits", "8"]
+    command += ["--group-size", "32", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["bits"] == {"4": 128} and said["bits_per_weight"] < 5.6
+    assert list(said["parts"]) == ["experts", "dense", "embeddings", "rest"]
+    assert 3 < said["parts"]["dense"]["bits_per_weight"] < 4.1
+    assert 8 < said["parts"]["embeddings"]["bits_per_weight"] < 10.1
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "finished store already" in again.stderr

@@ -19,15 +19,16 @@ from safetensors.torch import load_file, save_file
 
 import moe_colab as mc
 from moe_colab.checkpoint import Checkpoint
-from moe_colab.packing import make_blob, pack
+from moe_colab.packing import pack
+from moe_colab.parts import make_blob
 from moe_colab.recipe import Recipe
 from moe_colab.store import BlobLayout, Manifest, Store, StoreWriter, is_store
-from moe_colab.store.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, FORMAT, NAME
+from moe_colab.store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT
+from moe_colab.store.manifest import FORMAT, NAME
 from moe_colab.store.tensors import (
     DTYPE_NAMES,
     aligned_first,
     as_bytes,
-    make_header,
     read_header,
     read_tensor,
 )
@@ -69,11 +70,14 @@ def write_store(folder: Path, experts_in_order: bool = True, finish: bool = True
     if not experts_in_order:
         random.Random(0).shuffle(jobs)
     for layer, expert in jobs:
-        writer.write_expert(layer, expert, make_blob(expert_tensors(layer, expert), LAYOUT))
+        blob = make_blob(expert_tensors(layer, expert), LAYOUT)
+        entry = writer.layers[layer]
+        writer.write(entry.file, entry.part(expert), blob)
     save_file(dense_tensors(), folder / "source.safetensors")
     entries = aligned_first(read_header(folder / "source.safetensors").values())
-    header = make_header((e.name, e.dtype, e.shape, e.end - e.start) for e in entries)
-    writer.write_file(DENSE, [header, *(as_bytes(read_tensor(e)) for e in entries)])
+    writer.add_file(DENSE, [(e.name, e.dtype, e.shape, e.nbytes) for e in entries])
+    for entry in entries:
+        writer.write(DENSE, entry.name, as_bytes(read_tensor(entry)))
     (folder / "source.safetensors").unlink()
     writer.write_file("config.json", [b'{"model_type": "mixtral"}\n'])
     if finish:
@@ -346,6 +350,15 @@ def test_a_store_of_a_newer_format_asks_for_an_upgrade(store):
     (store / NAME).write_text(json.dumps(body))
     with pytest.raises(mc.MoEColabError, match="upgrade moe_colab"):
         Store(store)
+
+
+def test_a_store_of_an_older_format_is_to_be_made_anew(store):
+    body = json.loads((store / NAME).read_text())
+    body["format"] = FORMAT - 1
+    (store / NAME).write_text(json.dumps(body))
+    for open_it in (Store, mc.inspect, mc.verify, mc.load):
+        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store anew"):
+            open_it(store)
 
 
 def test_an_unfinished_store_is_none_yet(tmp_path):

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from ..lowbit import PLANES, Format, Shape, dequantize, keep_grid
-from ..store.manifest import FIELD_ALIGNMENT, align
+from ..store.blobs import FIELD_ALIGNMENT, align
 from .plain import Fields, Plain, Rung
 
 WORST = 1.25  # times plain's error against the float64 product

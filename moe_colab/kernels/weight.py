@@ -34,6 +34,15 @@ class LowBitWeight:
             self._states[rung.name] = rung.prepare(self.fields, self.form, self.shape)
         return rung.linear(rows, self._states[rung.name]).view(*x.shape[:-1], self.shape[0])
 
+    def rows(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Those of these `numbers` [R] alone, [R, K]; of groups along axis 1."""
+        whole = slice(None)
+        fields = {
+            name: self.form.field(values, name, self.shape, whole).index_select(0, numbers)
+            for name, values in self.fields.items()
+        }
+        return dequantize(fields, self.form, (len(numbers), self.shape[1]), dtype)
+
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """All of it, [N, K]."""
         return dequantize(self.fields, self.form, self.shape, dtype)

@@ -1,89 +1,21 @@
-"""What a store holds, as written in its moe_colab.json. Knows names, shapes, offsets and digests;
-reads no tensors."""
+"""What a store holds, as written in its moe_colab.json. Knows names and digests; how blobs lie,
+blobs.py says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
+from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
 
 NAME = "moe_colab.json"
 REPORT = "quantization.json"  # what the quantizing has cost
-FORMAT = 1
-FIELD_ALIGNMENT = 256  # a view at a field's offset needs no repacking on any device
-BLOB_ALIGNMENT = 4096  # one page: what O_DIRECT and preadv like
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-"""safetensors' names of the dtypes that a store may hold."""
-
-
-def align(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment
-
-
-@dataclass(frozen=True)
-class Field:
-    """One tensor inside a blob: `shape` of `dtype` (safetensors' name) at byte `offset`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """One weight (or bias) of an expert. `shape` is what it computes with; `fields` is how it is
-    stored: 16 or 32 `bits` in one field "weight", or packed codes with their scales, in groups of
-    `group` along `axis`."""
-
-    name: str
-    shape: tuple[int, ...]
-    bits: int
-    group: int | None
-    axis: int | None
-    packing: str
-    fields: tuple[Field, ...]
-
-
-@dataclass(frozen=True)
-class BlobLayout:
-    """How every expert of one layer is laid out in its blob of `nbytes`."""
-
-    matrices: tuple[Matrix, ...]
-    nbytes: int
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BlobLayout:
-        def field(f):
-            return Field(f["name"], f["dtype"], tuple(f["shape"]), f["offset"])
-
-        def matrix(m):
-            return Matrix(
-                **{**m, "shape": tuple(m["shape"]), "fields": tuple(map(field, m["fields"]))}
-            )
-
-        return cls(tuple(map(matrix, data["matrices"])), data["nbytes"])
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -97,36 +29,11 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class LayerEntry:
-    """One MoE layer: `module` is its experts module in the model; expert e lies at `data_offset + e
-    * blob bytes`."""
-
-    module: str
-    file: str
-    experts: int
-    data_offset: int
-    header_sha256: str
-    layout: BlobLayout
-    crc32: tuple[int, ...]
-    sha256: tuple[str, ...]
-
-    @property
-    def file_bytes(self) -> int:
-        return self.data_offset + self.experts * self.layout.nbytes
-
-    def offset(self, expert: int) -> int:
-        return self.data_offset + expert * self.layout.nbytes
-
-    def parameters(self) -> int:
-        """Weights of one expert."""
-        return sum(math.prod(matrix.shape) for matrix in self.layout.matrices)
-
-
-@dataclass(frozen=True)
 class Manifest:
     """All that moe_colab.json says. `source`: id, revision and fingerprint of the checkpoint;
-    `dtype`: what the model computes in; `dense`: everything but the routed experts; `files`:
-    configuration, tokenizer, generation files."""
+    `dtype`: what the model computes in; `dense`: everything that is kept as it is outside the
+    routed experts; `files`: configuration, tokenizer, generation files; `low_bit`: the matrices
+    outside the experts that are kept in fewer bits, if any."""
 
     source: dict[str, Any]
     family: str
@@ -134,6 +41,7 @@ class Manifest:
     dense: FileEntry
     files: tuple[FileEntry, ...]
     layers: tuple[LayerEntry, ...]
+    low_bit: DenseEntry | None = None
 
     def dump(self) -> str:
         body = {"format": FORMAT, **asdict(self)}
@@ -141,7 +49,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Raises MoEColabError where the manifest is missing, newer than this program, or
+        """Raises MoEColabError where the manifest is missing, newer or older than this program, or
         altered."""
         path = folder / NAME
         try:
@@ -160,32 +68,57 @@ class Manifest:
                 f"{folder} was made by a newer moe_colab (store format {version}, this one reads "
                 f"{FORMAT}): upgrade moe_colab, or make the store anew."
             )
+        if isinstance(version, int) and version < FORMAT:
+            raise MoEColabError(
+                f"{folder} was made by an older moe_colab (store format {version}, this one reads "
+                f"{FORMAT}): make the store anew."
+            )
         whole = _text({"digest": digest, "format": version, **body}).encode()
         if digest != _digest({"format": version, **body}) or data != whole:
             raise MoEColabError(
                 f"{path} was altered: its digest does not match; make the store anew."
             )
-        layers = tuple(
-            LayerEntry(
-                **{
-                    **layer,
-                    "layout": BlobLayout.from_json(layer["layout"]),
-                    "crc32": tuple(layer["crc32"]),
-                    "sha256": tuple(layer["sha256"]),
-                }
-            )
-            for layer in body["layers"]
-        )
         files = tuple(FileEntry(**entry) for entry in body["files"])
         return cls(
-            body["source"], body["family"], body["dtype"], FileEntry(**body["dense"]), files, layers
+            body["source"],
+            body["family"],
+            body["dtype"],
+            FileEntry(**body["dense"]),
+            files,
+            tuple(map(_layer_entry, body["layers"])),
+            body["low_bit"] and _dense_entry(body["low_bit"]),
         )
 
+    def blob_files(self) -> tuple[BlobFile, ...]:
+        return self.layers if self.low_bit is None else (*self.layers, self.low_bit)
+
     def expert_bytes(self) -> int:
-        return sum(layer.experts * layer.layout.nbytes for layer in self.layers)
+        return sum(layer.nbytes for layer in self.layers)
+
+    def dense_bytes(self) -> int:
+        """Everything but the routed experts."""
+        return self.total_bytes() - self.expert_bytes()
 
     def total_bytes(self) -> int:
-        return self.expert_bytes() + self.dense.nbytes
+        return sum(file.nbytes for file in self.blob_files()) + self.dense.nbytes
+
+
+def _layer_entry(data: Mapping[str, Any]) -> LayerEntry:
+    return LayerEntry(**_digests(data), layout=BlobLayout.from_json(data["layout"]))
+
+
+def _dense_entry(data: Mapping[str, Any]) -> DenseEntry:
+    matrices = tuple(
+        DenseMatrix(m["part"], tuple(m["modules"]), BlobLayout.from_json(m["layout"]))
+        for m in data["matrices"]
+    )
+    return DenseEntry(**_digests(data), matrices=matrices)
+
+
+def _digests(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written of a blob file but its blobs."""
+    rest = {key: value for key, value in data.items() if key not in ("layout", "matrices")}
+    return {**rest, "crc32": tuple(data["crc32"]), "sha256": tuple(data["sha256"])}
 
 
 def _text(body: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ..errors import MoEColabError
 from ..homes import DiskHome
-from .manifest import NAME, FileEntry, LayerEntry, Manifest
+from .blobs import BlobFile
+from .manifest import NAME, FileEntry, Manifest
 from .writer import JOURNAL
 
 
@@ -32,8 +33,9 @@ def store_folder(store: str | os.PathLike[str]) -> Path:
 
 class Store:
     """A finished store. Opening checks the manifest, every file's presence and size, every header,
-    and the content of all that is read as a whole; each expert is checked when it is first read.
-    Raises MoEColabError otherwise."""
+    and the content of all that is read as a whole; each blob (an expert, a low-bit matrix) is
+    checked when it is first read: `homes` of the experts by layer, `dense_homes` of the matrices
+    outside them. Raises MoEColabError otherwise."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -46,8 +48,11 @@ class Store:
         for entry in (self.manifest.dense, *self.manifest.files):
             self._check_file(entry)
         self.homes = [
-            self._open_layer(number, entry) for number, entry in enumerate(self.manifest.layers)
+            self._open_blobs(entry, f" of MoE layer {number}")
+            for number, entry in enumerate(self.manifest.layers)
         ]
+        low_bit = self.manifest.low_bit
+        self.dense_homes = [] if low_bit is None else self._open_blobs(low_bit)
 
     def _check_file(self, entry: FileEntry) -> None:
         path = self.folder / entry.name
@@ -70,7 +75,7 @@ class Store:
                 f"{path} has {size:,} bytes instead of {nbytes:,}: make the store anew."
             )
 
-    def _open_layer(self, number: int, entry: LayerEntry) -> list[DiskHome]:
+    def _open_blobs(self, entry: BlobFile, of: str = "") -> list[DiskHome]:
         path = self.folder / entry.file
         self._check_size(path, entry.file_bytes)
         file = open(path, "rb", buffering=0)  # closed with the last home that reads from it
@@ -79,12 +84,6 @@ class Store:
                 f"the header of {path} was altered since the store was made: make the store anew."
             )
         return [
-            DiskHome(
-                file,
-                entry.offset(e),
-                entry.layout.nbytes,
-                entry.crc32[e],
-                f"expert {e} of MoE layer {number}",
-            )
-            for e in range(entry.experts)
+            DiskHome(file, entry.offset(n), layout.nbytes, entry.crc32[n], f"{entry.label(n)}{of}")
+            for n, layout in enumerate(entry.layouts())
         ]

@@ -5,25 +5,50 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import statistics
 from collections import Counter, defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hardware import human
-from .manifest import REPORT
+from .blobs import DENSE, DTYPE_BYTES, EMBEDDINGS, EXPERTS, Field, Matrix
+from .manifest import REPORT, Manifest
 from .reader import Store, store_folder
+from .tensors import read_header
 
 if TYPE_CHECKING:
     import pandas
 
+REST = "rest"
+TITLES = {
+    EXPERTS: "experts",
+    DENSE: "attention and other layers in low bits",
+    EMBEDDINGS: "embedding and head in low bits",
+    REST: "everything else, as it was",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on disk, padding included, of so many weights."""
+
+    nbytes: int
+    weights: int
+    bits_per_weight: float
+
 
 @dataclass(frozen=True)
 class Summary:
-    """The facts of one store. `bits` counts experts' matrices by the bits they are stored in;
-    `bits_per_weight` is all experts' bytes, padding included, over their weights; `relative_error`
-    is what quantizing has cost by matrix, the mean over experts and layers."""
+    """The facts of one store. `parts`: "experts", "dense" and "embeddings" (linear layers, and
+    embedding and head, in low bits), "rest" (all that is kept as it was outside the experts);
+    `dense_bytes` is everything but the experts. `bits` counts experts' matrices by the bits they
+    are stored in, `bits_per_weight` is that of the experts. `relative_error` is what quantizing
+    has cost by matrix, the mean over layers and experts: an expert's by its name, others by their
+    path within a block. `seconds`: what quantizing took, from `mc.quantize` only: a store does not
+    depend on when and where it was made, to the byte."""
 
     store: str
     source: str
@@ -38,58 +63,46 @@ class Summary:
     expert_parameters: int
     bits_per_weight: float
     bits: dict[int, int]
+    parts: dict[str, Part]
     relative_error: dict[str, float]
     files: tuple[str, ...]
+    seconds: float | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def frame(self) -> pandas.DataFrame:
-        """One row per tensor of every expert: layer, expert, matrix, bits, group, axis, weights,
-        bytes (padding to the next field left out), bits_per_weight (scales and zeros counted),
-        relative_error (nothing where it was not quantized)."""
+        """One row per tensor: part, layer and expert (of an expert's), matrix (its name in the
+        expert; elsewhere its module, or the checkpoint's name of what is kept as it was), bits,
+        group, axis, weights, bytes (padding to the next field left out), bits_per_weight (scales
+        and zeros counted), relative_error (nothing where it was not quantized)."""
         import pandas as pd
 
-        errors = report(Path(self.store))
-        rows = []
-        for number, layer in enumerate(Store(self.store).manifest.layers):
-            for expert in range(layer.experts):
-                lost = errors[number][expert] if errors else {}
-                for matrix in layer.layout.matrices:
-                    weights = math.prod(matrix.shape)
-                    nbytes = sum(field.nbytes for field in matrix.fields)
-                    rows.append(
-                        {
-                            "layer": number,
-                            "expert": expert,
-                            "matrix": matrix.name,
-                            "bits": matrix.bits,
-                            "group": matrix.group,
-                            "axis": matrix.axis,
-                            "weights": weights,
-                            "bytes": nbytes,
-                            "bits_per_weight": 8 * nbytes / weights,
-                            "relative_error": lost.get(matrix.name, math.nan),
-                        }
-                    )
-        return pd.DataFrame(rows).astype({"group": "Int64", "axis": "Int64"})
+        rows = list(_rows(Path(self.store)))
+        return pd.DataFrame(rows).astype(
+            dict.fromkeys(("layer", "expert", "group", "axis"), "Int64")
+        )
 
     def text(self) -> str:
         blobs = " / ".join(human(n) for n in self.blob_bytes)
         bits = ", ".join(f"{count:,} at {bits} bits" for bits, count in sorted(self.bits.items()))
         lost = [f"{name} {error:.4f}" for name, error in self.relative_error.items()]
         lost = [f"  relative error by quantizing: {', '.join(lost)}"] if lost else []
+        parts = (
+            f"  {TITLES[name]}: {human(part.nbytes)}, {part.weights:,} weights in "
+            f"{part.bits_per_weight:.3f} bits each"
+            for name, part in self.parts.items()
+        )
         return "\n".join(
             (
                 f"{self.store}: {self.family} from {self.source}, computes in {self.dtype}",
                 f"  {self.layers} MoE layers, {self.experts} experts of {blobs} each",
-                f"  experts {human(self.expert_bytes)}, dense {human(self.dense_bytes)}, all "
-                f"{human(self.total_bytes)}",
-                f"  {self.expert_parameters:,} expert weights in {self.bits_per_weight:.3f} bits "
-                "each",
+                f"  all {human(self.total_bytes)}, {human(self.dense_bytes)} of it not experts",
+                *parts,
                 f"  experts' tensors: {bits}",
                 *lost,
                 f"  other files: {', '.join(self.files)}",
+                *([f"  quantized in {self.seconds:.0f} s"] if self.seconds is not None else []),
             )
         )
 
@@ -99,7 +112,7 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
     folder = store_folder(store)
     manifest = Store(folder).manifest
     layers = manifest.layers
-    weights = sum(layer.experts * layer.parameters() for layer in layers)
+    parts = dict(_parts(folder, manifest))
     bits: Counter[int] = Counter()
     for layer in layers:
         for matrix in layer.layout.matrices:
@@ -113,29 +126,88 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
         experts=sum(layer.experts for layer in layers),
         expert_bytes=manifest.expert_bytes(),
         blob_bytes=tuple(sorted({layer.layout.nbytes for layer in layers})),
-        dense_bytes=manifest.dense.nbytes,
+        dense_bytes=manifest.dense_bytes(),
         total_bytes=manifest.total_bytes(),
-        expert_parameters=weights,
-        bits_per_weight=8 * manifest.expert_bytes() / weights,
+        expert_parameters=parts[EXPERTS].weights,
+        bits_per_weight=parts[EXPERTS].bits_per_weight,
         bits=dict(bits),
+        parts=parts,
         relative_error=relative_errors(folder),
         files=tuple(entry.name for entry in manifest.files),
     )
 
 
+def _parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Part]]:
+    found = {EXPERTS: [layout for layer in manifest.layers for layout in layer.layouts()]}
+    for matrix in manifest.low_bit.matrices if manifest.low_bit else ():
+        found.setdefault(matrix.part, []).append(matrix.layout)
+    for name in filter(found.get, (EXPERTS, DENSE, EMBEDDINGS)):
+        nbytes = sum(layout.nbytes for layout in found[name])
+        weights = sum(layout.parameters() for layout in found[name])
+        yield name, Part(nbytes, weights, 8 * nbytes / weights)
+    rest = read_header(folder / manifest.dense.name).values()
+    nbytes, weights = manifest.dense.nbytes, sum(math.prod(entry.shape) for entry in rest)
+    yield REST, Part(nbytes, weights, 8 * nbytes / max(1, weights))
+
+
+# ---------------------------------------------------------------------- every tensor
+def _rows(folder: Path) -> Iterator[dict[str, Any]]:
+    manifest, lost = Store(folder).manifest, report(folder)
+    by_layer, outside = lost.get("relative_errors"), lost.get("dense", {})
+    for number, layer in enumerate(manifest.layers):
+        for expert in range(layer.experts):
+            errors = by_layer[number][expert] if by_layer else {}
+            for matrix in layer.layout.matrices:
+                error = errors.get(matrix.name)
+                yield _row(EXPERTS, matrix.name, matrix, error) | {
+                    "layer": number,
+                    "expert": expert,
+                }
+    for entry in manifest.low_bit.matrices if manifest.low_bit else ():
+        name, (matrix,) = entry.modules[0], entry.layout.matrices
+        yield _row(entry.part, name, matrix, outside.get(name))
+    for entry in read_header(folder / manifest.dense.name).values():
+        whole = Field("weight", entry.dtype, entry.shape, 0)
+        bits = 8 * DTYPE_BYTES[entry.dtype]
+        kept = Matrix(entry.name, entry.shape, bits, None, None, "none", (whole,))
+        yield _row(REST, entry.name, kept, None)
+
+
+def _row(part: str, name: str, matrix: Matrix, error: float | None) -> dict[str, Any]:
+    weights, nbytes = math.prod(matrix.shape), sum(field.nbytes for field in matrix.fields)
+    return {
+        "part": part,
+        "layer": None,
+        "expert": None,
+        "matrix": name,
+        "bits": matrix.bits,
+        "group": matrix.group,
+        "axis": matrix.axis,
+        "weights": weights,
+        "bytes": nbytes,
+        "bits_per_weight": 8 * nbytes / max(1, weights),
+        "relative_error": math.nan if error is None else error,
+    }
+
+
+# ---------------------------------------------------------------------- what quantizing has cost
 def relative_errors(folder: Path) -> dict[str, float]:
     """By matrix; empty for a store of which nothing was quantized."""
     found: defaultdict[str, list[float]] = defaultdict(list)
-    for layer in report(folder):
+    lost = report(folder)
+    for layer in lost.get("relative_errors", ()):
         for expert in layer:
             for name, error in expert.items():
                 found[name].append(error)
+    for module, error in lost.get("dense", {}).items():
+        found[re.sub(r".*\.\d+\.", "", module)].append(error)
     return {name: statistics.fmean(errors) for name, errors in found.items()}
 
 
-def report(folder: Path) -> list[list[dict[str, float]]]:
-    """What quantizing has cost, by layer, expert and matrix; empty where nothing was quantized."""
+def report(folder: Path) -> dict[str, Any]:
+    """What quantizing has cost: "relative_errors" by layer, expert and matrix, "dense" by module;
+    empty where nothing was quantized."""
     try:
-        return json.loads((folder / REPORT).read_text(encoding="utf-8"))["relative_errors"]
+        return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return {}

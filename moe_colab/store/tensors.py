@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..errors import MoEColabError
-from .manifest import BLOB_ALIGNMENT, DTYPE_BYTES, align
+from .blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
 
 TORCH_DTYPES = {
     "F64": torch.float64,
@@ -47,6 +47,10 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
 
     def torch_dtype(self) -> torch.dtype:
         if self.dtype not in TORCH_DTYPES:
@@ -79,8 +83,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         }
         for entry in entries.values():
             need = math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0)
-            if need and need != entry.end - entry.start:
-                raise ValueError(f"{entry.name} has {entry.end - entry.start} bytes, not {need}")
+            if need and need != entry.nbytes:
+                raise ValueError(f"{entry.name} has {entry.nbytes} bytes, not {need}")
     except FileNotFoundError:
         raise MoEColabError(f"{path} is missing: the checkpoint is not complete.") from None
     except OSError as error:
@@ -108,7 +112,7 @@ def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
 
 def read_tensor(entry: TensorEntry, row: int | None = None) -> torch.Tensor:
     """The tensor, or its part `[row]` along the first axis, in memory of its own."""
-    shape, start, nbytes = entry.shape, entry.start, entry.end - entry.start
+    shape, start, nbytes = entry.shape, entry.start, entry.nbytes
     if row is not None:
         shape, nbytes = shape[1:], nbytes // shape[0]
         start += row * nbytes
@@ -143,4 +147,4 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> byt
 def aligned_first(entries: Iterable[TensorEntry]) -> list[TensorEntry]:
     """File order for dense tensors: those of a multiple of 64 bytes first, so that they all lie on
     64 bytes."""
-    return sorted(entries, key=lambda entry: (entry.end - entry.start) % 64 != 0)
+    return sorted(entries, key=lambda entry: entry.nbytes % 64 != 0)

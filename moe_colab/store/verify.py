@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
-from .manifest import FileEntry, LayerEntry
+from .blobs import BlobFile
+from .manifest import FileEntry
 from .reader import Store, store_folder
 
 
@@ -37,14 +38,14 @@ def verify(store: str | os.PathLike[str]) -> VerifyReport:
         for entry in (manifest.dense, *manifest.files)
         if _sha256_of(folder, entry) != entry.sha256
     ]
-    for layer in manifest.layers:
-        damaged += [f"expert {e} in {layer.file}" for e in _damaged_experts(folder, layer)]
+    for entry in manifest.blob_files():
+        damaged += [f"{entry.label(n)} in {entry.file}" for n in _damaged_blobs(folder, entry)]
     if damaged:
         more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise MoEColabError(
             f"{folder} is damaged: {', '.join(damaged[:5])}{more}; make the store anew."
         )
-    files = 2 + len(manifest.files) + len(manifest.layers)
+    files = 2 + len(manifest.files) + len(manifest.blob_files())
     experts = sum(layer.experts for layer in manifest.layers)
     nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return VerifyReport(str(folder), files, experts, nbytes)
@@ -55,9 +56,9 @@ def _sha256_of(folder: Path, entry: FileEntry) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged_experts(folder: Path, layer: LayerEntry) -> Iterator[int]:
-    with open(folder / layer.file, "rb") as file:
-        file.seek(layer.data_offset)
-        for expert in range(layer.experts):
-            if hashlib.sha256(file.read(layer.layout.nbytes)).hexdigest() != layer.sha256[expert]:
-                yield expert
+def _damaged_blobs(folder: Path, entry: BlobFile) -> Iterator[int]:
+    with open(folder / entry.file, "rb") as file:
+        file.seek(entry.data_offset)
+        for number, layout in enumerate(entry.layouts()):
+            if hashlib.sha256(file.read(layout.nbytes)).hexdigest() != entry.sha256[number]:
+                yield number

@@ -1,9 +1,9 @@
 """Writing a store so that a half-written one is never taken for whole, and a killed writing goes
 on.
 
-Experts go to their place in files of their full size and are noted in a journal, one line each; any
-other file is written under a temporary name, synced and renamed. The manifest comes last: without
-it there is no store.
+Tensors go to their place in files of their full size, in any order, and are noted in a journal, one
+line each; any other file is written under a temporary name, synced and renamed. The manifest comes
+last: without it there is no store.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -20,12 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
-from .manifest import NAME, BlobLayout, FileEntry, LayerEntry, Manifest
+from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
+from .manifest import NAME, FileEntry, Manifest
 from .tensors import make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
+LOW_BIT = "dense-lowbit.safetensors"
+SHARDS = "shards"  # a folder for what is downloaded meanwhile; a finished store has none
 # What a store is made of; a folder with anything else in it is never cleared.
 SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
+
+Part = tuple[str, str, tuple[int, ...], int]
+"""A tensor of a file: name, safetensors' dtype, shape and bytes."""
 
 
 class StoreWriter:
@@ -35,7 +42,9 @@ class StoreWriter:
     def __init__(self, folder: Path, identity: dict[str, Any], may_clear: bool = True):
         self.folder, self.identity = folder, identity
         self.records: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, tuple[int, int]]] = {}  # by file: start and bytes of each
         self.layers: list[LayerEntry] = []
+        self.low_bit: DenseEntry | None = None
         self.journal_path = folder / JOURNAL
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,49 +59,68 @@ class StoreWriter:
                 self._start_over()
             self.journal = open(self.journal_path, "a", encoding="utf-8")
 
-    # ------------------------------------------------------------------ experts
-    def add_layer(self, module: str, experts: int, layout: BlobLayout) -> int:
-        """Make room for a layer; its number. Experts are written with `write_expert`, in any
-        order."""
-        layer = len(self.layers)
-        file = f"experts-{layer:05}.safetensors"
-        header = make_header(
-            (f"expert.{e}", "U8", (layout.nbytes,), layout.nbytes) for e in range(experts)
-        )
-        digest = hashlib.sha256(header).hexdigest()
-        entry = LayerEntry(
-            module, file, experts, len(header), digest, layout, (0,) * experts, ("",) * experts
-        )
-        self.layers.append(entry)
+    # ------------------------------------------------------------------ files written part by part
+    def add_file(self, name: str, parts: Sequence[Part]) -> bytes:
+        """Make room for a file of these tensors, which are then written with `write`, in any
+        order. Returns its header."""
+        header, places = make_header(parts), {}
+        end = len(header)
+        for part, _, _, nbytes in parts:
+            places[part] = (end, nbytes)
+            end += nbytes
         with (
             _disk_errors(self.folder),
-            open(self.folder / file, "r+b" if self._exists(file) else "w+b") as out,
+            open(self.folder / name, "r+b" if self._exists(name) else "w+b") as out,
         ):
-            _allocate(out.fileno(), entry.file_bytes)
+            _allocate(out.fileno(), end)
             out.write(header)
-        return layer
+        self.parts[name] = places
+        return header
 
-    def has_expert(self, layer: int, expert: int) -> bool:
-        """True if an earlier writing finished this expert, and its bytes are still the ones it
+    def add_layer(self, module: str, experts: int, layout: BlobLayout) -> LayerEntry:
+        """Make room for the experts of a layer, which are its file's parts."""
+        name = f"experts-{len(self.layers):05}.safetensors"
+        entry = LayerEntry(name, 0, "", (), (), module, experts, layout)
+        self.layers.append(self._add_blobs(entry))
+        return self.layers[-1]
+
+    def add_low_bit(self, matrices: Sequence[DenseMatrix]) -> DenseEntry:
+        """Make room for the low-bit matrices outside the experts."""
+        self.low_bit = self._add_blobs(DenseEntry(LOW_BIT, 0, "", (), (), tuple(matrices)))
+        return self.low_bit
+
+    def _add_blobs(self, entry: BlobFile) -> BlobFile:
+        header = self.add_file(
+            entry.file,
+            [
+                (entry.part(n), "U8", (layout.nbytes,), layout.nbytes)
+                for n, layout in enumerate(entry.layouts())
+            ],
+        )
+        digest = hashlib.sha256(header).hexdigest()
+        return replace(entry, data_offset=len(header), header_sha256=digest)
+
+    def has(self, file: str, part: str) -> bool:
+        """True if an earlier writing finished this part, and its bytes are still the ones it
         noted."""
-        record, entry = self.records.get(f"{layer}/{expert}"), self.layers[layer]
+        record, (start, nbytes) = self.records.get(f"{file}/{part}"), self.parts[file][part]
         if record is None:
             return False
-        buffer = memoryview(bytearray(entry.layout.nbytes))
-        read_bytes(self.folder / entry.file, entry.offset(expert), buffer)
+        buffer = memoryview(bytearray(nbytes))
+        read_bytes(self.folder / file, start, buffer)
         return zlib.crc32(buffer) == record["crc32"]
 
-    def write_expert(self, layer: int, expert: int, blob: memoryview, **remarks: Any) -> None:
-        """`remarks` are kept in the journal: `remark` gives them back, after a kill too."""
-        entry = self.layers[layer]
-        with _disk_errors(self.folder), open(self.folder / entry.file, "r+b", buffering=0) as out:
-            out.seek(entry.offset(expert))
-            _write_all(out, blob)
-        digests = {"crc32": zlib.crc32(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        self._note(f"{layer}/{expert}", **digests, **remarks)
+    def write(self, file: str, part: str, data: memoryview, **remarks: Any) -> None:
+        """`remarks` are kept in the journal: `record` gives them back, after a kill too."""
+        with _disk_errors(self.folder), open(self.folder / file, "r+b", buffering=0) as out:
+            out.seek(self.parts[file][part][0])
+            _write_all(out, data)
+        digests = {"crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
+        self._note(f"{file}/{part}", **digests, **remarks)
 
-    def remark(self, layer: int, expert: int, name: str, default: Any) -> Any:
-        return self.records[f"{layer}/{expert}"].get(name, default)
+    def record(self, file: str, part: str) -> dict[str, Any]:
+        """What was noted of a part: its digests and remarks."""
+        return self.records[f"{file}/{part}"]
 
     # ------------------------------------------------------------------ other files
     def has_file(self, name: str) -> bool:
@@ -112,23 +140,29 @@ class StoreWriter:
     def finish(
         self, source: dict[str, Any], family: str, dtype: str, dense: str, files: Iterable[str]
     ) -> Manifest:
-        """Sync everything, write the manifest, and only then call it a store."""
-        layers = []
-        for number, entry in enumerate(self.layers):
-            notes = [self.records[f"{number}/{expert}"] for expert in range(entry.experts)]
-            digests = {key: tuple(note[key] for note in notes) for key in ("crc32", "sha256")}
-            layers.append(replace(entry, **digests))
-        manifest = Manifest(
-            source, family, dtype, self._entry(dense), tuple(map(self._entry, files)), tuple(layers)
-        )
+        """Sync everything, write the manifest, and only then call it a store. `dense`: the file of
+        all that is kept as it is outside the experts."""
         with _disk_errors(self.folder):
-            for entry in layers:
-                with open(self.folder / entry.file, "rb") as file:
+            for name in self.parts:
+                with open(self.folder / name, "rb") as file:
                     os.fsync(file.fileno())
+        whole = file_entry(self.folder / dense)
+        entries = tuple(FileEntry(name, **self.records[name]) for name in files)
+        layers = tuple(map(self._with_digests, self.layers))
+        low_bit = self.low_bit and self._with_digests(self.low_bit)
+        manifest = Manifest(source, family, dtype, whole, entries, layers, low_bit)
         write_whole(self.folder, NAME, [manifest.dump().encode()])
         self.close()
         self.journal_path.unlink()
         return manifest
+
+    def _with_digests(self, entry: BlobFile) -> BlobFile:
+        notes = [self.record(entry.file, entry.part(n)) for n in range(len(entry.layouts()))]
+        return replace(
+            entry,
+            crc32=tuple(note["crc32"] for note in notes),
+            sha256=tuple(note["sha256"] for note in notes),
+        )
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # a note that the full disk refused, and said so
@@ -157,6 +191,7 @@ class StoreWriter:
         self.journal_path.write_text("")
         # Before the rest: what lacks a file must not look like a store.
         (self.folder / NAME).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
         for path in self.folder.iterdir():
             if path != self.journal_path:
                 path.unlink()
@@ -165,7 +200,11 @@ class StoreWriter:
     def _check_ours(self) -> None:
         """Raises MoEColabError where the folder holds what no store or writing of one has left."""
         paths = sorted(self.folder.iterdir())
-        foreign = [path for path in paths if path.is_dir() or path.suffix not in SUFFIXES]
+        foreign = [
+            path
+            for path in paths
+            if path.name != SHARDS and (path.is_dir() or path.suffix not in SUFFIXES)
+        ]
         if not self._exists(NAME) and not self.journal_path.exists():
             foreign = paths
         if foreign:
@@ -180,9 +219,6 @@ class StoreWriter:
             # A torn last line, if any, must not swallow this one.
             self.journal.write("\n" + json.dumps({"key": key, **record}) + "\n")
             self.journal.flush()
-
-    def _entry(self, name: str) -> FileEntry:
-        return FileEntry(name, **self.records[name])
 
     def _exists(self, name: str) -> bool:
         return (self.folder / name).exists()

@@ -1,0 +1,235 @@
+"""Does a checkpoint become a store, and a store an answer, without ever being in memory whole?
+
+    python -m moe_colab bench streaming [SOURCE] [--work DIR] [--out FILE]
+
+Makes a sharded checkpoint of random weights in Mixtral's shapes, with fewer layers and experts (or
+takes SOURCE: a checkpoint folder, or org/name of a hub), then quantizes, verifies, loads it and
+generates, each in a process of its own that reports its peak of resident memory over what it had
+after its imports. Disk is looked at while they run. One JSON at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MixtralConfig
+
+from ..errors import MoEColabError
+from ..hub import is_repo_id
+from ..sizes import INDEX, header, weight_files
+from ..store.tensors import make_header
+from .machine import describe
+
+SHAPES = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+}  # Mixtral-8x7B's
+LAYERS, EXPERTS = 2, 3
+SHARD = 600 << 20  # bytes
+LIMIT = 1_500_000_000  # bytes over start-up, beside the largest tensor of the source
+NEW_TOKENS = 8
+STAGES = ("quantize", "verify", "load and generate")
+
+
+# ---------------------------------------------------------------------- a checkpoint
+def make_checkpoint(folder: Path, seed: int = 0) -> None:
+    """Random bfloat16 weights under Mixtral's names, written shard by shard, one tensor in
+    memory."""
+    config = MixtralConfig(
+        **SHAPES,
+        num_hidden_layers=LAYERS,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        dtype="bfloat16",
+        architectures=["MixtralForCausalLM"],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    for name, shape in tensors(config):
+        held = sum(2 * math.prod(dims) for _, dims in shards[-1])
+        if shards[-1] and held + 2 * math.prod(shape) > SHARD:
+            shards.append([])
+        shards[-1].append((name, shape))
+    random, weight_map = torch.Generator().manual_seed(seed), {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        with open(folder / file, "wb") as out:
+            out.write(make_header((n, "BF16", dims, 2 * math.prod(dims)) for n, dims in shard))
+            for name, shape in shard:
+                weight = torch.ones(shape, dtype=torch.bfloat16)
+                if len(shape) == 2:
+                    weight.normal_(std=shape[1] ** -0.5, generator=random)
+                out.write(memoryview(weight.view(torch.uint8).numpy()))
+                weight_map[name] = file
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def tensors(config: MixtralConfig) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of everything in a Mixtral checkpoint, in file order."""
+    wide, narrow, inner = config.hidden_size, config.hidden_size // 4, config.intermediate_size
+    found = [("model.embed_tokens.weight", (config.vocab_size, wide))]
+    for layer in range(config.num_hidden_layers):
+        at = f"model.layers.{layer}"
+        rows = {"q_proj": wide, "k_proj": narrow, "v_proj": narrow, "o_proj": wide}
+        found += [(f"{at}.self_attn.{name}.weight", (n, wide)) for name, n in rows.items()]
+        found += [(f"{at}.{name}_layernorm.weight", (wide,)) for name in NORMS]
+        found += [(f"{at}.block_sparse_moe.gate.weight", (config.num_local_experts, wide))]
+        for expert in range(config.num_local_experts):
+            into = f"{at}.block_sparse_moe.experts.{expert}"
+            found += [(f"{into}.w1.weight", (inner, wide)), (f"{into}.w2.weight", (wide, inner))]
+            found += [(f"{into}.w3.weight", (inner, wide))]
+    return [*found, ("model.norm.weight", (wide,)), ("lm_head.weight", (config.vocab_size, wide))]
+
+
+NORMS = ("input", "post_attention")
+
+
+# ---------------------------------------------------------------------- one stage, in its process
+def stage(name: str, source: str, store: str) -> dict[str, Any]:
+    """Do one of STAGES and say what it took, over what this process had after its imports."""
+    import moe_colab as mc
+    import moe_colab.quantization
+
+    def generate() -> dict[str, Any]:
+        model, _ = mc.load(store, slots=2, progress=False)
+        with model.offload as offload:
+            ids = torch.tensor([[5, 17, 3, 99]])
+            out = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+            return {"tokens": out.shape[1] - 4, "bytes_loaded": offload.stats().bytes_loaded}
+
+    work: Callable[[], dict[str, Any]] = {
+        "quantize": lambda: mc.quantize(source, store, progress=False).as_dict(),
+        "verify": lambda: mc.verify(store).as_dict(),
+        "load and generate": generate,
+    }[name]
+    before, start = resident_peak(reset=True), time.perf_counter()
+    found = work()
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "start_up_bytes": before,
+        "peak_over_start_up": resident_peak() - before,
+        "found": {key: value for key, value in found.items() if key in KEPT},
+    }
+
+
+KEPT = ("bits_per_weight", "total_bytes", "expert_bytes", "experts", "nbytes", "tokens")
+KEPT += ("bytes_loaded",)
+
+
+def resident_peak(reset: bool = False) -> int:
+    """The peak of this process's resident memory in bytes; reset: from now on, and what it is."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+# ---------------------------------------------------------------------- all of them
+def run(source: str | None, work: str | None, out: str | None) -> int:
+    """Every stage, one JSON object as the last line; 0 if quantizing kept to its limits, else 1.
+    Raises MoEColabError where a stage fails."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        place = Path(folder)
+        if source is None:
+            source = str(place / "checkpoint")
+            print("making a checkpoint of random weights", file=sys.stderr)
+            make_checkpoint(Path(source))
+        report = measure(source, place / "store")
+    print(json.dumps(report), flush=True)
+    if out:
+        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0 if report["within_limits"] else 1
+
+
+def measure(source: str, store: Path) -> dict[str, Any]:
+    sizes = source_sizes(source)
+    limit = LIMIT + sizes["largest_tensor_bytes"]
+    report: dict[str, Any] = {
+        "bench": "streaming",
+        "machine": describe(torch.device("cpu")),
+        "source": sizes,
+        "limit_over_start_up": limit,
+    }
+    within = True
+    for name in STAGES:
+        print(name, file=sys.stderr)
+        with Watch(store / "shards") as disk:
+            one = report[name] = in_process(name, source, store)
+        one["peak_shards_on_disk_bytes"] = disk.peak
+        within &= one["peak_over_start_up"] < limit and disk.peak <= sizes["two_largest_files"]
+    return report | {"within_limits": within}
+
+
+def source_sizes(source: str) -> dict[str, Any]:
+    if is_repo_id(source) and not Path(source).exists():
+        from ..hub import announced, fetch
+
+        snapshot = fetch(source, progress=False)
+        files = [list(announced(snapshot, name).values()) for name in snapshot.weights]
+        nbytes = [[size for *_, size in file] for file in files]
+        on_disk = list(snapshot.weights.values())
+    else:
+        names = weight_files(Path(source))
+        nbytes = [[size for *_, size in header(Path(source) / name)] for name in names]
+        on_disk = [(Path(source) / name).stat().st_size for name in names]
+    return {
+        "kind": "hub" if is_repo_id(source) else "folder",
+        "bytes": sum(map(sum, nbytes)),
+        "files": len(nbytes),
+        "largest_tensor_bytes": max(map(max, nbytes)),
+        "two_largest_files": sum(sorted(on_disk)[-2:]),
+    }
+
+
+def in_process(name: str, source: str, store: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "moe_colab.bench.streaming", name, source, str(store)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    if done.returncode:
+        raise MoEColabError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class Watch:
+    """The most bytes that were in a folder while it was watched."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.peak, self._done = folder, 0, threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def _look(self) -> None:
+        while not self._done.wait(0.05):
+            total = 0
+            for path in self.folder.rglob("*"):
+                try:
+                    total += path.stat().st_size if path.is_file() else 0
+                except FileNotFoundError:  # deleted just now
+                    continue
+            self.peak = max(self.peak, total)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+if __name__ == "__main__":
+    print(json.dumps(stage(*sys.argv[1:4])))

@@ -1,0 +1,14 @@
+"""Tables in, figures out: one function for each figure, fed by any report.
+
+Knows matplotlib and what the columns of a table are called; imports no torch, opens no store and
+measures nothing. Every figure is a `Picture`: an ordinary matplotlib Figure of GitHub's width that
+shows itself in a notebook.
+"""
+
+from .bars import bits
+from .heat import errors
+from .histogram import levels
+from .page import Picture
+from .tradeoff import front, pareto
+
+__all__ = ["Picture", "bits", "errors", "front", "levels", "pareto"]

@@ -1,0 +1,61 @@
+"""What the notebooks ask: right answers, hints for the mistakes one makes, and no traceback."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from moe_colab import exercises
+from moe_colab.exercises import check_group_bits, check_mixtral_bits
+from moe_colab.lowbit import Format
+from moe_colab.sample import kept_bytes
+
+CHECKS = [check_group_bits, check_mixtral_bits]
+GIB = 1024**3
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize(
+    "answer", ["three", None, ..., [3.1], {}, object(), math.nan, math.inf, 10**400, 1j, print]
+)
+def test_whatever_is_answered_gets_a_hint(check, answer):
+    reply = check(answer)
+    assert reply.right is (None if answer in (None, ...) else False)
+    assert ("Your turn" if reply.right is None else "Not yet") in repr(reply)
+    assert "a number" in reply.text and "<script" not in reply._repr_html_()
+
+
+def test_the_bits_of_a_group_are_those_that_a_store_takes():
+    shape = (1024, 4096)
+    for bits in (2, 3, 4):
+        for group in (16, 32, 64, 128):
+            real = 8 * kept_bytes(shape, Format(bits, group)) / (1024 * 4096)
+            assert exercises.group_bits(bits, group) == real
+    assert check_group_bits(2.266).right and check_group_bits("2.2656").right
+    assert "codes alone" in check_group_bits(2).text
+    assert "a scale and a zero" in check_group_bits(2.125).text
+    assert "nearly" in check_group_bits(2.25).text
+    assert check_group_bits(5).text.startswith("too high")
+    assert check_group_bits(1).text.startswith("too low")
+
+
+def test_mixtrals_two_bits_are_three():
+    """With the numbers of the exercise's own text."""
+    experts, attention, embeddings = 45.10e9, 1.342e9, 0.262e9
+    total = 8 * 17.54 * GIB
+    right = (total - attention * 4.25 - embeddings * 16) / experts
+    assert right == pytest.approx(3.12, abs=0.005)
+    for answer in (right, 3.1, 3.12, "3.1"):
+        assert check_mixtral_bits(answer).right, answer
+    assert not check_mixtral_bits(2).right and "is what a code takes" in check_mixtral_bits(2).text
+    assert "take them out first" in check_mixtral_bits(total / experts).text
+    everything = check_mixtral_bits(total / (experts + attention + embeddings))
+    assert not everything.right and "average over all weights" in everything.text
+    assert check_mixtral_bits(4).text.startswith("too high")
+
+
+def test_a_reply_shows_itself():
+    html = check_mixtral_bits(3.12)._repr_html_()
+    assert "✓" in html and "Right" in html and "moecard" in html
+    assert "✗" in check_mixtral_bits(2)._repr_html_()
