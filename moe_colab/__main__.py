@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .errors import MoEColabError
+from .settings import SPECULATE
 
 SAMPLE_QUESTION = "Can you play some music?"
 
@@ -54,6 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--policy", default="lru", help="lru, lfu, fifo, random or none (default: lru)"
     )
+    chat.add_argument(
+        "--speculate", type=int, default=SPECULATE, help="guesses for each later layer; 0: none"
+    )
+    chat.add_argument("--lookahead", type=int, default=1, help="how many layers ahead, 1 or 2")
     chat.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     chat.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     chat.add_argument("--seed", type=seed, help="repeat the same answers")
@@ -100,6 +105,9 @@ def build_parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure").add_subparsers(
         required=True, metavar="BENCH"
     )
+    speculation = bench.add_parser("speculation", help="what guessing the next experts brings")
+    speculation.add_argument("--out", help="write the JSON here too")
+    speculation.set_defaults(run=run_speculation)
     check = bench.add_parser("gpu-check", help="is an offloaded model right and fast on this GPU?")
     check.add_argument("source", nargs="?", help="default: the small model")
     check.add_argument("--device", default="cuda")
@@ -197,6 +205,12 @@ def run_verify(args: argparse.Namespace) -> None:
         print(json.dumps(report.as_dict()))
     else:
         print(f"{report.store}: {report.nbytes:,} bytes in {report.files} files, all as packed")
+
+
+def run_speculation(args: argparse.Namespace) -> int:
+    from .bench.speculation import run
+
+    return run(args.out)
 
 
 def run_gpu_check(args: argparse.Namespace) -> int:

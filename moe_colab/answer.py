@@ -110,6 +110,7 @@ class Answer(StoppingCriteria):
             tokens_after_stop=self.count - self._heard if self._stop.is_set() else 0,
             left_out=self.left_out,
             seed=self.seed,
+            speculation=now.speculation,
         )
 
     def stop(self) -> None:

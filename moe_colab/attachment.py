@@ -1,14 +1,17 @@
 """What is hung onto a transformers model: a Layer on every experts module, hooks on routers and
 model.
 
-Knows transformers' modules from outside, and the handle's pool and ledger. Decides nothing.
+Knows transformers' modules from outside, and the handle's pool and ledger; carries the guesses of
+`speculation` to the pool. Decides nothing.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +21,10 @@ from . import families
 from .cache import Tokens
 from .counters import Ledger
 from .errors import MoEColabError
+from .governor import Ranked
 from .pool import Pool
+from .settings import Guessing
+from .speculation import Speculator
 from .store import BlobLayout, LayerEntry
 
 
@@ -35,7 +41,17 @@ class Handle(Protocol):
     policy: str
     needs_logits: bool
     whole_layer: bool
+    guessing: Guessing
+    speculator: Speculator
     check_stop: Callable[[], None]
+
+
+class Routing(NamedTuple):
+    """What one router has said, and what the routers of later layers would say, on the host."""
+
+    index: np.ndarray  # int [T, K]
+    tokens: Tokens | None  # what the policy is shown
+    ahead: list[tuple[int, Ranked]]
 
 
 class Layer:
@@ -56,27 +72,45 @@ class Layer:
                 "model, load it with device=... and dtype=..."
             )
 
-    def routing(self, top_k_index: torch.Tensor) -> tuple[np.ndarray, Tokens | None]:
-        """top_k_index [T, K] on the host, and what the policy is shown; one transfer for both."""
-        if not self.offload.needs_logits:
-            return top_k_index.cpu().numpy(), None
+    def routing(self, top_k_index: torch.Tensor) -> Routing:
+        """top_k_index [T, K] and whatever else is to be known on the host; one transfer for all."""
+        parts = [top_k_index]
+        if self.offload.needs_logits:
+            parts.append(self._logits(len(top_k_index)))
+        guesses = guesses_at(self.offload, self.number, "router_input")
+        parts += guesses.values()
+        if len(parts) == 1:
+            return Routing(top_k_index.cpu().numpy(), None, [])
+        flat = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()
+        ends = np.cumsum([part.numel() for part in parts])
+        index, *rest = (
+            piece.reshape(part.shape)
+            for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)
+        )
+        index, tokens = index.astype(np.int64), None
+        if self.offload.needs_logits:
+            tokens = list(zip(index.tolist(), rest.pop(0).tolist(), strict=True))
+        least = self.offload.guessing.threshold
+        ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
+        return Routing(index, tokens, ahead)
+
+    def _logits(self, length: int) -> torch.Tensor:
         logits = self.router.__dict__.pop("logits", None)
-        if logits is None or len(logits) != len(top_k_index):
+        if logits is None or len(logits) != length:
             raise MoEColabError(
                 f"policy {self.offload.policy!r} needs the router's logits, and MoE layer "
                 f"{self.number} of this family shows none: choose another policy."
             )
-        both = torch.cat([top_k_index.double(), logits.double()], dim=1).cpu().numpy()
-        index = both[:, : top_k_index.shape[1]].astype(np.int64)
-        return index, list(
-            zip(index.tolist(), both[:, top_k_index.shape[1] :].tolist(), strict=True)
-        )
+        return logits
 
-    def weights(self, needed: list[int], tokens) -> Iterator[tuple[int, dict]]:
-        """Each needed expert once, with its matrices, in the order in which they can be had."""
+    def weights(
+        self, needed: list[int], tokens: Tokens | None, ahead: Sequence[tuple[int, Ranked]] = ()
+    ) -> Iterator[tuple[int, dict]]:
+        """Each needed expert once, with its matrices, in the order in which they can be had; the
+        guesses for the layers `ahead` are loaded behind them."""
         if self.offload.whole_layer:
             needed = list(range(self.experts))
-        for expert, block in self.offload.pool.experts(self.number, needed, tokens):
+        for expert, block in self.offload.pool.experts(self.number, needed, tokens, ahead):
             yield expert, block.views(self.layout, (self.number, expert))
 
     def keep_logits(self, router, args, output) -> None:
@@ -85,8 +119,70 @@ class Layer:
             self.router.logits = families.router_logits(output, self.experts)
 
 
-def attach(model: torch.nn.Module, offload: Handle) -> None:
-    """Let every experts module of the model find the handle, and the handle hear of forwards."""
+class Deliveries:
+    """Brings guesses made from a layer's output to the pool. On a GPU they come when the layer is
+    through, and nobody but a thread of their own waits for that."""
+
+    def __init__(self, offload: Handle):
+        self.offload = weakref.proxy(offload)
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="moe_colab-guesses")
+
+    def send(self, number: int) -> None:
+        guesses = guesses_at(self.offload, number, "layer_output")
+        if not guesses:
+            return
+        pool = self.offload.pool
+        turns = {layer: pool.turns[layer] for layer in guesses}
+        if self.offload.device.type == "cpu":
+            self._deliver(pool, guesses, turns, self.offload.ledger.phase)
+            return
+        host = {
+            layer: torch.empty(guess.shape, pin_memory=True).copy_(guess, non_blocking=True)
+            for layer, guess in guesses.items()
+        }
+        issued = torch.cuda.Event()
+        issued.record()
+        phase = self.offload.ledger.phase
+        self.thread.submit(self._deliver, pool, host, turns, phase, issued.synchronize)
+
+    def _deliver(self, pool: Pool, guesses, turns, phase: str, wait=lambda: None) -> None:
+        wait()
+        least = self.offload.guessing.threshold
+        with self.offload.lock:
+            for layer, guess in guesses.items():
+                if pool.turns[layer] == turns[layer]:  # or its router has spoken meanwhile
+                    pool.guess(layer, ranked(guess.numpy(), least), phase)
+
+
+def guesses_at(offload: Handle, number: int, source: str) -> dict[int, torch.Tensor]:
+    """{layer: float [2, n] on the device} for the layers after `number`, if they are to be guessed
+    from this source and lack anything."""
+    guessing, pool = offload.guessing, offload.pool
+    if guessing.source != source or not wants_guesses(offload):
+        return {}
+    found = {}
+    for layer in range(number + 1, min(number + guessing.lookahead + 1, len(offload.entries))):
+        if pool.lacks_any(layer):
+            from_output = source == "layer_output"
+            guess = offload.speculator.guess(number, layer, guessing.guesses, from_output)
+            if guess is not None:
+                found[layer] = guess
+    return found
+
+
+def wants_guesses(offload: Handle) -> bool:
+    return offload.guessing.guesses > 0 and not offload.whole_layer and offload.pool.wants_guesses
+
+
+def ranked(guess: np.ndarray, least: float) -> Ranked:
+    """[2, n] as pairs (expert, probability), without those below `least`."""
+    pairs = zip(guess[0].astype(int).tolist(), guess[1].tolist(), strict=True)
+    return [(expert, probability) for expert, probability in pairs if probability >= least]
+
+
+def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
+    """Let every experts module of the model find the handle, and the handle hear of forwards.
+    Answers who can be asked for guesses."""
     modules = families.experts_modules(model)
     for number, ((name, module), entry) in enumerate(zip(modules, offload.entries, strict=True)):
         layer = Layer(offload, number, module, entry.layout)
@@ -94,6 +190,7 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
         router = families.router_of(model, name)
         if router is not None:
             router.register_forward_hook(layer.keep_logits)
+    deliveries = Deliveries(offload)
 
     def begin_forward(model, args, kwargs) -> None:
         inputs = kwargs.get("input_ids")
@@ -108,6 +205,8 @@ def attach(model: torch.nn.Module, offload: Handle) -> None:
             offload.ledger.forward("decode" if decode else "prompt", rows * length)
 
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+    handle = weakref.proxy(offload)
+    return Speculator(model, lambda: wants_guesses(handle), deliveries.send)
 
 
 def has_past(kwargs: Mapping) -> bool:

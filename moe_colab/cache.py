@@ -195,32 +195,19 @@ class LayerCache:
         self.slots = 0 if getattr(policy, "keeps_nothing", False) else slots
         self.resident: set[int] = set()
 
-    def access(
-        self, needed: Sequence[int], tokens: Tokens | None = None, loading: Iterable[int] = ()
-    ) -> list[Step]:
+    def access(self, needed: Sequence[int], tokens: Tokens | None = None) -> list[Step]:
         """The steps of one forward, in the order of computation: hits ascending, then misses
         ascending.
 
-        needed: the distinct experts of this forward, ascending. loading: residents whose bytes are
-        still under way. A needed expert is evicted only when no other is left (a *wave*), and then
-        only after its own step; a loading one only before that.
+        needed: the distinct experts of this forward, ascending. A needed expert is evicted only
+        when no other is left (a *wave*), and then only after its own step.
         """
         self.policy.observe(list(needed), tokens)  # a copy: the policy may do with it what it likes
         hits = [expert for expert in needed if expert in self.resident]
         misses = [expert for expert in needed if expert not in self.resident]
-        spared = {*needed, *loading}
         return [Step(expert, hit=True) for expert in hits] + [
-            self._admit(e, spared, set(needed)) for e in misses
+            self._admit(expert, set(needed)) for expert in misses
         ]
-
-    def guess(self, expert: int, spared: Iterable[int]) -> Step | None:
-        """Room for a speculative load that evicts none of `spared`, or None if there is no such
-        room."""
-        spared = set(spared)
-        if self.slots == 0 or (len(self.resident) >= self.slots and self.resident <= spared):
-            return None
-        step = self._admit(expert, spared, spared)
-        return step if step.keep else None
 
     def reconcile(self, present: Iterable[int]) -> None:
         """After a failure: the residents are `present`, whatever had been decided."""
@@ -230,15 +217,13 @@ class LayerCache:
         for expert in sorted(present - self.resident):
             self._enter(expert)
 
-    def _admit(self, expert: int, *spared: set[int]) -> Step:
-        """Give `expert` a slot; who must go is looked for outside the first of `spared` that leaves
-        anybody."""
+    def _admit(self, expert: int, spared: set[int]) -> Step:
+        """Give `expert` a slot; one of `spared` must go only if there is nobody else."""
         victim = None
         if self.slots == 0:
             return Step(expert, hit=False, keep=False)
         if len(self.resident) >= self.slots:
-            choices = (self.resident - some for some in (*spared, set()))
-            candidates = sorted(next(filter(None, choices)))
+            candidates = sorted(self.resident - spared or self.resident)
             answer = self.policy.victim(list(candidates), expert)
             if answer == expert:
                 return Step(expert, hit=False, keep=False)

@@ -3,7 +3,7 @@
 One *access* is one distinct expert needed by one MoE layer in one forward. It is exactly one of
 *hit* (resident and ready), *speculative hit* (brought by speculation, ready, first use), *late*
 (its speculative load is under way) and *miss* (a load must be issued). A *load* brings one expert's
-bytes into a device slot.
+bytes into a device slot; `bytes_loaded` counts also what moved of loads that were called back.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Stats:
     """A snapshot since loading or `reset_stats()`. `total`, `prompt` and `decode` sum all layers;
     `layers` holds one sum per MoE layer. A forward with one new token per row after the first is
     *decode*, any other is *prompt*. Every counter of `total` is also an attribute: `stats.hits`,
-    `stats.bytes_loaded`, `stats.hit_rate`."""
+    `stats.bytes_loaded`, `stats.hit_rate`. `speculation`: whether guessing has paid, in words; ""
+    as long as that is not known."""
 
     total: Counters
     prompt: Counters
@@ -59,6 +60,7 @@ class Stats:
     layers: tuple[Counters, ...]
     forwards: int
     tokens: int
+    speculation: str = ""
 
     def __getattr__(self, name: str) -> Any:
         if name != "hit_rate" and name not in Counters.__slots__:
@@ -72,6 +74,7 @@ class Stats:
             **self.total.as_dict(),
             "forwards": self.forwards,
             "tokens": self.tokens,
+            "speculation": self.speculation,
             "prompt": self.prompt.as_dict(),
             "decode": self.decode.as_dict(),
             "layers": [layer.as_dict() for layer in self.layers],
@@ -97,9 +100,14 @@ class Ledger:
         self._thread.phase = phase
         self.forwards, self.tokens = self.forwards + 1, self.tokens + tokens
 
-    def layer(self, layer: int) -> Counters:
-        """The book to write in now."""
-        return self._books[getattr(self._thread, "phase", "prompt")][layer]
+    @property
+    def phase(self) -> str:
+        """Of this thread's forward."""
+        return getattr(self._thread, "phase", "prompt")
+
+    def layer(self, layer: int, phase: str | None = None) -> Counters:
+        """The book to write in now, or in that phase."""
+        return self._books[phase or self.phase][layer]
 
     def stats(self) -> Stats:
         prompt, decode = (sum(self._books[phase], Counters()) for phase in PHASES)

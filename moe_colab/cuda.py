@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from .errors import MoEColabError
+from .homes import CHUNK
 from .links import DONE, QueueTicket, ThreadLink
 from .slots import host_slab
 
@@ -36,24 +37,21 @@ class CudaTicket(QueueTicket):
 
 class CudaLink(ThreadLink):
     """Reads into pinned staging memory, or takes pinned homes as they are, and copies beside the
-    compute stream."""
+    compute stream, chunk by chunk. Of a guess no more than one chunk lies in the stream, so that a
+    demand load waits for no more than that."""
 
     ticket_class = CudaTicket
 
-    def __init__(self, device: torch.device, largest: int):
+    def __init__(self, device: torch.device):
         super().__init__()
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        # Two stages: one is filled from disk while the other is being copied.
-        self.stages = [pinned_memory(largest) for _ in range(2)]
-        self.stage_free: list[torch.cuda.Event | None] = [None, None]
-        self.turn = 0
+        self.staging = Staging()
         self.stalls: deque[tuple] = deque()  # (book, event before, event after), oldest first
 
     def mark(self) -> torch.cuda.Event:
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self.device))
-        return event
+        with torch.cuda.device(self.device):
+            return record()
 
     @contextlib.contextmanager
     def stall(self, book) -> Iterator[None]:
@@ -83,32 +81,65 @@ class CudaLink(ThreadLink):
         super().close()
         self.stream.synchronize()
 
-    def move(self, ticket: CudaTicket) -> None:
-        home, target = ticket.home, ticket.block.tensor
+    def move_chunk(self, ticket, chunks):
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            if ticket.after is not None:
-                self.stream.wait_event(ticket.after)
-            if home.tier == "host":
-                target[: home.nbytes].copy_(home.tensor, non_blocking=True)
-            else:
-                self._through_stage(home, target)
-            ticket.event = torch.cuda.Event()
-            ticket.event.record(self.stream)
+            ended = super().move_chunk(ticket, chunks)
+            issued = record()
+        if not ticket.urgent:
+            issued.synchronize()
+        if ended:
+            ticket.event = issued
+        return ended
 
-    def _through_stage(self, home, target: torch.Tensor) -> None:
-        stage, busy = self.stages[self.turn], self.stage_free[self.turn]
-        if busy is not None:
-            busy.synchronize()
+    def chunks_of(self, ticket):
+        home, target = ticket.home, ticket.block.tensor
+        if ticket.after is not None:
+            self.stream.wait_event(ticket.after)
         done = 0
-        try:
-            for got in home.fill(memoryview(stage.numpy())):
-                target[done : done + got].copy_(stage[done : done + got], non_blocking=True)
+        if home.tier == "host":
+            while done < home.nbytes:
+                end = min(done + CHUNK, home.nbytes)
+                copy(target[done:end], home.tensor[done:end])
+                yield end - done
+                done = end
+        else:
+            for got in home.fill(self.staging):
+                self.staging.copy_to(target[done : done + got])
                 done += got
-        finally:
-            free = torch.cuda.Event()
-            free.record(self.stream)
-            self.stage_free[self.turn] = free
-            self.turn = 1 - self.turn
+                yield got
+
+
+class Staging:
+    """A few chunks of pinned memory, in turn: one is filled while others are being copied. A home
+    writes to it as to a buffer, a slice at a time."""
+
+    def __init__(self, chunks: int = 4):
+        self.memory = [pinned_memory(CHUNK) for _ in range(chunks)]
+        self.copied: list[torch.cuda.Event | None] = [None] * chunks
+        self.turn = 0
+
+    def __getitem__(self, part: slice) -> memoryview:
+        """Room for this part of a load, once its last copy is through."""
+        self.turn = (self.turn + 1) % len(self.memory)
+        if self.copied[self.turn] is not None:
+            self.copied[self.turn].synchronize()
+        return memoryview(self.memory[self.turn].numpy())[: part.stop - part.start]
+
+    def copy_to(self, target: torch.Tensor) -> None:
+        """What was written last: uint8 [bytes] on the device."""
+        copy(target, self.memory[self.turn][: len(target)])
+        self.copied[self.turn] = record()
+
+
+def copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source, non_blocking=True)
+
+
+def record() -> torch.cuda.Event:
+    """An event behind all that the current stream was given."""
+    event = torch.cuda.Event()
+    event.record()
+    return event
 
 
 def pinned_memory(nbytes: int) -> torch.Tensor:

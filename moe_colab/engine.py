@@ -77,7 +77,7 @@ def experts_forward(
     layer.check_input(hidden_states)
     layer.offload.check_stop()
     with layer.lock, deferred_interrupts():
-        index, tokens = layer.routing(top_k_index)
+        index, tokens, ahead = layer.routing(top_k_index)
         groups = Groups.of(index, module.num_experts)
         rows = torch.from_numpy(groups.rows).to(hidden_states.device, non_blocking=True)
         outputs = hidden_states.new_zeros(
@@ -86,7 +86,7 @@ def experts_forward(
         where = {
             expert: slice(*groups.bounds[i : i + 2]) for i, expert in enumerate(groups.experts)
         }
-        for expert, weights in layer.weights(groups.experts, tokens):
+        for expert, weights in layer.weights(groups.experts, tokens, ahead):
             if expert not in where:  # loaded because the whole layer is
                 continue
             token, position, rank = rows[:, where[expert]]

@@ -60,6 +60,13 @@ def router_of(model: nn.Module, experts_name: str) -> nn.Module | None:
     return next((module for module in candidates if isinstance(module, nn.Module)), None)
 
 
+def decoder_layer(model: nn.Module, experts_name: str) -> nn.Module:
+    """The numbered layer that these experts lie in; their block where no name is a number."""
+    parts = experts_name.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    return model.get_submodule(".".join(parts[: numbers[-1] + 1] if numbers else parts[:-1]))
+
+
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers of the decoder's blocks by name: attention, dense and shared experts. Left
     out: routers, gates, and what has too few rows to be worth a scale for each."""

@@ -25,8 +25,10 @@ class Home(Protocol):
     nbytes: int
 
     def fill(self, buffer: memoryview) -> Iterator[int]:
-        """Write the expert into `buffer` (nbytes long), yielding the bytes moved after each chunk.
-        Raises MoEColabError where the bytes cannot be read or are not the ones that were packed."""
+        """Write the expert into `buffer` (nbytes long), yielding the bytes moved after each chunk:
+        CHUNK, and for the last one what is left. Each chunk is written to a slice that was asked of
+        `buffer` for it. Raises MoEColabError where the bytes cannot be read or are not the ones
+        that were packed."""
 
 
 class DiskHome:
@@ -43,8 +45,24 @@ class DiskHome:
         crc, done = 0, 0
         while done < self.nbytes:
             part = buffer[done : min(done + CHUNK, self.nbytes)]
+            self._read(part, self.offset + done)
+            if not self.checked:
+                crc = zlib.crc32(part, crc)
+            done += len(part)
+            yield len(part)
+        if not self.checked and crc != self.crc32:
+            folder = Path(self.file.name).parent
+            raise MoEColabError(
+                f"{self.label} in {self.file.name} is damaged (crc32 {crc:08x}, packed as "
+                f"{self.crc32:08x}): its bytes changed since the store was made. Delete {folder} "
+                "and make it again: that of a checkpoint is made when it is loaded."
+            )
+        self.checked = True
+
+    def _read(self, part: memoryview, offset: int) -> None:
+        while len(part):
             try:
-                got = os.preadv(self.file.fileno(), [part], self.offset + done)
+                got = os.preadv(self.file.fileno(), [part], offset)
             except OSError as error:
                 raise MoEColabError(
                     f"reading {self.label} from {self.file.name} failed: {error.strerror}."
@@ -54,18 +72,7 @@ class DiskHome:
                     f"{self.file.name} ends before {self.label}: the file was cut; make the store "
                     "anew."
                 )
-            if not self.checked:
-                crc = zlib.crc32(part[:got], crc)
-            done += got
-            yield got
-        if not self.checked and crc != self.crc32:
-            folder = Path(self.file.name).parent
-            raise MoEColabError(
-                f"{self.label} in {self.file.name} is damaged (crc32 {crc:08x}, packed as "
-                f"{self.crc32:08x}): its bytes changed since the store was made. Delete {folder} "
-                "and make it again: that of a checkpoint is made when it is loaded."
-            )
-        self.checked = True
+            part, offset = part[got:], offset + got
 
     def forget(self) -> None:
         """Let the kernel drop its cached pages of this expert: a copy of it is kept elsewhere."""

@@ -2,8 +2,9 @@
 queue.
 
 Knows homes and blocks (anything with a writable `buffer`). Knows no experts, layers, policies or
-torch. Four links, one protocol: ThreadLink (a CPU reads) here, ManualLink (a test decides what
-completes or fails) and ClockLink (virtual time) in virtual_links.py, CudaLink in cuda.py.
+torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Four links,
+one protocol: ThreadLink (a CPU reads) here, ManualLink (a test decides what completes or fails) and
+ClockLink (virtual time) in virtual_links.py, CudaLink in cuda.py.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Protocol
 
+from . import homes
 from .counters import Counters
 from .errors import MoEColabError
 from .homes import Home
@@ -28,6 +31,7 @@ class Ticket(Protocol):
     """One load under way."""
 
     home: Home
+    moved: int  # bytes that have moved, the chunk under way included; 0 once it has failed
 
     def done(self) -> bool:
         """True once the bytes are in the block. False for a failed load."""
@@ -43,8 +47,9 @@ class Ticket(Protocol):
         """A guess has become a demand."""
 
     def cancel(self) -> bool:
-        """True if the load will not happen and no byte of it has moved; False leaves it as it
-        is."""
+        """Move no further chunk; False if the load has ended. Whatever becomes of it, its block may
+        be given to the next load of the same link at once: loads do not pass the chunk under
+        way."""
 
 
 class Link(Protocol):
@@ -54,11 +59,17 @@ class Link(Protocol):
     def mark(self) -> Any:
         """A point in compute: a block used before it may be overwritten after it."""
 
+    def time(self) -> float:
+        """Seconds, from any beginning, as compute sees them."""
+
     def settle(self) -> None:
         """Bring all stall times to the books they belong to, before these are read."""
 
+    def stop(self) -> None:
+        """Drop what is queued or under way, without waiting for the chunk that moves."""
+
     def close(self) -> None:
-        """Finish or drop what is queued; no byte moves afterwards."""
+        """The same; no byte moves afterwards."""
 
 
 class QueueTicket:
@@ -67,6 +78,8 @@ class QueueTicket:
     def __init__(self, link: QueueLink, home: Home, block: Block, after: Any, urgent: bool):
         self.link, self.home, self.block, self.after, self.urgent = link, home, block, after, urgent
         self.state = QUEUED
+        self.moved = 0
+        self.chunks: Iterator[int] | None = None  # of the bytes, once the first has begun
         self.error: Exception | None = None
 
     def done(self) -> bool:
@@ -96,7 +109,8 @@ class QueueTicket:
 
 
 class QueueLink:
-    """What the links share: demand loads before guesses, each in the order of asking."""
+    """What the links share: demand loads before guesses, each in the order of asking. A load stays
+    in its queue until it has ended: whoever stands first moves its next chunk."""
 
     ticket_class = QueueTicket
 
@@ -120,6 +134,9 @@ class QueueLink:
     def mark(self) -> None:
         """Compute on a CPU is over when the call returns: nothing to remember."""
 
+    def time(self) -> float:
+        return time.perf_counter()
+
     def promote(self, ticket: QueueTicket) -> None:
         with self.changed:
             if not ticket.urgent and ticket in self._queue(ticket):
@@ -129,21 +146,24 @@ class QueueLink:
 
     def cancel(self, ticket: QueueTicket) -> bool:
         with self.changed:
-            if ticket.state != QUEUED:
+            if ticket.state not in (QUEUED, MOVING):
                 return False
-            self._queue(ticket).remove(ticket)
-            ticket.state = CANCELLED
+            self._end(ticket, CANCELLED)
             return True
 
     def settle(self) -> None:
         """Stall times are booked when they happen."""
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Like close, without waiting for the chunk that is moving."""
         with self.changed:
             self.closing = True
             for ticket in [ticket for queue in self.queues for ticket in queue]:
                 self.cancel(ticket)
             self.changed.notify_all()
+
+    def close(self) -> None:
+        self.stop()
 
     def await_end(self, ticket: QueueTicket) -> float:
         raise MoEColabError(f"{type(self).__name__} cannot wait.")
@@ -154,27 +174,18 @@ class QueueLink:
     def _queue(self, ticket: QueueTicket) -> deque[QueueTicket]:
         return self.queues[0 if ticket.urgent else 1]
 
-    def _end(self, ticket: QueueTicket, error: Exception | None = None) -> None:
-        ticket.error, ticket.state = error, FAILED if error else DONE
-
-    def _carry_out(self, ticket: QueueTicket) -> None:
-        """Move all of a load and end its ticket. An error is kept for the generation that waits for
-        this expert."""
-        try:
-            self.move(ticket)
-        except Exception as error:
-            self._end(ticket, error)
-        else:
-            self._end(ticket)
-
-    def move(self, ticket: QueueTicket) -> None:
-        for _ in ticket.home.fill(ticket.block.buffer):
-            pass
+    def _end(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
+        """The load leaves its queue. An error is kept for the generation that waits for this
+        expert."""
+        self._queue(ticket).remove(ticket)
+        ticket.error, ticket.state, ticket.chunks = error, state, None
+        if state == FAILED:
+            ticket.moved = 0
 
 
 class ThreadLink(QueueLink):
     """One thread that reads, while the caller computes: file reads and large copies release the
-    GIL."""
+    GIL. Between two chunks it looks up who is first now."""
 
     def __init__(self):
         super().__init__()
@@ -193,24 +204,50 @@ class ThreadLink(QueueLink):
             self.changed.wait_for(lambda: ticket.state not in (QUEUED, MOVING))
         return time.perf_counter() - start
 
-    def stop(self) -> None:
-        """Like close, without waiting for the load that is moving."""
-        super().close()
-
     def close(self):
-        self.stop()
+        super().close()
         if self.thread is not None:
             self.thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.closing or self.next_queued())
-                ticket = self.next_queued()
-                if ticket is None:
-                    return
-                self._queue(ticket).popleft()
-                ticket.state = MOVING
-            self._carry_out(ticket)
-            with self.changed:
-                self.changed.notify_all()
+        while (turn := self._next()) is not None:
+            ticket, chunks = turn
+            try:
+                ended = self.move_chunk(ticket, chunks)
+            except Exception as error:
+                self._arrived(ticket, FAILED, error)
+            else:
+                if ended:
+                    self._arrived(ticket, DONE)
+
+    def _next(self) -> tuple[QueueTicket, Iterator[int]] | None:
+        """Whose chunk moves now; waits for somebody. None once the link closes."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closing or self.next_queued())
+            ticket = self.next_queued()
+            if ticket is None:
+                return None
+            ticket.state = MOVING
+            ticket.moved += min(homes.CHUNK, ticket.home.nbytes - ticket.moved)
+            ticket.chunks = ticket.chunks or self.chunks_of(ticket)
+            return ticket, ticket.chunks
+
+    def _arrived(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
+        with self.changed:
+            if ticket.state == MOVING:  # or it was called back meanwhile
+                self._end(ticket, state, error)
+            self.changed.notify_all()
+
+    def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
+        """Moves a load, chunk by chunk, yielding the bytes of each."""
+        return ticket.home.fill(ticket.block.buffer)
+
+    def move_chunk(self, ticket: QueueTicket, chunks: Iterator[int]) -> bool:
+        """Move the next chunk; True once all have been moved and what arrived was checked."""
+        if next(chunks, None) is None:
+            return True
+        if ticket.moved < ticket.home.nbytes:
+            return False
+        for _ in chunks:
+            pass
+        return True

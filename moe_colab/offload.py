@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,7 @@ from . import cache, families, lowbit_modules, placement
 from .attachment import attach
 from .counters import Ledger, Stats
 from .errors import MoEColabError
+from .governor import Governor
 from .links import Link, ThreadLink
 from .pool import Place, Pool
 from .settings import AUTO, Settings, check_slots
@@ -32,10 +34,29 @@ def close_all() -> None:
         handle.close()
 
 
+def guessing_setting(name: str, doc: str) -> property:
+    """One field of `guessing`, to be set on the handle."""
+
+    def change(handle: Offload, value: object) -> None:
+        guessing = replace(handle.guessing, **{name: value})
+        with handle.lock:
+            handle.pool.check_open()
+            handle.guessing = guessing
+            handle.pool.govern(handle._make_governor(handle.pool.link))
+
+    return property(lambda handle: getattr(handle.guessing, name), change, doc=doc)
+
+
 class Offload:
-    """The handle. `slots` (an int, or one per layer) and `policy` can be set at any time and hold
-    from the next layer on; new slots start empty. A context manager: leaving it closes the
-    model."""
+    """The handle. `slots` (an int, or one per layer), `policy`, `speculate`, `lookahead`,
+    `guess_from`, `guess_threshold` and `stand_aside` can be set at any time and hold from the next
+    layer on; new slots start empty. A context manager: leaving it closes the model."""
+
+    speculate = guessing_setting("guesses", "Guesses for each later layer; 0: none.")
+    lookahead = guessing_setting("lookahead", "How many layers ahead is guessed, 1 or 2.")
+    guess_from = guessing_setting("source", '"router_input" or "layer_output".')
+    guess_threshold = guessing_setting("threshold", "How probable a guess must be.")
+    stand_aside = guessing_setting("stand_aside", "Guess less, or not, where it does not pay?")
 
     def __init__(
         self,
@@ -56,6 +77,7 @@ class Offload:
         settings = settings.checked(self.experts)
         self._policy, self.whole_layer = settings.policy, settings.whole_layer
         self._resident, self._kernels = settings.resident, settings.kernels
+        self.guessing = settings.guessing
         self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
         self._working = lowbit_modules.working_bytes(model, self._kernels)
         if settings.slots == AUTO:
@@ -79,7 +101,7 @@ class Offload:
             ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
         self.homes = placement.make_homes(store.homes, ram, device, self._resident)
         self.ledger = Ledger(len(self.entries))
-        attach(model, self)
+        self.speculator = attach(model, self)
         self.pool = self._make_pool(self._slots)
         self._model = weakref.ref(model)
         _open.add(self)
@@ -135,11 +157,12 @@ class Offload:
         """What was counted since loading or `reset_stats()`."""
         with self.lock:
             self.pool.link.settle()
-            return self.ledger.stats()
+            return self.peek()
 
     def peek(self) -> Stats:
         """`stats()` without waiting for the layer that is at work: what it moves may be missing."""
-        return self.ledger.stats()
+        governor = self.pool.governor
+        return replace(self.ledger.stats(), speculation=governor.says() if governor else "")
 
     def reset_stats(self) -> None:
         with self.lock:
@@ -200,9 +223,13 @@ class Offload:
         policy = "none" if self.whole_layer else self._policy
         return cache.LayerCache(cache.make_policy(policy, self.experts[number], number), slots)
 
+    def _make_governor(self, link: Link) -> Governor | None:
+        guessing = self.guessing
+        return Governor(link.time) if guessing.guesses and guessing.stand_aside else None
+
     def _make_pool(self, slots: Sequence[int]) -> Pool:
-        largest = max(entry.layout.nbytes for entry in self.entries)
-        link = make_link(self.device, largest)
+        sizes = {entry.layout.nbytes for entry in self.entries}
+        link = make_link(self.device)
         try:
             permanent = self._load_permanent(link)
         except BaseException:
@@ -216,9 +243,10 @@ class Offload:
                 for n, entry in zip(slots, self.entries, strict=True)
             ],
             [self._make_cache(number, n) for number, n in enumerate(slots)],
-            spares=self._allocate(placement.SPARES, largest),
+            spares={n: self._allocate(placement.SPARES, n) for n in sorted(sizes)},
             permanent=permanent,
             ledger=self.ledger,
+            governor=self._make_governor(link),
         )
         weakref.finalize(pool, link.stop)
         return pool
@@ -240,9 +268,9 @@ class Offload:
         return permanent
 
 
-def make_link(device: torch.device, largest: int) -> Link:
+def make_link(device: torch.device) -> Link:
     if device.type != "cuda":
         return ThreadLink()
     from .cuda import CudaLink
 
-    return CudaLink(device, largest)
+    return CudaLink(device)

@@ -119,9 +119,9 @@ def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
 
 
 def beside_slots(blocks: Sequence[int], resident: Resident) -> int:
-    """Spares, and the blocks of experts at home on the device."""
+    """Spares for every size of block, and the blocks of experts at home on the device."""
     permanent = sum(len(experts) * block for experts, block in zip(resident, blocks, strict=True))
-    return permanent + SPARES * max(blocks)
+    return permanent + SPARES * sum(set(blocks))
 
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:

@@ -1,41 +1,32 @@
 """The pool: where every expert lies, and the only one that moves it.
 
-Knows homes, blocks (slots and spares), links and each layer's residents; asks `cache` who stays and
-`links` to move. Knows nothing of what an expert computes, and no torch: a block is whatever the
-link can fill.
+Knows homes, blocks (slots and spares), links and each layer's residents; asks `cache` who stays,
+`governor` how much may be guessed and `links` to move. Knows nothing of what an expert computes,
+and no torch: a block is whatever the link can fill.
 
 Only the thread that runs the model enters. A *slot* is ABSENT (not in the table), LOADING (its
 ticket is under way) or READY. Weights are read-only: nothing is ever written back, a slot is only
-ever a copy of its expert's home.
+ever a copy of its expert's home. Who stays does not depend on what was guessed: guesses lie in
+scratch until the router has asked for them.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .cache import LayerCache, Step, Tokens
 from .counters import Counters, Ledger
 from .errors import MoEColabError
+from .governor import Governor, Ranked
 from .homes import Home
-from .links import Block, Link, Ticket
+from .links import Block, Link
+from .scratch import Scratch, Slot, start
 
 CLOSED = "this model was closed: load it again with mc.load()."
-
-
-@dataclass(slots=True)
-class Slot:
-    """One expert in one block."""
-
-    block: Block
-    ticket: Ticket
-    book: Counters  # where its load was counted
-    guessed: bool = False  # brought by speculation and not used yet
-    keep: bool = True  # False: a scratch copy, given back after its use
-    spare: bool = False  # the block belongs to the shared spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +41,10 @@ class Place:
 class Pool:
     """Homes, slots that cache them, and spares.
 
-    homes[layer][expert]; blocks[layer]: that layer's slots; spares: shared by all layers, for loads
-    that bypass the cache. `permanent[layer]` maps the experts whose home is the device to the
-    blocks that hold them already.
+    homes[layer][expert]; blocks[layer]: that layer's slots; spares: by the bytes of an expert, the
+    blocks that all layers with experts of that size share, for guesses and for loads that bypass
+    the cache. `permanent[layer]` maps the experts whose home is the device to the blocks that hold
+    them already. Without a governor every guess for which there is room is made.
     """
 
     def __init__(
@@ -61,47 +53,60 @@ class Pool:
         homes: Sequence[Sequence[Home]],
         blocks: Sequence[Sequence[Block]],
         caches: Sequence[LayerCache],
-        spares: Sequence[Block] = (),
+        spares: Mapping[int, Sequence[Block]] | None = None,
         permanent: Sequence[dict[int, Block]] | None = None,
         ledger: Ledger | None = None,
+        governor: Governor | None = None,
     ):
-        self.link, self.homes, self.caches = link, homes, list(caches)
+        self.link, self.homes, self.caches, self.governor = link, homes, list(caches), governor
         self.permanent = list(permanent or [{} for _ in homes])
         self.ledger = ledger or Ledger(len(homes))
         self.table: list[dict[int, Slot]] = [{} for _ in homes]
-        fresh = (
-            link.mark()
-        )  # earlier compute may still read the memory that the blocks were made of
+        # Earlier compute may still read the memory that the blocks were made of.
+        fresh = link.mark()
         self.free: list[deque[tuple[Block, Any]]] = [
             deque((b, fresh) for b in layer) for layer in blocks
         ]
-        self.spares: deque[tuple[Block, Any]] = deque((b, fresh) for b in spares)
+        self.scratch = Scratch(link, homes, spares or {}, fresh, governor)
         self.torn: dict[int, Any] = {}  # layers whose last use has not come to its end: which use
+        self.guessed: dict[int, Ranked] = {}  # the last word on a layer whose turn is to come
+        self.turns = [0] * len(homes)  # how often each layer's router has spoken
         self.closed = False
 
     # ------------------------------------------------------------------ use
     def experts(
-        self, layer: int, needed: Sequence[int], tokens: Tokens | None = None
+        self,
+        layer: int,
+        needed: Sequence[int],
+        tokens: Tokens | None = None,
+        ahead: Sequence[tuple[int, Ranked]] = (),
     ) -> Iterator[tuple[int, Block]]:
-        """Yield each needed expert (distinct, ascending) once with the block that holds it, in the
-        order of the cache's steps: residents first, then loads, as many of them at once as there is
-        room for. The block is the caller's until it asks for the next. Raises MoEColabError where a
-        load fails; the pool stays whole. One use at a time: the next one ends it."""
+        """Yield each needed expert (distinct, ascending) once with the block that holds it:
+        residents first, then guesses that were right, then loads, as many of them at once as there
+        is room for. Behind these loads begin the guesses for the layers `ahead`. The block is the
+        caller's until it asks for the next. Raises MoEColabError where a load fails; the pool stays
+        whole. One use at a time: the next one ends it."""
         self.check_open()
         for left in list(self.torn):  # it may hold spares
             self._repair(left)
+        if layer == 0 and self.governor is not None:
+            self.governor.forward(decode=self.ledger.phase == "decode")
         book, always, table = self.ledger.layer(layer), self.permanent[layer], self.table[layer]
-        self._settle_guesses(layer, needed)
-        loading = {expert for expert, slot in table.items() if not slot.ticket.done()}
+        self.turns[layer] += 1
+        guessed = self.guessed.pop(layer, ())
+        if guessed and self.governor is not None:
+            self.governor.heard(layer, guessed, needed)
+        self.scratch.settle(layer, needed)
         use = self.torn[layer] = object()
         try:
-            steps = self.caches[layer].access(
-                [expert for expert in needed if expert not in always], tokens, loading
-            )
+            steps = self.caches[layer].access([e for e in needed if e not in always], tokens)
+            steps = self._guesses_first(layer, steps)
             self._count(layer, needed, steps, book)
             to_load = deque(step for step in steps if not step.hit)
             unused = {step.expert for step in steps}
             self._start_all(layer, to_load, unused, book)
+            for other, ranked in ahead:
+                self.guess(other, ranked)
             for expert in needed:
                 if expert in always:
                     yield expert, always[expert]
@@ -121,25 +126,26 @@ class Pool:
             if self.torn.get(layer) is use:  # an error, Ctrl-C, or a caller that stopped asking
                 self._repair(layer)
 
-    def guess(self, layer: int, experts: Sequence[int], spared: Sequence[int] = ()) -> None:
-        """Begin to load what `layer` may need next. Changes speed, never output: takes only free
-        slots and slots of experts that are ready and not in `spared`, and never waits."""
+    def guess(self, layer: int, ranked: Ranked, phase: str | None = None) -> None:
+        """Begin to load what `layer` may need next. Changes speed, never output: takes only
+        spares, and never waits. `phase`: of the forward that this is for, if not this thread's."""
         if self.closed or layer in self.torn:
             return
-        table = self.table[layer]
-        for expert in experts:
-            if expert in table or expert in self.permanent[layer]:
-                continue
-            loading = [e for e, slot in table.items() if not slot.ticket.done()]
-            self.torn[layer] = None  # until the table shows what the cache decides
-            step = self.caches[layer].guess(expert, spared=[*spared, *experts, *loading])
-            if step is not None:
-                self._start(layer, step, self.ledger.layer(layer), urgent=False)
-            del self.torn[layer]
-            if step is None:
-                return
+        self.guessed[layer] = ranked
+        there = (self.table[layer], self.permanent[layer])
+        absent = [guess for guess in ranked if not any(guess[0] in some for some in there)]
+        self.scratch.guess(layer, absent, self.ledger.layer(layer, phase))
 
     # ------------------------------------------------------------------ ask
+    @property
+    def wants_guesses(self) -> bool:
+        """False while the governor stands aside: then there is no need to make any."""
+        return self.governor is None or self.governor.on
+
+    def lacks_any(self, layer: int) -> bool:
+        """Is there an expert of this layer that would have to be loaded?"""
+        return len(self.table[layer]) + len(self.permanent[layer]) < len(self.homes[layer])
+
     def check_open(self) -> None:
         if self.closed:
             raise MoEColabError(CLOSED)
@@ -147,7 +153,7 @@ class Pool:
     def where(self, layer: int, expert: int) -> Place:
         if expert in self.permanent[layer]:
             return Place("device", "ready")
-        slot = self.table[layer].get(expert)
+        slot = self.table[layer].get(expert) or self.scratch.guesses.get((layer, expert))
         state = "absent" if slot is None else "ready" if slot.ticket.done() else "loading"
         return Place(self.homes[layer][expert].tier, state)
 
@@ -160,11 +166,12 @@ class Pool:
         for layer, homes in enumerate(self.homes):
             for expert in range(len(homes)):
                 out["home_" + self.where(layer, expert).home] += 1
-            for slot in self.table[layer].values():
-                out["ready" if slot.ticket.done() else "loading"] += 1
             out["ready"] += len(self.permanent[layer])
             out["free"] += len(self.free[layer])
-        out["free"] += len(self.spares)
+        tables = [slot for table in self.table for slot in table.values()]
+        for slot in (*tables, *self.scratch.guesses.values()):
+            out["ready" if slot.ticket.done() else "loading"] += 1
+        out["free"] += self.scratch.idle()
         return out
 
     def change_cache(self, layer: int, cache: LayerCache) -> None:
@@ -176,6 +183,10 @@ class Pool:
         self.caches[layer] = cache
         cache.reconcile(self.table[layer])
 
+    def govern(self, governor: Governor | None) -> None:
+        """Let another governor say from now on how much is guessed."""
+        self.governor = self.scratch.governor = governor
+
     def close(self) -> None:
         """Stop the link and let go of every block. Use after this raises MoEColabError."""
         self.closed = True
@@ -186,7 +197,7 @@ class Pool:
                 self._drop(layer, expert)
             self.free[layer].clear()
             self.permanent[layer].clear()
-        self.spares.clear()
+        self.scratch.clear()
 
     # ------------------------------------------------------------------ move
     def _start_all(
@@ -196,52 +207,39 @@ class Pool:
         keeps its slot."""
         while to_load:
             step = to_load[0]
-            if step.victim in unused or not (step.keep or self.free[layer] or self.spares):
+            if step.victim in unused or not (step.keep or self._has_scratch(layer, step.expert)):
                 return
             self._start(layer, to_load.popleft(), book)
 
-    def _start(self, layer: int, step: Step, book: Counters, urgent: bool = True) -> None:
+    def _start(self, layer: int, step: Step, book: Counters) -> None:
         if step.victim is not None:
-            victim = self.table[layer][step.victim]
-            if not victim.ticket.done():  # an unwanted guess, too late to call back, and the last
-                with contextlib.suppress(Exception):
-                    victim.ticket.wait(book)
             self._drop(layer, step.victim)
             book.evictions += 1
-        spare = not self.free[layer]
-        room = self.spares if spare else self.free[layer]
-        (block, after), home = room[0], self.homes[layer][step.expert]
-        ticket = self.link.start(home, block, after, urgent)  # may raise: the block stays free
-        room.popleft()
-        self.table[layer][step.expert] = Slot(
-            block, ticket, book, guessed=not urgent, keep=step.keep, spare=spare
-        )
-        self._count_load(book, home, 1)
+        home, own = self.homes[layer][step.expert], self.free[layer]
+        spares, slot = self.scratch.room(home.nbytes), self.scratch.take(layer, step.expert)
+        if slot is None:
+            room = own or spares
+            slot = start(self.link, home, room, book, True, step.keep, spare=room is spares)
+        else:  # it is there, or on its way; for its block the layer gives one of its own
+            slot.keep, slot.spare = step.keep, not step.keep
+            if step.keep:
+                spares.append(own.popleft())
+        self.table[layer][step.expert] = slot
+
+    def _has_scratch(self, layer: int, expert: int) -> bool:
+        """Is there a block for an expert that will not stay? A guess for a later layer gives
+        way."""
+        if (layer, expert) in self.scratch.guesses or self.free[layer]:
+            return True
+        nbytes = self.homes[layer][expert].nbytes
+        return bool(self.scratch.room(nbytes)) or self.scratch.give_way(nbytes)
 
     def _drop(self, layer: int, expert: int) -> None:
-        """The expert leaves its block; a load that never arrived is not counted as one, a guess
-        that was of no use is counted as waste."""
+        """The expert leaves its block."""
         slot, home = self.table[layer].pop(expert), self.homes[layer][expert]
-        if slot.ticket.failed():
-            self._count_load(slot.book, home, -1)
-        elif slot.guessed:
-            self.ledger.layer(layer).bytes_wasted += home.nbytes
-        (self.spares if slot.spare else self.free[layer]).append((slot.block, self.link.mark()))
-
-    def _settle_guesses(self, layer: int, needed: Sequence[int]) -> None:
-        """The router has spoken: a failed guess never was, one that is not needed is called back if
-        it still can be."""
-        table = self.table[layer]
-        gone = [
-            expert
-            for expert, slot in table.items()
-            if slot.ticket.failed()
-            or (slot.guessed and expert not in needed and slot.ticket.cancel())
-        ]
-        for expert in gone:
-            self._drop(layer, expert)
-        if gone:
-            self.caches[layer].reconcile(table)
+        slot.uncount()
+        room = self.scratch.room(home.nbytes) if slot.spare else self.free[layer]
+        room.append((slot.block, self.link.mark()))
 
     def _repair(self, layer: int) -> None:
         """Let what is moving arrive, keep what is whole, and make the cache agree with the table
@@ -260,6 +258,17 @@ class Pool:
             what = "was closed" if self.closed else "was run anew"
             raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
+    def _guesses_first(self, layer: int, steps: list[Step]) -> list[Step]:
+        """Guesses arrive before what is asked for now; they keep their turn where somebody must be
+        used before the next one can be loaded into his slot."""
+        guessed, needed = self.scratch.guessed(layer), {step.expert for step in steps}
+        if any(step.victim in needed for step in steps):
+            if any(not (step.hit or step.keep) for step in steps):
+                for expert in guessed:  # their turn may come after one that waits for their room
+                    self.scratch.drop(layer, expert)
+            return steps
+        return sorted(steps, key=lambda step: 0 if step.hit else 1 if step.expert in guessed else 2)
+
     # ------------------------------------------------------------------ count
     def _count(
         self, layer: int, needed: Sequence[int], steps: Sequence[Step], book: Counters
@@ -269,20 +278,16 @@ class Pool:
         book.accesses += len(needed)
         book.hits += len(needed) - len(steps)  # at home on the device
         for step in steps:
-            slot = self.table[layer].get(step.expert)
+            slot = self.scratch.guesses.get((layer, step.expert))
+            slot = slot or self.table[layer].get(step.expert)
+            book.bypasses += not (step.hit or step.keep)
             if slot is None:
                 book.misses += 1
-                book.bypasses += not step.keep
             elif not slot.guessed:
                 book.hits += 1
             elif slot.ticket.done():
                 book.speculative_hits += 1
             else:
-                slot.ticket.promote()
                 book.late += 1
-
-    @staticmethod
-    def _count_load(book: Counters, home: Home, sign: int) -> None:
-        book.loads += sign
-        book.bytes_loaded += sign * home.nbytes
-        book.disk_bytes += sign * home.nbytes if home.tier == "disk" else 0
+            if not step.hit and self.governor is not None:
+                self.governor.needed(self.homes[layer][step.expert].nbytes)

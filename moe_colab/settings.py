@@ -7,13 +7,58 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from numbers import Integral, Real
 
 from .cache import PolicySpec, make_policy
 from .errors import MoEColabError
 from .hardware import parse_bytes
 
 AUTO, PLAIN = "auto", "plain"
+SOURCES = ("router_input", "layer_output")
+FARTHEST = 2  # layers ahead
+SPECULATE = 2  # guesses a layer, unless something else is asked for
+
+
+@dataclass(frozen=True)
+class Guessing:
+    """How the next layers' experts are guessed.
+
+    guesses: experts of each layer, 0 for none. lookahead: how many layers ahead, 1 or 2. source:
+    the residual stream at the router ("router_input", earlier) or after the layer ("layer_output",
+    nearer to the truth). threshold: guesses that the router thinks less probable are not made.
+    stand_aside: let the governor guess less, or not at all, where it does not pay.
+    """
+
+    guesses: int = SPECULATE
+    lookahead: int = 1
+    source: str = SOURCES[0]
+    threshold: float = 0.0
+    stand_aside: bool = True
+
+    def __post_init__(self) -> None:
+        """Raises MoEColabError."""
+        if not is_whole(self.guesses) or self.guesses < 0:
+            raise MoEColabError(
+                f"speculate must be a number of guesses a layer, 0 for none, not {self.guesses!r}."
+            )
+        if not is_whole(self.lookahead) or not 1 <= self.lookahead <= FARTHEST:
+            raise MoEColabError(
+                f"lookahead must be 1 to {FARTHEST} layers, not {self.lookahead!r}."
+            )
+        if self.source not in SOURCES:
+            raise MoEColabError(
+                f"guess_from must be {' or '.join(map(repr, SOURCES))}, not {self.source!r}."
+            )
+        if not isinstance(self.threshold, Real) or not 0 <= self.threshold <= 1:
+            raise MoEColabError(
+                f"guess_threshold must be a probability from 0 to 1, not {self.threshold!r}."
+            )
+        if not isinstance(self.stand_aside, bool):
+            raise MoEColabError(f"stand_aside must be True or False, not {self.stand_aside!r}.")
+
+
+def is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -29,6 +74,7 @@ class Settings:
     resident: Mapping[int, Sequence[int]] | None = None
     whole_layer: bool = False
     kernels: str = AUTO
+    guessing: Guessing = Guessing()
 
     def checked(self, experts: Sequence[int]) -> Settings:
         """The same for a model with `experts` per MoE layer. Raises MoEColabError."""
@@ -55,7 +101,7 @@ def check_slots(slots: int | Sequence[int], experts: Sequence[int]) -> list[int]
             f"{len(per_layer)} numbers of slots were given for {len(experts)} MoE layers."
         )
     for number, (n, most) in enumerate(zip(per_layer, experts, strict=True)):
-        if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= most:
+        if not is_whole(n) or not 1 <= n <= most:
             raise MoEColabError(
                 f"slots must be 1 to {most}, the experts of MoE layer {number}, not {n!r}."
             )

@@ -28,6 +28,8 @@ def open_chat(args: argparse.Namespace) -> ChatSession:
         args.source,
         slots=args.slots,
         policy=args.policy,
+        speculate=args.speculate,
+        lookahead=args.lookahead,
         device=args.device,
         dtype=args.dtype,
         revision=args.revision,

@@ -11,7 +11,8 @@ class Turn:
     """A question and how its answer went, or goes. `seconds` from the question to the last token,
     `first_token_seconds` to the first; `hit_rate`, `loads`, `bytes_loaded` and `stall_seconds`
     (layers waiting for bytes) are those of this answer alone. `tokens_after_stop`: tokens that came
-    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context."""
+    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context.
+    `speculation`: whether guessing has paid so far, in words."""
 
     question: str
     text: str
@@ -27,6 +28,7 @@ class Turn:
     tokens_after_stop: int
     left_out: int
     seed: int
+    speculation: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -49,6 +51,7 @@ class Turn:
             f"{self.tokens_per_second:.1f} tokens/s, hit rate {self.hit_rate:.0%}, "
             f"{self.bytes_per_token / 1e6:.2f} MB a token; {self.loads} loads, "
             f"{self.bytes_loaded / 1e6:.1f} MB moved"
+            + (f"; {self.speculation}" if self.speculation else "")
         )
 
     def as_dict(self) -> dict[str, Any]:

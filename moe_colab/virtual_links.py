@@ -8,10 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .homes import CHUNK
-from .links import CANCELLED, MOVING, QUEUED, QueueLink, QueueTicket
+from .links import CANCELLED, DONE, FAILED, MOVING, QUEUED, QueueLink, QueueTicket
 
 
-class ManualLink(QueueLink):
+class VirtualLink(QueueLink):
+    """Moves all the bytes of a load in the moment in which it ends."""
+
+    def _carry_out(self, ticket: QueueTicket) -> None:
+        try:
+            for _ in ticket.home.fill(ticket.block.buffer):
+                pass
+        except Exception as error:
+            self._end(ticket, FAILED, error)
+        else:
+            self._end(ticket, DONE)
+
+
+class ManualLink(VirtualLink):
     """Nothing completes until `finish` or `fail` is called; `on_wait(ticket)` must end a ticket
     that is waited for."""
 
@@ -24,24 +37,23 @@ class ManualLink(QueueLink):
         """Loads not ended, urgent first, in the order of asking."""
         return [ticket for queue in self.queues for ticket in queue]
 
-    def begin(self, ticket: QueueTicket) -> None:
-        """The first byte has moved: it can no longer be cancelled."""
-        ticket.state = MOVING
+    def begin(self, ticket: QueueTicket, moved: int = 1) -> None:
+        """So many bytes have moved, as far as anybody can see."""
+        ticket.state, ticket.moved = MOVING, moved
 
     def finish(self, ticket: QueueTicket) -> None:
-        self._queue(ticket).remove(ticket)
+        ticket.moved = ticket.home.nbytes
         self._carry_out(ticket)
 
     def fail(self, ticket: QueueTicket, error: Exception) -> None:
-        self._queue(ticket).remove(ticket)
-        self._end(ticket, error)
+        self._end(ticket, FAILED, error)
 
     def await_end(self, ticket):
         self.on_wait(ticket)
         return 0.0
 
 
-class ClockLink(QueueLink):
+class ClockLink(VirtualLink):
     """A link in virtual time: `bytes_per_second`, one chunk at a time, demand loads first at every
     chunk.
 
@@ -53,13 +65,13 @@ class ClockLink(QueueLink):
         super().__init__()
         self.rate, self.chunk = bytes_per_second, chunk
         self.now = 0.0  # what compute has reached, in seconds
-        # Whose chunk is on its way, its bytes, and when it has arrived.
-        self.moving: tuple[QueueTicket, int, float] | None = None
-        self.left: dict[QueueTicket, int] = {}
+        self.moving: tuple[QueueTicket, float] | None = None  # whose chunk, and when it has arrived
+
+    def time(self) -> float:
+        return self.now
 
     def start(self, home, block, after=None, urgent=True):
         ticket = super().start(home, block, after, urgent)
-        self.left[ticket] = home.nbytes
         if self.moving is None:
             self._begin_chunk(self.now)
         return ticket
@@ -67,29 +79,18 @@ class ClockLink(QueueLink):
     def compute(self, seconds: float) -> None:
         """Compute for that long; the link goes on meanwhile."""
         self.now += seconds
-        while self.moving is not None and self.moving[2] <= self.now:
+        while self.moving is not None and self.moving[1] <= self.now:
             self._end_chunk()
 
-    def cancel(self, ticket):
-        cancelled = super().cancel(ticket)
-        if cancelled:
-            del self.left[ticket]
-        return cancelled
-
     def close(self):
-        """The bytes of a load move at its end: what is under way is dropped like what is queued."""
         super().close()
-        for ticket in self.left:
-            self._queue(ticket).remove(ticket)
-            ticket.state = CANCELLED
-        self.left.clear()
         self.moving = None
 
     def await_end(self, ticket):
         self.promote(ticket)
         asked = self.now
         while ticket.state in (QUEUED, MOVING):
-            self.now = max(self.now, self.moving[2])
+            self.now = max(self.now, self.moving[1])
             self._end_chunk()
         return self.now - asked
 
@@ -98,15 +99,27 @@ class ClockLink(QueueLink):
         if ticket is None:
             self.moving = None
             return
-        size = min(self.chunk, self.left[ticket])
+        size = min(self.chunk, ticket.home.nbytes - ticket.moved)
         ticket.state = MOVING
-        self.moving = (ticket, size, at + size / self.rate)
+        ticket.moved += size
+        self.moving = (ticket, at + size / self.rate)
 
     def _end_chunk(self) -> None:
-        ticket, size, arrived = self.moving
-        self.left[ticket] -= size
-        if self.left[ticket] == 0:
-            del self.left[ticket]
-            self._queue(ticket).remove(ticket)
+        ticket, arrived = self.moving
+        if ticket.moved == ticket.home.nbytes and ticket.state != CANCELLED:
             self._carry_out(ticket)
         self._begin_chunk(arrived)
+
+
+def keep_time(pool, before_router: float, per_expert: float) -> None:
+    """Let `pool`, whose link is a ClockLink, see compute of declared length: so many seconds before
+    every router speaks, so many for each expert that is computed."""
+    experts = pool.experts
+
+    def timed(*use, **more):
+        pool.link.compute(before_router)
+        for expert in experts(*use, **more):
+            yield expert
+            pool.link.compute(per_expert)
+
+    pool.experts = timed

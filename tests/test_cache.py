@@ -39,10 +39,9 @@ def some_experts(smallest: int = 0):
     return st.sets(st.integers(0, E - 1), min_size=smallest)
 
 
-accesses = st.tuples(st.just("access"), some_experts(1), some_experts())
-guesses = st.tuples(st.just("guess"), st.integers(0, E - 1), some_experts())
-failures = st.tuples(st.just("reconcile"), some_experts(), st.just(0))
-histories = st.lists(accesses | guesses | failures, max_size=25)
+accesses = st.tuples(st.just("access"), some_experts(1))
+failures = st.tuples(st.just("reconcile"), some_experts())
+histories = st.lists(accesses | failures, max_size=25)
 
 
 def tokens_of(needed) -> list:
@@ -52,11 +51,9 @@ def tokens_of(needed) -> list:
 
 def happen(cache, event):
     """Let one event of a history happen to a LayerCache or to a NaiveCache."""
-    kind, what, others = event
+    kind, what = event
     if kind == "access":
-        return cache.access(sorted(what), tokens_of(what), sorted(others))
-    if kind == "guess":
-        return None if what in cache.resident else cache.guess(what, sorted(others))
+        return cache.access(sorted(what), tokens_of(what))
     return cache.reconcile(sorted(what)[: cache.slots])
 
 
@@ -138,21 +135,6 @@ class TestEveryPolicy:
         assert [happen(one, event) for event in history] == [happen(other, e) for e in history]
 
     @few
-    @given(slots=st.integers(1, E), history=histories, spared=some_experts())
-    def test_a_guess_evicts_none_of_the_spared(self, spec, slots, history, spared):
-        cache = self.cache(spec, slots)
-        for event in history:
-            happen(cache, event)
-        for expert in sorted(set(range(E)) - cache.resident):
-            before = set(cache.resident)
-            step = cache.guess(expert, spared | {expert})
-            if step is None:
-                assert cache.resident == before
-            else:
-                assert step.keep and not step.hit and expert in cache.resident
-                assert (before - cache.resident).isdisjoint(spared)
-
-    @few
     @given(slots=st.integers(1, E), history=histories, present=some_experts())
     def test_after_reconcile_the_residents_are_those_present(self, spec, slots, history, present):
         cache = self.cache(spec, slots)
@@ -217,26 +199,17 @@ class NaiveCache:
     def leaver(self, candidates):
         return sorted(candidates, key=self.rank)[0]
 
-    def access(self, needed, tokens, loading):
+    def access(self, needed, tokens):
         self.uses += needed
         hits = [(e, True, None, True) for e in needed if e in self.resident]
         misses = [e for e in needed if e not in self.resident]
-        return hits + [self.bring(e, [*needed, *loading], needed, []) for e in misses]
+        return hits + [self.bring(e, needed) for e in misses]
 
-    def guess(self, expert, spared):
-        full = len(self.resident) == self.slots
-        if full and not [e for e in self.resident if e not in spared]:
-            return None
-        return self.bring(expert, spared)
-
-    def bring(self, expert, *spared):
+    def bring(self, expert, needed):
         gone = None
         if len(self.resident) == self.slots:
-            for some in spared:
-                candidates = sorted(e for e in self.resident if e not in some)
-                if candidates:
-                    break
-            gone = self.leaver(candidates)
+            candidates = sorted(e for e in self.resident if e not in needed)
+            gone = self.leaver(candidates or sorted(self.resident))
             self.resident.remove(gone)
         self.resident.append(expert)
         return (expert, False, gone, True)
@@ -278,10 +251,7 @@ class NaiveNone(NaiveCache):
     def __init__(self, slots):
         super().__init__(0)
 
-    def guess(self, expert, spared):
-        return None
-
-    def bring(self, expert, *spared):
+    def bring(self, expert, needed):
         return (expert, False, None, False)
 
 
@@ -355,13 +325,6 @@ def test_two_layers_throw_different_dice_and_one_layer_always_the_same():
     assert victims(0) != victims(1)
 
 
-def test_a_loading_resident_goes_only_if_nobody_else_can():
-    cache = LayerCache(make_policy("lru", E), 2)
-    cache.access([0, 1])
-    assert [step.victim for step in cache.access([2], loading=[0])] == [1]
-    assert [step.victim for step in cache.access([2, 3], loading=[0])] == [None, 0]
-
-
 # ---------------------------------------------------------------------- a user's own
 class TestAUsersOwnPolicy:
     def test_is_shown_the_tokens_and_may_bypass(self):
@@ -372,7 +335,6 @@ class TestAUsersOwnPolicy:
         assert flat(cache.access([0], loved)) == [(0, False, None, True)]
         assert flat(cache.access([2], loved)) == [(2, False, None, False)], "0 is liked better"
         assert cache.resident == {0}
-        assert cache.guess(2, spared=[2]) is None, "a guess that would bypass is no guess"
         cache.access([1], [([1], [-99.0, 1.0, -9.0])])
         assert cache.resident == {1}
 
@@ -437,9 +399,6 @@ def test_a_victim_that_is_no_candidate_is_refused_and_nothing_changes(answer):
     cache.access([0, 1])
     with pytest.raises(MoEColabError, match=r"Nonsense answered .* \[0, 1\] or the newcomer 2"):
         cache.access([2])
-    assert cache.resident == {0, 1}
-    with pytest.raises(MoEColabError, match="Nonsense answered"):
-        cache.guess(3, spared=[3])
     assert cache.resident == {0, 1}
 
 

@@ -95,10 +95,8 @@ def test_the_order_of_arrival_changes_nothing(plain, monkeypatch):
     weights = Layer.weights
     shuffle = random.Random(0)
 
-    def in_any_order(self, needed, tokens):
-        copies = [
-            (e, {k: v.clone() for k, v in w.items()}) for e, w in weights(self, needed, tokens)
-        ]
+    def in_any_order(self, *asked):
+        copies = [(e, {k: v.clone() for k, v in w.items()}) for e, w in weights(self, *asked)]
         yield from shuffle.sample(copies, len(copies))
 
     monkeypatch.setattr(Layer, "weights", in_any_order)

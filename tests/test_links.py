@@ -58,6 +58,26 @@ class WaitingHome(HostHome):
         yield from super().fill(buffer)
 
 
+class SteppedHome(HostHome):
+    """Moves a chunk only when it is let go: `asked` chunks were begun, `moved` bytes have moved."""
+
+    def __init__(self, data: bytes):
+        super().__init__(memoryview(data))
+        self.free, self.asked, self.moved = threading.Semaphore(0), 0, 0
+
+    def let_go(self, chunks: int) -> None:
+        self.free.release(chunks)
+
+    def fill(self, buffer):
+        for start in range(0, self.nbytes, CHUNK):
+            self.asked += 1
+            assert self.free.acquire(timeout=PATIENCE)
+            part = self.memory[start : start + CHUNK]
+            buffer[start : start + len(part)] = part
+            self.moved += len(part)
+            yield len(part)
+
+
 class BrokenHome(HostHome):
     """Moves one chunk, then fails."""
 
@@ -288,11 +308,10 @@ class TestThreadLink:
         until(guess1.done)
         assert busy.order == ["first", "guess2", "guess1"]
 
-    def test_only_a_load_that_has_not_begun_can_be_cancelled(self, busy):
+    def test_a_load_called_back_before_it_has_begun_moves_nothing(self, busy):
         queued = busy.start("queued", urgent=False)
-        assert not busy.first.cancel(), "it is moving"
-        assert queued.cancel()
-        assert queued.failed() and not queued.done() and not queued.cancel()
+        assert queued.cancel() and not queued.cancel()
+        assert queued.failed() and not queued.done() and queued.moved == 0
         queued.promote()  # too late, and harmless
         busy.release()
         busy.first.wait()
@@ -300,7 +319,43 @@ class TestThreadLink:
         after = busy.start("after", urgent=False)
         after.wait()
         assert busy.order == ["first", "after"]
-        assert queued.block.bytes == bytes(8), "no byte of it has moved"
+        assert queued.block.bytes == bytes(8)
+
+    def test_a_load_is_called_back_between_two_chunks(self):
+        link, home = ThreadLink(), SteppedHome(noise(5 * CHUNK))
+        guess = link.start(home, Room(5 * CHUNK), None, False)
+        home.let_go(2)
+        until(lambda: home.asked == 3)  # two have moved, the third is under way
+        assert guess.cancel() and guess.failed() and not guess.done()
+        assert guess.moved == 3 * CHUNK
+        home.let_go(3)
+        after = link.start(host(noise(10, seed=1)), guess.block, None, True)
+        after.wait()
+        assert home.asked == 3
+        expected = noise(10, seed=1) + noise(5 * CHUNK)[10 : 3 * CHUNK] + bytes(2 * CHUNK)
+        assert guess.block.bytes == expected, "whoever has the block next comes after that chunk"
+        link.close()
+
+    def test_a_demand_overtakes_a_guess_between_two_chunks(self):
+        link, home = ThreadLink(), SteppedHome(noise(4 * CHUNK))
+        guess = link.start(home, Room(4 * CHUNK), None, False)
+        until(lambda: home.asked == 1)
+        demand = link.start(host(noise(3 * CHUNK, seed=1)), Room(3 * CHUNK), None, True)
+        home.let_go(1)
+        demand.wait()
+        assert not guess.done() and home.moved == CHUNK, "one chunk, and no more, came before"
+        assert demand.block.bytes == noise(3 * CHUNK, seed=1)
+        home.let_go(3)
+        guess.wait()
+        assert guess.block.bytes == noise(4 * CHUNK), "it went on where it was"
+        link.close()
+
+    def test_an_error_in_a_later_chunk_counts_no_bytes(self):
+        link = ThreadLink()
+        ticket = link.start(BrokenHome(3 * CHUNK), Room(3 * CHUNK), None, False)
+        until(ticket.failed)
+        assert ticket.moved == 0
+        link.close()
 
     def test_the_time_of_waiting_goes_to_the_book(self):
         link, book = ThreadLink(), Counters()
@@ -322,14 +377,13 @@ class TestThreadLink:
         busy.first.wait()
         assert busy.first.done()
 
-    def test_close_finishes_what_moves_and_drops_the_queue(self, busy):
+    def test_close_waits_for_the_chunk_that_moves_and_drops_all(self, busy):
         queued = [busy.start("demand", urgent=True), busy.start("guess", urgent=False)]
         busy.release_when(lambda: busy.link.closing)
         busy.link.close()
         assert not busy.link.thread.is_alive()
-        assert busy.first.done()
-        assert busy.order == ["first"]
-        for ticket in queued:
+        assert busy.order == ["first"] and bytes(busy.first.block.bytes[:5]) == b"first"
+        for ticket in [busy.first, *queued]:
             assert ticket.failed() and not ticket.done()
             with pytest.raises(MoEColabError, match="closed while an expert was being loaded"):
                 ticket.wait()
@@ -337,10 +391,10 @@ class TestThreadLink:
     def test_stop_does_not_wait_for_what_moves(self, busy):
         queued = busy.start("queued", urgent=True)
         busy.link.stop()
-        assert not busy.first.done() and queued.failed()
+        assert queued.failed() and bytes(busy.first.block.bytes[:5]) == bytes(5)
         busy.release()
         busy.link.thread.join(PATIENCE)
-        assert busy.first.done() and busy.order == ["first"]
+        assert not busy.link.thread.is_alive() and busy.order == ["first"]
 
     def test_close_wakes_who_waits_in_another_thread(self, busy):
         queued, heard = busy.start("queued", urgent=True), []
@@ -407,15 +461,16 @@ class TestManualLink:
         guess2.promote()
         assert link.pending == [demand1, demand2, guess2, guess1]
 
-    def test_a_load_that_has_begun_can_be_promoted_but_not_cancelled(self):
+    def test_a_load_that_has_begun_can_be_promoted_and_called_back(self):
         link = ManualLink()
-        guess = link.start(host(b"x"), Room(1), None, urgent=False)
-        link.begin(guess)
-        assert not guess.cancel()
+        guess, wrong = (link.start(host(b"xyz"), Room(3), None, urgent=False) for _ in range(2))
+        link.begin(guess, moved=2)
         guess.promote()
-        assert guess.urgent and link.pending == [guess]
+        assert guess.urgent and link.pending == [guess, wrong]
         link.finish(guess)
-        assert guess.done()
+        assert guess.done() and guess.moved == 3
+        link.begin(wrong, moved=2)
+        assert wrong.cancel() and wrong.failed() and wrong.moved == 2 and link.pending == []
 
     def test_fail_ends_a_load_with_that_error(self):
         link, room = ManualLink(), Room(5)
@@ -441,13 +496,13 @@ class TestManualLink:
         link.finish(short)
         short.wait()
 
-    def test_close_drops_what_has_not_begun(self):
+    def test_close_drops_all(self):
         link = ManualLink()
         begun, queued = link.start(host(b"x"), Room(1)), link.start(host(b"y"), Room(1))
         link.begin(begun)
         link.close()
-        assert queued.failed() and not begun.failed()
-        assert link.pending == [begun]
+        assert queued.failed() and begun.failed()
+        assert link.pending == []
 
 
 # ---------------------------------------------------------------------- in virtual time
@@ -555,16 +610,17 @@ class TestClockLink:
         load(link, 2, urgent=False).wait(book)
         assert book.stall_seconds == 3 * BEAT, "the chunk under way, then its own two"
 
-    def test_a_guess_is_cancelled_only_before_its_first_chunk(self):
-        link = clock()
-        moving, queued = load(link, 2, urgent=False), load(link, 2, urgent=False)
-        assert not moving.cancel()
-        assert queued.cancel() and queued.failed()
-        demand = load(link, 1)
-        demand.wait()
-        assert not moving.cancel(), "overtaken, but begun"
+    def test_a_guess_that_is_called_back_frees_the_link_after_its_chunk(self):
+        link, book = clock(), Counters()
+        moving, queued = load(link, 4, urgent=False), load(link, 2, urgent=False)
+        link.compute(1.5 * BEAT)
+        assert moving.cancel() and queued.cancel() and queued.failed()
+        assert (moving.moved, queued.moved) == (2 * PART, 0)
+        load(link, 1).wait(book)
+        assert link.now == 3 * BEAT and book.stall_seconds == 1.5 * BEAT
         link.compute(10.0)
-        assert moving.done() and queued.block.bytes == bytes(2 * PART)
+        assert moving.block.bytes == bytes(4 * PART) and queued.block.bytes == bytes(2 * PART)
+        assert link.moving is None
 
     def test_a_failed_load_ends_when_its_bytes_should_have_come(self):
         link, book = clock(), Counters()

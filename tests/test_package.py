@@ -15,7 +15,8 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH = [
-    *("cache", "counters", "errors", "hardware", "homes", "interrupts", "links", "pool"),
+    *("cache", "counters", "errors", "governor", "hardware", "homes", "interrupts"),
+    *("links", "pool", "scratch"),
     *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
     *("settings", "hub", "shard_plan", "allocation"),
     *("virtual_links", "store.blobs", "store.manifest"),
@@ -76,8 +77,8 @@ def test_cache_runs_without_torch():
 ORDER = """
     errors interrupts counters hardware places sizes card exercises model_list machine notebook
     plots
-    homes links virtual_links cache settings pool store lowbit kernels recipe slots lowbit_modules
-    cuda placement families engine attachment offload dense architecture
+    homes links virtual_links cache settings governor scratch pool store lowbit kernels recipe slots
+    lowbit_modules cuda placement families speculation engine attachment offload dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls widgets quantize_widget quality

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from moe_colab.cache import LRU, POLICIES, LayerCache, make_policy
 from moe_colab.counters import Counters, Ledger
 from moe_colab.errors import MoEColabError
+from moe_colab.governor import Governor
 from moe_colab.homes import DiskHome, HostHome
 from moe_colab.links import Link, ThreadLink
 from moe_colab.pool import Place, Pool
@@ -56,6 +57,7 @@ class Experts:
         policy="lru",
         permanent: Sequence[int] = (),
         homes: Callable | None = None,
+        governor: Governor | None = None,
     ):
         self.link, self.started = link or ManualLink(), []
         start = self.link.start
@@ -72,8 +74,9 @@ class Experts:
             [[homes(layer, expert) for expert in range(experts)] for layer in range(layers)],
             self.blocks,
             [LayerCache(make_policy(policy, experts), slots) for _ in range(layers)],
-            self.spares,
+            {N: self.spares},
             [dict(held) for held in self.permanent],
+            governor=governor,
         )
 
     def use(self, *needed: int, layer: int = 0) -> list[int]:
@@ -91,8 +94,8 @@ class Experts:
         next(use)
         return use
 
-    def guess(self, *experts: int, layer: int = 0, spared: Sequence[int] = ()) -> None:
-        self.pool.guess(layer, experts, spared)
+    def guess(self, *experts: int, layer: int = 0) -> None:
+        self.pool.guess(layer, [(expert, 1.0) for expert in experts])
 
     def slot(self, expert: int, layer: int = 0) -> str:
         return self.pool.where(layer, expert).slot
@@ -120,13 +123,14 @@ class Experts:
         book = self.pool.ledger.stats().total
         assert book.accesses == book.hits + book.speculative_hits + book.late + book.misses
         assert book.loads == sum(ticket.done() for ticket in self.started)
-        assert book.bytes_loaded == N * book.loads
+        assert book.bytes_loaded == sum(ticket.moved for ticket in self.started)
 
     def check_whole(self) -> None:
         """Every block is in one place, the cache knows who is there, and the census agrees."""
         pool, census = self.pool, self.pool.census()
         table = [slot.block for layer in pool.table for slot in layer.values()]
-        free = [block for where in (*pool.free, pool.spares) for block, _ in where]
+        table += [slot.block for slot in pool.scratch.guesses.values()]
+        free = [block for where in (*pool.free, pool.scratch.room(N)) for block, _ in where]
         assert sorted(map(id, table + free)) == sorted(
             map(id, [*self.spares, *(block for layer in self.blocks for block in layer)])
         )
@@ -265,15 +269,25 @@ class TestBypass:
         for _ in range(2):
             assert it.use(0, 1, 2) == [0, 1, 2]
             assert it.pool.census()["free"] == 2
-        it.guess(0)
-        assert it.link.pending == []
         it.counted(accesses=6, misses=6, loads=6, bypasses=6, bytes_loaded=6 * N)
+
+    def test_a_policy_that_keeps_nothing_can_be_helped_by_guesses(self):
+        it = Experts(slots=2, policy="none", spares=1)
+        it.guess(4)
+        it.finish(4)
+        assert it.use(0, 4) == [4, 0]
+        it.counted(
+            **{"accesses": 2, "speculative_hits": 1, "misses": 1, "loads": 2, "bypasses": 2},
+            **{"bytes_loaded": 2 * N},
+        )
+        assert it.pool.census()["free"] == 3
+        it.check_whole()
 
 
 # ---------------------------------------------------------------------- what is counted
 class TestCounting:
     def test_each_access_is_one_of_four(self):
-        it = Experts(slots=4)
+        it = Experts(slots=4, spares=2)
         it.use(0)
         it.guess(1, 2)
         it.finish(1)
@@ -289,7 +303,9 @@ class TestCounting:
         assert it.pool.ledger.stats().hits == 5, "a guess is a guess for its first use only"
 
     def test_a_late_guess_becomes_a_demand_and_its_wait_is_stall(self):
-        it = Experts(ClockLink(N, chunk=N // 4), slots=2, layers=2)  # one second an expert
+        it = Experts(
+            ClockLink(N, chunk=N // 4), slots=2, layers=2, spares=2
+        )  # one second an expert
         it.guess(3)
         it.guess(0, layer=1)
         it.link.compute(0.5)
@@ -301,43 +317,59 @@ class TestCounting:
         it.counted(accesses=2, late=2, loads=2, bytes_loaded=2 * N, stall_seconds=0.75)
 
     def test_a_demand_waits_for_one_chunk_of_a_guess(self):
-        it = Experts(ClockLink(N, chunk=N // 4), slots=2, layers=2)
+        it = Experts(ClockLink(N, chunk=N // 4), slots=2, layers=2, spares=2)
         it.guess(0, layer=1)
         it.link.compute(0.125)
         it.use(5)
         it.counted(accesses=1, misses=1, loads=2, bytes_loaded=2 * N, stall_seconds=1.125)
 
     def test_a_guess_in_time_costs_no_stall(self):
-        it = Experts(ClockLink(N, chunk=N // 4), slots=2)
+        it = Experts(ClockLink(N, chunk=N // 4), slots=2, spares=1)
         it.guess(1)
         it.link.compute(1.0)
         it.use(1)
         it.counted(accesses=1, speculative_hits=1, loads=1, bytes_loaded=N)
 
-    def test_a_guess_evicted_unused_is_waste(self):
-        it = Experts(slots=1)
+    def test_a_wrong_guess_is_waste_and_evicts_nobody(self):
+        it = Experts(slots=1, spares=1)
+        it.use(0)
         it.guess(1)
         it.finish(1)
-        it.use(2)
+        it.use(0)
         it.counted(
-            **{"accesses": 1, "misses": 1, "loads": 2, "evictions": 1},
+            **{"accesses": 2, "hits": 1, "misses": 1, "loads": 2},
             **{"bytes_loaded": 2 * N, "bytes_wasted": N},
         )
+        it.check_whole()
+
+    def test_of_a_guess_called_back_what_has_moved_is_waste(self):
+        it = Experts(ClockLink(N, chunk=N // 4), slots=2, spares=2, layers=2)
+        it.guess(1, 2)
+        it.link.compute(0.375)  # one chunk has arrived, the second is under way
+        it.use(0)
+        it.counted(
+            **{"accesses": 1, "misses": 1, "loads": 1, "stall_seconds": 1.125},
+            **{"bytes_loaded": N + N // 2, "bytes_wasted": N // 2},
+        )
+        it.check_whole()
+        it.link.compute(10.0)
+        assert it.started[0].moved == N // 2 and it.started[1].moved == 0
 
     def test_a_guess_that_was_used_once_is_no_waste(self):
-        it = Experts(slots=1)
+        it = Experts(slots=1, spares=1)
         it.guess(1)
         it.use(1)
         it.use(2)
         it.counted(accesses=2, late=1, misses=1, loads=2, evictions=1, bytes_loaded=2 * N)
 
-    def test_a_guess_evicted_by_a_guess_is_waste(self):
-        it = Experts(slots=1)
+    def test_a_guess_that_gives_way_to_a_likelier_one_is_waste(self):
+        it = Experts(slots=1, spares=1)
         it.guess(1)
         it.finish(1)
         it.guess(2)
         it.finish(2)
-        it.counted(loads=2, evictions=1, bytes_loaded=2 * N, bytes_wasted=N)
+        it.counted(loads=2, bytes_loaded=2 * N, bytes_wasted=N)
+        assert it.ready() == {2}
 
     def test_what_is_read_from_disk_is_counted_apart(self, tmp_path):
         file = tmp_path / "experts.bin"
@@ -350,7 +382,7 @@ class TestCounting:
             return DiskHome(opened, N * expert, N, crc, f"expert {expert}")
 
         with FileIO(file) as opened:
-            it = Experts(slots=4, homes=home)
+            it = Experts(slots=4, homes=home, spares=1)
             it.use(0, 1, 2)
             it.guess(4)
             it.counted(accesses=3, misses=3, loads=4, bytes_loaded=4 * N, disk_bytes=3 * N)
@@ -378,7 +410,7 @@ class TestCounting:
         assert stats.total == stats.prompt + stats.decode == sum(stats.layers, Counters())
 
     def test_a_load_that_fails_after_a_reset_is_taken_back_where_it_was_counted(self):
-        it = Experts(slots=1)
+        it = Experts(slots=1, spares=1)
         it.guess(1)
         it.pool.ledger.reset()
         it.link.fail(it.ticket(1), MoEColabError("gone"))
@@ -434,39 +466,75 @@ class TestTheBooks:
 # ---------------------------------------------------------------------- guesses
 class TestAGuess:
     def test_never_waits_and_goes_behind_demands(self):
-        it = Experts(slots=3)
+        it = Experts(slots=3, spares=2)
         it.guess(1, 2)
         assert [ticket.urgent for ticket in it.link.pending] == [False, False]
         assert it.slot(1) == it.slot(2) == "loading"
         it.check_whole()
 
-    def test_evicts_none_of_the_spared_and_nobody_it_was_asked_for(self):
-        it = Experts(slots=3)
-        it.use(0, 1, 2)
-        it.guess(3, 0, 4, spared=[1])  # 2 may go, for 3; nobody is left for 4
-        it.finish(3)
-        assert it.ready() == {0, 1, 3}
-        it.guess(5, spared=[0, 1, 3])
-        assert it.ready() == {0, 1, 3} and it.link.pending == []
+    def test_takes_spares_only(self):
+        it = Experts(slots=3, spares=2)
+        it.use(0, 1)  # and one slot is free
+        it.guess(3, 0, 4, 5)
+        assert [it.slot(expert) for expert in (3, 4, 5)] == ["loading", "loading", "absent"]
+        assert it.pool.census()["free"] == 1
+        assert it.ready() == {0, 1}
         it.check_whole()
 
-    def test_does_not_evict_what_is_under_way(self):
-        it = Experts(slots=2)
-        it.guess(0)
-        it.guess(1)
-        it.guess(2)
-        assert [it.slot(expert) for expert in (0, 1, 2)] == ["loading", "loading", "absent"]
-        it.finish(0)
-        it.guess(2)
-        assert [it.slot(expert) for expert in (0, 1, 2)] == ["absent", "loading", "loading"]
-
     def test_of_somebody_there_or_under_way_does_nothing(self):
-        it = Experts(slots=4)
+        it = Experts(slots=4, spares=2)
         it.use(0)
         it.guess(0, 1)
         it.guess(0, 1)
         assert len(it.link.pending) == 1
         it.counted(accesses=1, misses=1, loads=2, bytes_loaded=2 * N)
+
+    def test_that_was_right_lets_its_layer_have_the_block_for_one_of_its_own(self):
+        it = Experts(slots=1, spares=1, layers=2)
+        it.use(0)
+        it.guess(1)
+        (guess,) = it.pool.scratch.guesses.values()
+        it.finish(1)
+        assert it.ready() == {0, 1}, "nobody has left"
+        it.use(1)
+        assert it.ready() == {1} and it.pool.table[0][1].block is guess.block
+        assert [block for block, _ in it.pool.scratch.room(N)] == it.blocks[0]
+        it.guess(2, layer=1)  # into what was a slot of layer 0
+        it.use(2, layer=1)
+        it.check_whole()
+        it.counted(
+            **{"accesses": 3, "misses": 1, "speculative_hits": 1, "late": 1, "loads": 3},
+            **{"evictions": 1, "bytes_loaded": 3 * N},
+        )
+
+    def test_that_was_right_into_a_free_slot_evicts_nobody(self):
+        it = Experts(slots=2, spares=1)
+        it.use(0)
+        it.guess(1)
+        it.use(0, 1)
+        assert it.ready() == {0, 1}
+        assert it.pool.census()["free"] == 1
+        it.check_whole()
+
+    def test_comes_before_the_loads_that_are_asked_for_now(self):
+        it = Experts(slots=4, spares=2)
+        it.use(3)
+        it.guess(5, 4)
+        it.finish(5)
+        assert it.use(0, 3, 4, 5) == [3, 4, 5, 0]
+        it.check_whole()
+
+    def test_keeps_its_turn_where_it_needs_the_slot_of_somebody_still_to_be_used(self):
+        it = Experts(slots=2, spares=2)
+        it.use(0, 1)
+        it.guess(5)
+        it.finish(5)
+        assert it.use(0, 1, 4, 5) == [0, 1, 4, 5]
+        it.check_whole()
+        it.counted(
+            **{"accesses": 6, "hits": 2, "speculative_hits": 1, "misses": 3, "loads": 4},
+            **{"evictions": 2, "bytes_loaded": 4 * N},
+        )
 
     def test_of_another_layer_does_not_touch_the_block_in_use(self):
         it = Experts(slots=1, layers=2, spares=1, policy="lru")
@@ -476,48 +544,51 @@ class TestAGuess:
             for ticket in it.link.pending:
                 it.link.finish(ticket)
             assert block.buffer == blob(0, expert)
+        assert it.ready(layer=1) == {1, 3}
+        it.use(1, layer=1)
         assert it.ready(layer=1) == {1}
         it.check_whole()
 
     def test_of_the_layer_in_use_is_not_heard(self):
-        it = Experts(slots=2)
+        it = Experts(slots=2, spares=1)
         use = it.begin(0, 1)
         before = it.link.pending
-        it.guess(2, spared=())
+        it.guess(2)
         assert it.link.pending == before
         assert [expert for expert, _ in use] == [1]
 
-    def test_that_was_wrong_and_has_not_begun_is_called_back(self):
-        it = Experts(slots=2)
+    def test_is_made_behind_the_loads_of_the_layer_at_work(self):
+        it = Experts(slots=2, spares=2, layers=2)
+        use = it.pool.experts(0, [1], ahead=[(1, [(3, 0.9), (4, 0.5)])])
+        next(use)
+        homes = it.pool.homes
+        assert [ticket.home for ticket in it.started] == [homes[0][1], homes[1][3], homes[1][4]]
+        assert [ticket.urgent for ticket in it.started] == [True, False, False]
+
+    def test_gives_way_to_a_load_that_needs_its_room(self):
+        it = Experts(slots=1, spares=2, layers=2, policy=Bypasser)
+        it.use(0)
+        it.guess(1, 2, layer=1)
+        assert it.use(3, 4, 5) == [3, 4, 5]
+        assert [it.slot(expert, layer=1) for expert in (1, 2)] == ["absent", "absent"]
+        it.check_whole()
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_that_was_wrong_is_called_back(self, begun):
+        it = Experts(slots=2, spares=1)
         it.guess(4)
         ticket = it.ticket(4)
+        if begun:
+            it.link.begin(ticket, moved=10)
         it.use(0, 1)
         assert ticket.failed() and it.slot(4) == "absent"
-        it.counted(accesses=2, misses=2, loads=2, bytes_loaded=2 * N)
-
-    def test_that_was_wrong_but_has_begun_stays_and_may_be_right_later(self):
-        it = Experts(slots=2)
-        it.guess(4)
-        it.link.begin(it.ticket(4))
-        it.use(0)
-        assert it.slot(4) == "loading"
-        it.use(4)
-        it.counted(accesses=2, late=1, misses=1, loads=2, bytes_loaded=2 * N)
-
-    def test_that_moves_is_waited_for_if_nobody_else_can_go(self):
-        it = Experts(slots=1)
-        it.guess(4)
-        it.link.begin(it.ticket(4))
-        it.use(0)
-        it.counted(
-            **{"accesses": 1, "misses": 1, "loads": 2, "evictions": 1},
-            **{"bytes_loaded": 2 * N, "bytes_wasted": N},
-        )
+        waste = {"bytes_wasted": 10} if begun else {}
+        it.counted(accesses=2, misses=2, loads=2, bytes_loaded=2 * N + 10 * begun, **waste)
 
     @pytest.mark.parametrize("needed", [(4,), (0,), (0, 1), (0, 4)])
     @pytest.mark.parametrize("slots", [1, 2])
     def test_that_failed_is_not_noticed(self, needed, slots):
-        it = Experts(slots=slots)
+        it = Experts(slots=slots, spares=1)
         it.guess(4)
         it.link.fail(it.ticket(4), MoEColabError("gone"))
         it.use(*needed)
@@ -525,25 +596,18 @@ class TestAGuess:
         it.counted(accesses=n, misses=n, loads=n, bytes_loaded=n * N, **evicted(max(0, n - slots)))
         it.check_whole()
 
-    @pytest.mark.parametrize("error", [MoEColabError("gone"), OSError("odd")])
-    def test_that_fails_while_its_slot_is_wanted_is_not_noticed(self, error):
-        it = Experts(ManualLink(), slots=1)
-
-        def on_wait(ticket):
-            if ticket.home is it.pool.homes[0][4]:
-                it.link.fail(ticket, error)
-            else:
-                it.link.finish(ticket)
-
-        it.link.on_wait = on_wait
-        it.guess(4)
-        it.link.begin(it.ticket(4))
-        it.use(0)
-        it.counted(accesses=1, misses=1, loads=1, evictions=1, bytes_loaded=N)
+    def test_that_cannot_even_be_started_is_not_noticed(self):
+        it = Experts(slots=2, spares=1)
+        it.use(0, 1)
+        start, it.link.start = it.link.start, refuse
+        it.guess(2)
+        it.link.start = start
+        it.use(0, 1, 2)
         it.check_whole()
+        it.check_books()
 
     def test_that_fails_when_it_is_needed_is_a_failed_load(self):
-        it = Experts(slots=1)
+        it = Experts(slots=1, spares=1)
         it.guess(4)
         it.link.on_wait = lambda ticket: it.link.fail(ticket, MoEColabError("gone"))
         with pytest.raises(MoEColabError, match="gone"):
@@ -714,8 +778,7 @@ def test_an_old_use_cannot_go_on_after_a_new_one():
     it.use(0, 1)
 
 
-@pytest.mark.parametrize("moment", ["access", "guess"])
-def test_a_policy_that_answers_nonsense_leaves_the_pool_whole(moment):
+def test_a_policy_that_answers_nonsense_leaves_the_pool_whole():
     class Nonsense(LRU):
         def victim(self, candidates, newcomer):
             return 99
@@ -723,7 +786,7 @@ def test_a_policy_that_answers_nonsense_leaves_the_pool_whole(moment):
     it = Experts(slots=2, policy=Nonsense)
     it.use(0, 1)
     with pytest.raises(MoEColabError, match="Nonsense answered 99"):
-        it.use(2) if moment == "access" else it.guess(2)
+        it.use(2)
     it.use(0, 1)
     it.check_whole()
     assert it.ready() == {0, 1}
@@ -738,7 +801,7 @@ def test_a_policy_that_fails_half_way_leaves_the_pool_whole():
     it = Experts(slots=2, policy=Shy)
     it.use(0, 1)
     with pytest.raises(Torn):
-        it.guess(3)
+        it.use(3)
     it.use(0, 1)
     it.check_whole()
     assert it.ready() == {0, 1}
@@ -746,18 +809,6 @@ def test_a_policy_that_fails_half_way_leaves_the_pool_whole():
         it.use(2, 3)
     it.use(0, 1, 2)
     it.check_whole()
-
-
-def test_a_guess_that_cannot_be_started_leaves_the_pool_whole():
-    it = Experts(slots=2)
-    it.use(0, 1)
-    start, it.link.start = it.link.start, refuse
-    with pytest.raises(RuntimeError, match="can't start"):
-        it.guess(2)
-    it.link.start = start
-    it.use(0, 1, 2)
-    it.check_whole()
-    it.check_books()
 
 
 # ---------------------------------------------------------------------- close
@@ -777,7 +828,7 @@ class TestClose:
         it.pool.close()
 
     def test_books_guesses_that_were_dropped(self):
-        it = Experts(slots=3)
+        it = Experts(slots=3, spares=2)
         it.guess(0, 1)
         it.finish(0)
         it.pool.close()
@@ -809,24 +860,24 @@ class TestClose:
 # ---------------------------------------------------------------------- another policy
 class TestChangeCache:
     def test_who_is_there_stays_and_the_new_policy_knows_them(self):
-        it = Experts(slots=2)
-        it.use(0, 1)
-        it.guess(5)  # takes the slot of 0
+        it = Experts(slots=2, spares=1)
+        it.use(0, 5)
+        it.use(1)
+        it.guess(2)
         it.pool.change_cache(0, LayerCache(make_policy("fifo", 6), 2))
         it.check_whole()
-        assert it.ready() == {1, 5}
-        it.use(1, 5)
-        it.use(2)
-        assert it.ready() == {2, 5}, "1 was reported first"
+        assert it.ready() == {1, 5} and it.slot(2) == "loading"
+        it.use(1, 2)
+        assert it.ready() == {1, 2}
+        it.use(3)
+        assert it.ready() == {2, 3}, "1 was reported first"
 
     def test_that_keeps_nothing_empties_the_slots(self):
         it = Experts(slots=2)
         it.use(0)
-        it.guess(1)
-        it.finish(1)
         it.pool.change_cache(0, LayerCache(make_policy("none", 6), 2))
         assert it.pool.census()["free"] == 2
-        it.counted(accesses=1, misses=1, loads=2, bytes_loaded=2 * N, bytes_wasted=N)
+        it.counted(accesses=1, misses=1, loads=1, bytes_loaded=N)
         it.use(0, 1, 2)
         it.pool.change_cache(0, LayerCache(make_policy("lru", 6), 2))
         it.use(0, 1)

@@ -119,7 +119,7 @@ def measure_link(folder: Path, device: torch.device) -> dict[str, Any]:
     model.offload.close()
     home = store.homes[0][0]
     block = allocate(1, home.nbytes, device)[0]
-    link = make_link(device, home.nbytes)
+    link = make_link(device)
     rates = {}
     for tier, source_home in (("disk", home), ("host", in_host_memory(home, device))):
         seconds = []

@@ -1,0 +1,137 @@
+"""The governor: how much speculation there may be, from what it has brought so far.
+
+Two rules. *Bytes*: guesses may waste a small share of the bytes that were needed; the nearer they
+come to it, the surer a guess must be, and how sure a router's word makes it is learned for every
+layer. *Time*: now and then every other token is made without guesses; where these are not slower,
+speculation stands aside. Knows bytes, seconds and probabilities; knows no slots. The same events
+give the same answers, so that a run in virtual time can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+Ranked = Sequence[tuple[int, float]]
+"""Guesses for one layer: experts with the probability that they will be needed, likeliest first."""
+
+SHARE = 0.07  # of the bytes that were needed: what guesses may waste
+PURSE = 8  # experts: the most that can be saved up to be wasted, and what a model begins with
+SUREST = 0.8  # how probable a guess must be when the purse is empty
+MEMORY = 0.99  # of what was learned of a layer's guesses, what is left after the next
+TRIAL = 64  # tokens, every other one without guesses
+PAUSES = (256, 4096)  # tokens from one trial to the next, at first and at most
+SLOWEST = 8  # one token in so many is left out on either side: the system was busy elsewhere
+
+
+class Governor:
+    """clock: seconds as compute sees them."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.on = True  # are guesses made in this forward?
+        self.pays = True  # what the last trial has found
+        self.found: tuple[float, float] | None = None  # seconds a token with and without guesses
+        self.purse: float | None = None  # bytes; None: nothing was needed yet
+        self._trust: dict[int, tuple[float, float]] = {}  # by layer: guesses that came true, hoped
+        self._clock = clock
+        self._pause = PAUSES[0]
+        self._since = -TRIAL  # tokens since the last trial; below 0 in one
+        self._trial = Trial()
+        self._last: float | None = None  # when this token was begun
+        self._loads = 0  # experts that this token had to load
+
+    # ------------------------------------------------------------------ bytes
+    def needed(self, nbytes: int) -> None:
+        """An expert of so many bytes was needed and not in a slot."""
+        self._loads += 1
+        self.purse = min(PURSE * nbytes, self._purse(nbytes) + SHARE * nbytes)
+
+    def wasted(self, nbytes: int) -> None:
+        """So many bytes of a wrong guess have moved."""
+        if self.purse is not None:
+            self.purse -= nbytes
+
+    def heard(self, layer: int, ranked: Ranked, needed: Collection[int]) -> None:
+        """What had been guessed for a layer, whether it was loaded or not, and the truth."""
+        came, hoped = self._trust.get(layer, (1.0, 1.0))
+        self._trust[layer] = (
+            MEMORY * came + sum(expert in needed for expert, _ in ranked),
+            MEMORY * hoped + sum(probability for _, probability in ranked),
+        )
+
+    def allows(self, layer: int, nbytes: int, at_stake: int, probability: float) -> bool:
+        """May a guess of so many bytes be made, with `at_stake` bytes of others not yet judged?"""
+        purse = self._purse(nbytes)
+        came, hoped = self._trust.get(layer, (1.0, 1.0))
+        sure = probability * came / hoped if hoped else 0.0
+        least = SUREST * (1 - purse / (PURSE * nbytes))
+        return purse >= at_stake + nbytes and sure >= least
+
+    def _purse(self, nbytes: int) -> float:
+        return PURSE * nbytes if self.purse is None else self.purse
+
+    # ------------------------------------------------------------------ time
+    def forward(self, decode: bool) -> None:
+        """The first router of a forward has spoken. Only tokens that follow a token are timed."""
+        now, before = self._clock(), self._last
+        loads, self._loads = self._loads, 0
+        self._last = now if decode else None
+        if not decode:
+            self.on = self.pays
+            return
+        if before is not None and self._since < 0:
+            self._trial.note(self.on, now - before, loads)
+        self._since += 1
+        if self._since == 0:
+            self._judge()
+        elif self._since >= self._pause:
+            self._since, self._trial = -TRIAL, Trial()
+        self.on = self._since % 2 == 0 if self._since < 0 else self.pays
+
+    def _judge(self) -> None:
+        thought, self.found = self.pays, self._trial.means()
+        self.pays = self.found[0] <= self.found[1]
+        # What is found twice need not be asked again so soon.
+        self._pause = min(2 * self._pause, PAUSES[1]) if thought == self.pays else PAUSES[0]
+
+    def says(self) -> str:
+        """For a reader: nothing while there is nothing to say."""
+        if self.found is None:
+            return ""
+        speculating, alone = (f"{1e3 * seconds:.1f} ms" for seconds in self.found)
+        what = "pays" if self.pays else "stands aside"
+        return f"speculation {what}: {speculating} a token with it, {alone} without"
+
+
+class Trial:
+    """Tokens with guesses and without. Some need more loads than others, whether there are guesses
+    or not: what a load takes is fitted, and taken out before the two kinds are compared."""
+
+    def __init__(self):
+        self.tokens: tuple[list, list] = ([], [])  # without, with: (seconds, loads)
+
+    def note(self, guessed: bool, seconds: float, loads: int) -> None:
+        self.tokens[guessed].append((seconds, loads))
+
+    def means(self) -> tuple[float, float]:
+        """Seconds a token, with guesses and without, at the mean number of loads."""
+        both = [*self.tokens[0], *self.tokens[1]]
+        overall = mean([loads for _, loads in both])
+        covariance = variance = 0.0
+        for tokens in self.tokens:
+            seconds, loads = (mean([token[i] for token in tokens]) for i in (0, 1))
+            covariance += sum((s - seconds) * (n - loads) for s, n in tokens)
+            variance += sum((n - loads) ** 2 for _, n in tokens)
+        slope = covariance / variance if variance else 0.0
+        without, guessing = (
+            mean_of_most([s - slope * (n - overall) for s, n in tokens]) for tokens in self.tokens
+        )
+        return guessing, without
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def mean_of_most(times: list[float]) -> float:
+    """The mean without the slowest few."""
+    return mean(sorted(times)[: len(times) - len(times) // SLOWEST])
