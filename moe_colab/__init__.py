@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from .quality import evaluation_texts as evaluation_texts
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
+    from .recording import record as record
+    from .replays import replay as replay
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
+    from .timelines import timeline as timeline
+    from .trace import Trace as Trace
     from .widgets import ChatWidget as ChatWidget
 
 __version__ = "0.1.0"
@@ -33,6 +37,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "Offload": "offload",
     "Policy": "cache",
     "Store": "store",
+    "Trace": "trace",
     "close_all": "offload",
     "evaluation_texts": "quality",
     "inspect": "store",
@@ -41,6 +46,9 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "perplexity": "quality",
     "preflight": "machine",
     "quantize": "quantization",
+    "record": "recording",
+    "replay": "replays",
+    "timeline": "timelines",
     "verify": "store",
 }
 __all__ = ["MoEColabError", *_ROOMS]

@@ -29,6 +29,11 @@ def evaluation_folder() -> Path:
     return shipped("evaluation", "evaluation")
 
 
+def shipped_trace() -> Path:
+    """The trace of the small model that comes with moe_colab."""
+    return shipped("traces", "traces") / "four_domains.npz"
+
+
 def shipped(package: str, asset: str) -> Path:
     """A folder that travels with an installed package, or lies in a checkout's assets."""
     here = Path(__file__).parent
