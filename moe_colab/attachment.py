@@ -81,16 +81,8 @@ class Layer:
         shown = self._logits(len(top_k_index)) if wanted or witness is not None else None
         guesses = guesses_at(self.offload, self.number, "router_input")
         parts = [top_k_index, *([] if shown is None else [shown]), *guesses.values()]
-        if len(parts) == 1:
-            index, rest = top_k_index.cpu().numpy(), []
-        else:
-            flat = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()
-            ends = np.cumsum([part.numel() for part in parts])
-            index, *rest = (
-                piece.reshape(part.shape)
-                for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)
-            )
-            index = index.astype(np.int64)
+        index, *rest = to_host(parts)
+        index = index.astype(np.int64)
         logits = None if shown is None else in_half(rest.pop(0))
         least = self.offload.guessing.threshold
         ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
@@ -224,9 +216,22 @@ def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
     return Speculator(model, lambda: wants_guesses(handle), deliveries.send)
 
 
+def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Each on the host, in one transfer; several as float32, in which ids are exact too."""
+    if len(parts) == 1:
+        return [parts[0].cpu().numpy()]
+    flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
+    pieces, begin = [], 0
+    for part in parts:
+        end = begin + part.numel()
+        pieces.append(flat[begin:end].reshape(part.shape))
+        begin = end
+    return pieces
+
+
 def in_half(logits: np.ndarray) -> np.ndarray:
     """In 16 bits, as a trace keeps them; what is too large becomes the largest number there is."""
-    return logits.clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+    return np.minimum(np.maximum(logits, -LARGEST_HALF), LARGEST_HALF).astype(np.float16)
 
 
 def model_input(args: Sequence, kwargs: Mapping) -> torch.Tensor | None:

@@ -276,7 +276,7 @@ def test_a_trace_is_replayed(tmp_path):
     assert said["timeline"]["decode"]["tokens"] == counts.forwards - 12
     out = run("replay", "--slots", "4", "--speculate", "2", "--link", "500MB/s", "--json")
     guessed = mc.replay(trace, slots=4, speculate=2, link=5e8)
-    assert json.loads(out.stdout)["late"] == guessed.late > 0
+    assert json.loads(out.stdout)["speculative_hits"] == guessed.speculative_hits > 0
     trace.only("code").save(tmp_path / "code.npz")
     out = run("replay", f"{tmp_path}/code.npz", "--budget", "30", "--policy", "optimal")
     assert out.returncode == 0, out.stderr
