@@ -16,8 +16,9 @@ CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # What depends on the version of transformers.
 COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
 	tests/test_packing.py tests/test_chat.py tests/test_hub.py tests/test_widgets.py \
-	tests/test_models.py tests/test_shards.py tests/test_notebook.py tests/test_lowbit.py tests/test_quantization.py \
-	tests/test_quality.py tests/test_sensitivity.py tests/test_kernels.py tests/test_plots.py tests/test_quantize_widget.py
+	tests/test_models.py tests/test_shards.py tests/test_notebook.py tests/test_lowbit.py \
+	tests/test_quantization.py tests/test_lowbit_dense.py tests/test_quality.py tests/test_sensitivity.py \
+	tests/test_kernels.py tests/test_plots.py tests/test_quantize_widget.py tests/test_trace.py tests/test_replays.py
 
 # Which tests: `make test-all` runs the full matrices too.
 SELECT := not full

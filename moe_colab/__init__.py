@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
     from .quantize_widget import QuantizeWidget as QuantizeWidget
+    from .recording import record as record
+    from .replays import replay as replay
     from .sensitivity import allocate as allocate
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .shelf import quantized as quantized
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
+    from .timelines import timeline as timeline
+    from .trace import Trace as Trace
     from .widgets import ChatWidget as ChatWidget
 
 __version__ = "0.1.0"
@@ -43,6 +47,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "Store": "store",
     "benchmark": "places",
     "allocate": "sensitivity",
+    "Trace": "trace",
     "close_all": "offload",
     "compare": "comparison",
     "evaluation_texts": "quality",
@@ -55,6 +60,9 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "preflight": "machine",
     "quantize": "quantization",
     "quantized": "shelf",
+    "record": "recording",
+    "replay": "replays",
+    "timeline": "timelines",
     "verify": "store",
 }
 __all__ = ["MoEColabError", *_ROOMS]

@@ -1,4 +1,4 @@
-"""moe_colab from a shell: python -m moe_colab chat | quantize | inspect | verify | bench."""
+"""moe_colab from a shell: chat | quantize | inspect | verify | replay | bench."""
 
 from __future__ import annotations
 
@@ -102,6 +102,20 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true")
     verify.set_defaults(run=run_verify)
 
+    replay = commands.add_parser("replay", help="a recorded trace under another cache")
+    replay.add_argument("trace", nargs="?", help="a saved trace, or a .csv; default: our own")
+    replay.add_argument("--policy", default="lru", help="as for chat, or optimal, optimal-bypass")
+    replay.add_argument("--slots", type=slots_given, help="experts a layer holds: 4, or 4,4,6,...")
+    replay.add_argument("--budget", type=positive, help="slots of all layers together, instead")
+    replay.add_argument("--bypass", action="store_true", help="an expert may be run without a slot")
+    replay.add_argument("--speculate", type=count, default=0, help="guesses a layer (default: 0)")
+    replay.add_argument("--lookahead", type=positive, default=1, help="layers, 1 or 2")
+    replay.add_argument("--guess-from", default="router_input", help="or layer_output")
+    replay.add_argument("--link", help="model the time too, over a link of 12GB/s")
+    replay.add_argument("--compute", type=seconds, default=2e-3, help="seconds a layer and token")
+    replay.add_argument("--json", action="store_true")
+    replay.set_defaults(run=run_replay)
+
     bench = commands.add_parser("bench", help="measure").add_subparsers(
         required=True, metavar="BENCH"
     )
@@ -131,12 +145,20 @@ def positive(text: str) -> int:
     return whole(text, 1, 10**9)
 
 
+def count(text: str) -> int:
+    return whole(text, 0, 10**9)
+
+
 def seed(text: str) -> int:
     return whole(text, 0, 2**32 - 1)
 
 
 def temperature(text: str) -> float:
     return number(text, 100)
+
+
+def seconds(text: str) -> float:
+    return number(text, 1000)
 
 
 def share(text: str) -> float:
@@ -164,6 +186,12 @@ def slots(text: str) -> int | list[int] | str:
         return text
     numbers = [whole(part, 1, 10**6) for part in text.split(",")]
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def slots_given(text: str) -> int | list[int] | str:
+    if text == "auto":
+        raise argparse.ArgumentTypeError("a replay needs a number of slots")
+    return slots(text)
 
 
 def run_chat(args: argparse.Namespace) -> int:
@@ -205,6 +233,28 @@ def run_verify(args: argparse.Namespace) -> None:
         print(json.dumps(report.as_dict()))
     else:
         print(f"{report.store}: {report.nbytes:,} bytes in {report.files} files, all as packed")
+
+
+def run_replay(args: argparse.Namespace) -> None:
+    from .replays import replay
+    from .timelines import timeline
+    from .trace import Trace
+
+    read = Trace.from_csv if str(args.trace).endswith(".csv") else Trace.load
+    trace = read(args.trace)
+    if args.slots is None and args.budget is None:
+        raise MoEColabError("say how many experts a layer holds: --slots 4, or --budget 32.")
+    guesses = {name: getattr(args, name) for name in ("speculate", "lookahead", "guess_from")}
+    setting = {"policy": args.policy, "bypass": args.bypass, **guesses}
+    clock = {} if args.link is None else {"link": args.link, "compute": args.compute}
+    counts = replay(trace, slots=args.slots, budget=args.budget, **setting, **clock)
+    found = counts.as_dict()
+    lines = [repr(trace), counts.line()]
+    if clock:
+        run = timeline(trace, slots=counts.slots, **setting, **clock)
+        found["timeline"] = run.as_dict()
+        lines.append(repr(run))
+    print(json.dumps(found) if args.json else "\n".join(lines))
 
 
 def run_speculation(args: argparse.Namespace) -> int:

@@ -19,13 +19,15 @@ from transformers import Cache
 
 from . import families
 from .cache import Tokens
-from .counters import Ledger
+from .counters import Ledger, Note
 from .errors import MoEColabError
 from .governor import Ranked
 from .pool import Pool
 from .settings import Guessing
 from .speculation import Speculator
 from .store import BlobLayout, LayerEntry
+
+LARGEST_HALF = float(np.finfo(np.float16).max)
 
 
 class Handle(Protocol):
@@ -73,35 +75,36 @@ class Layer:
             )
 
     def routing(self, top_k_index: torch.Tensor) -> Routing:
-        """top_k_index [T, K] and whatever else is to be known on the host; one transfer for all."""
-        parts = [top_k_index]
-        if self.offload.needs_logits:
-            parts.append(self._logits(len(top_k_index)))
+        """top_k_index [T, K] and whatever else is to be known on the host; one transfer for all. A
+        policy is shown, and a trace keeps, logits in 16 bits: so a replay decides alike."""
+        wanted, witness = self.offload.needs_logits, self.offload.ledger.witness
+        shown = self._logits(len(top_k_index)) if wanted or witness is not None else None
         guesses = guesses_at(self.offload, self.number, "router_input")
-        parts += guesses.values()
-        if len(parts) == 1:
-            return Routing(top_k_index.cpu().numpy(), None, [])
-        flat = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()
-        ends = np.cumsum([part.numel() for part in parts])
-        index, *rest = (
-            piece.reshape(part.shape)
-            for piece, part in zip(np.split(flat, ends[:-1]), parts, strict=True)
-        )
-        index, tokens = index.astype(np.int64), None
-        if self.offload.needs_logits:
-            tokens = list(zip(index.tolist(), rest.pop(0).tolist(), strict=True))
+        parts = [top_k_index, *([] if shown is None else [shown]), *guesses.values()]
+        index, *rest = to_host(parts)
+        index = index.astype(np.int64)
+        logits = None if shown is None else in_half(rest.pop(0))
         least = self.offload.guessing.threshold
         ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
+        if witness is not None:
+            witness.routed(self.number, index, logits)
+            note = witness.guessing(self.number, "router_input")
+            for layer, likely in ahead:
+                note(layer, likely)
+        tokens = list(zip(index.tolist(), logits.tolist(), strict=True)) if wanted else None
         return Routing(index, tokens, ahead)
 
-    def _logits(self, length: int) -> torch.Tensor:
+    def _logits(self, length: int) -> torch.Tensor | None:
+        """The router's [T, E]; None where it shows none and only a recording asks."""
         logits = self.router.__dict__.pop("logits", None)
-        if logits is None or len(logits) != length:
+        if logits is not None and len(logits) == length:
+            return logits
+        if self.offload.needs_logits:
             raise MoEColabError(
                 f"policy {self.offload.policy!r} needs the router's logits, and MoE layer "
                 f"{self.number} of this family shows none: choose another policy."
             )
-        return logits
+        return None
 
     def weights(
         self, needed: list[int], tokens: Tokens | None, ahead: Sequence[tuple[int, Ranked]] = ()
@@ -114,8 +117,8 @@ class Layer:
             yield expert, block.views(self.layout, (self.number, expert))
 
     def keep_logits(self, router, args, output) -> None:
-        """Hook on the router: its logits, if the policy asks for them."""
-        if self.offload.needs_logits:
+        """Hook on the router: its logits, if the policy or a recording asks for them."""
+        if self.offload.needs_logits or self.offload.ledger.witness is not None:
             self.router.logits = families.router_logits(output, self.experts)
 
 
@@ -131,10 +134,11 @@ class Deliveries:
         guesses = guesses_at(self.offload, number, "layer_output")
         if not guesses:
             return
-        pool = self.offload.pool
+        pool, witness = self.offload.pool, self.offload.ledger.witness
+        note = witness.guessing(number, "layer_output") if witness is not None else None
         turns = {layer: pool.turns[layer] for layer in guesses}
         if self.offload.device.type == "cpu":
-            self._deliver(pool, guesses, turns, self.offload.ledger.phase)
+            self._deliver(pool, guesses, turns, self.offload.ledger.phase, note)
             return
         host = {
             layer: torch.empty(guess.shape, pin_memory=True).copy_(guess, non_blocking=True)
@@ -143,15 +147,20 @@ class Deliveries:
         issued = torch.cuda.Event()
         issued.record()
         phase = self.offload.ledger.phase
-        self.thread.submit(self._deliver, pool, host, turns, phase, issued.synchronize)
+        self.thread.submit(self._deliver, pool, host, turns, phase, note, issued.synchronize)
 
-    def _deliver(self, pool: Pool, guesses, turns, phase: str, wait=lambda: None) -> None:
+    def _deliver(
+        self, pool: Pool, guesses, turns, phase: str, note: Note | None, wait=lambda: None
+    ) -> None:
         wait()
         least = self.offload.guessing.threshold
         with self.offload.lock:
             for layer, guess in guesses.items():
                 if pool.turns[layer] == turns[layer]:  # or its router has spoken meanwhile
-                    pool.guess(layer, ranked(guess.numpy(), least), phase)
+                    likely = ranked(guess.numpy(), least)
+                    pool.guess(layer, likely, phase)
+                    if note is not None:
+                        note(layer, likely)
 
 
 def guesses_at(offload: Handle, number: int, source: str) -> dict[int, torch.Tensor]:
@@ -193,13 +202,11 @@ def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
     deliveries = Deliveries(offload)
 
     def begin_forward(model, args, kwargs) -> None:
-        inputs = kwargs.get("input_ids")
-        if inputs is None:
-            inputs = args[0] if args else kwargs.get("inputs_embeds")
+        inputs = model_input(args, kwargs)
         if inputs is None:
             return  # the model will say what it misses
         rows, length = inputs.shape[:2]
-        decode = length == 1 and has_past(kwargs)
+        decode = length == 1 and past_length(kwargs) > 0
         with offload.lock:
             offload.pool.check_open()
             offload.ledger.forward("decode" if decode else "prompt", rows * length)
@@ -209,10 +216,36 @@ def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
     return Speculator(model, lambda: wants_guesses(handle), deliveries.send)
 
 
-def has_past(kwargs: Mapping) -> bool:
-    """True if a forward was given a cache that holds earlier tokens; layers without attention
-    cannot tell."""
+def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:
+    """Each on the host, in one transfer; several as float32, in which ids are exact too."""
+    if len(parts) == 1:
+        return [parts[0].cpu().numpy()]
+    flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
+    pieces, begin = [], 0
+    for part in parts:
+        end = begin + part.numel()
+        pieces.append(flat[begin:end].reshape(part.shape))
+        begin = end
+    return pieces
+
+
+def in_half(logits: np.ndarray) -> np.ndarray:
+    """In 16 bits, as a trace keeps them; what is too large becomes the largest number there is."""
+    return np.minimum(np.maximum(logits, -LARGEST_HALF), LARGEST_HALF).astype(np.float16)
+
+
+def model_input(args: Sequence, kwargs: Mapping) -> torch.Tensor | None:
+    """What a forward reads: ids [rows, length], or embeddings [rows, length, H]."""
+    inputs = kwargs.get("input_ids")
+    if inputs is None:
+        inputs = args[0] if args else kwargs.get("inputs_embeds")
+    return inputs
+
+
+def past_length(kwargs: Mapping) -> int:
+    """Earlier tokens in the cache that a forward was given; layers without attention cannot
+    tell."""
     # By type: its name differs between versions.
     caches = [value for value in kwargs.values() if isinstance(value, Cache)]
     layers = [layer for past in caches for layer in past.layers if hasattr(layer, "get_seq_length")]
-    return any(layer.get_seq_length() > 0 for layer in layers)
+    return max((int(layer.get_seq_length()) for layer in layers), default=0)

@@ -9,8 +9,9 @@ bytes into a device slot; `bytes_loaded` counts also what moved of loads that we
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 PHASES = ("prompt", "decode")
 
@@ -81,12 +82,35 @@ class Stats:
         }
 
 
+Note = Callable[[int, Sequence[tuple[int, float]]], None]
+"""Told of a layer, and the experts that are guessed for it with their probability, the likeliest
+first."""
+
+
+class Witness(Protocol):
+    """Told of every event while a model is recorded, in the thread that runs it."""
+
+    def routed(self, layer: int, index: Any, logits: Any) -> None:
+        """The router's choice [T, K] and logits [T, E] (None: it shows none), on the host."""
+
+    def accessed(self, layer: int, expert: int, outcome: str, nbytes: int) -> None:
+        """An access: "hit", "speculative_hit", "late" or "miss"; the bytes that a miss loads."""
+
+    def waited(self, layer: int, expert: int, seconds: float) -> None:
+        """How long compute waited for an expert that was accessed."""
+
+    def guessing(self, at: int, source: str) -> Note:
+        """A hidden state at the MoE layer `at` is asked what later layers will need. The answer is
+        told of each layer's guesses, in any thread."""
+
+
 class Ledger:
     """The open books: one Counters per layer and phase, and the phase each thread's forward is
-    in."""
+    in. `witness` hears of single events too, while there is one."""
 
     def __init__(self, layers: int):
         self.layers = layers
+        self.witness: Witness | None = None
         self._thread = threading.local()
         self.reset()
 

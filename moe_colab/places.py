@@ -42,6 +42,11 @@ def benchmark(name: str) -> dict[str, Any]:
     return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def shipped_trace() -> Path:
+    """The trace of the small model that comes with moe_colab."""
+    return shipped("traces", "traces") / "four_domains.npz"
+
+
 def shipped(package: str, asset: str) -> Path:
     """A folder that travels with an installed package, or lies in a checkout's assets."""
     here = Path(__file__).parent

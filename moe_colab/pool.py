@@ -114,7 +114,7 @@ class Pool:
             for step in steps:
                 self._start_all(layer, to_load, unused, book)
                 slot = table[step.expert]
-                slot.ticket.wait(book)
+                self._await(layer, step.expert, slot, book)
                 slot.guessed = False
                 yield step.expert, slot.block
                 self._check_goes_on(layer, use)
@@ -277,17 +277,32 @@ class Pool:
         has spoken."""
         book.accesses += len(needed)
         book.hits += len(needed) - len(steps)  # at home on the device
+        outcomes = dict.fromkeys(needed, "hit")
         for step in steps:
             slot = self.scratch.guesses.get((layer, step.expert))
             slot = slot or self.table[layer].get(step.expert)
             book.bypasses += not (step.hit or step.keep)
             if slot is None:
                 book.misses += 1
+                outcomes[step.expert] = "miss"
             elif not slot.guessed:
                 book.hits += 1
             elif slot.ticket.done():
                 book.speculative_hits += 1
+                outcomes[step.expert] = "speculative_hit"
             else:
                 book.late += 1
+                outcomes[step.expert] = "late"
             if not step.hit and self.governor is not None:
                 self.governor.needed(self.homes[layer][step.expert].nbytes)
+        if self.ledger.witness is not None:
+            for expert, outcome in outcomes.items():
+                nbytes = self.homes[layer][expert].nbytes if outcome == "miss" else 0
+                self.ledger.witness.accessed(layer, expert, outcome, nbytes)
+
+    def _await(self, layer: int, expert: int, slot: Slot, book: Counters) -> None:
+        """Until compute may use the slot."""
+        before = book.stall_seconds
+        slot.ticket.wait(book)
+        if self.ledger.witness is not None:
+            self.ledger.witness.waited(layer, expert, book.stall_seconds - before)

@@ -265,3 +265,22 @@ def test_gpu_check_tells_a_wrong_token(monkeypatch, capsys):
 
 def test_the_version_is_told():
     assert mc.__version__ in run("--version").stdout
+
+
+def test_a_trace_is_replayed(tmp_path):
+    out = run("replay", "--slots", "4", "--link", "100MB/s", "--compute", "0.001", "--json")
+    assert out.returncode == 0, out.stderr
+    said, trace = json.loads(out.stdout), mc.Trace.load()
+    counts = mc.replay(trace, slots=4)
+    assert said["loads"] == counts.loads == said["timeline"]["stats"]["loads"]
+    assert said["timeline"]["decode"]["tokens"] == counts.forwards - 12
+    out = run("replay", "--slots", "4", "--speculate", "2", "--link", "500MB/s", "--json")
+    guessed = mc.replay(trace, slots=4, speculate=2, link=5e8)
+    assert json.loads(out.stdout)["speculative_hits"] == guessed.speculative_hits > 0
+    trace.only("code").save(tmp_path / "code.npz")
+    out = run("replay", f"{tmp_path}/code.npz", "--budget", "30", "--policy", "optimal")
+    assert out.returncode == 0, out.stderr
+    assert mc.replay(trace.only("code"), "optimal", budget=30).line() in out.stdout
+    for wrong, message in (([], "--budget 32"), (["--slots", "auto"], "number of slots")):
+        out = run("replay", *wrong)
+        assert out.returncode == 2 and message in out.stderr

@@ -1,0 +1,138 @@
+"""A trace while it happens. Knows arrays; knows no model and no torch.
+
+It is told of forwards in their order, and within one of each layer's routing, accesses and guesses.
+A forward that does not end (an error, Ctrl-C, Stop) is left out with all that belongs to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..counters import PHASES
+from ..errors import MoEColabError
+from . import arrays
+from .arrays import OUTCOMES
+from .trace import Trace
+
+
+@dataclass
+class Forward:
+    """One forward under way, or over. ids: of its tokens [rows, length], None where it was given
+    embeddings; the recorder may keep them elsewhere until `Builder.trace` is asked for."""
+
+    phase: str
+    rows: int
+    length: int
+    past: int
+    ids: Any
+    began: float
+    routing: dict[int, np.ndarray] = field(default_factory=dict)  # [T, K] by layer
+    logits: dict[int, np.ndarray | None] = field(default_factory=dict)  # [T, E] by layer
+    spoke: dict[int, float] = field(default_factory=dict)
+    accesses: list[tuple] = field(default_factory=list)  # layer, expert, outcome, bytes
+    waits: dict[tuple[int, int], float] = field(default_factory=dict)  # by layer and expert
+    guesses: list[tuple] = field(default_factory=list)  # as in arrays.GUESS, named
+
+
+class Builder:
+    """Takes in what happens; `trace()` is what has happened so far.
+
+    header: what a Trace's header holds of the model; label: the name of the part that is recorded.
+    """
+
+    def __init__(self, header: Mapping[str, Any], label: str = ""):
+        self.header, self.label = dict(header), label
+        self.done: list[Forward] = []
+        self.start = time.perf_counter()
+
+    def begin(self, phase: str, rows: int, length: int, past: int, ids: Any) -> Forward:
+        return Forward(phase, rows, length, past, ids, time.perf_counter() - self.start)
+
+    def routed(
+        self, forward: Forward, layer: int, index: np.ndarray, logits: np.ndarray | None
+    ) -> None:
+        """index [T, K], logits [T, E] within the range of fp16, of all tokens of the forward.
+        Raises MoEColabError where a layer is run on other tokens than the model, or twice."""
+        tokens = forward.rows * forward.length
+        if len(index) != tokens or layer in forward.routing:
+            raise MoEColabError(
+                f"MoE layer {layer} was run on {len(index)} tokens in a forward over {tokens}, or "
+                "twice: this family cannot be recorded."
+            )
+        forward.routing[layer], forward.logits[layer] = index, logits
+        forward.spoke[layer] = time.perf_counter() - self.start - forward.began
+
+    def accessed(
+        self, forward: Forward, layer: int, expert: int, outcome: str, nbytes: int
+    ) -> None:
+        forward.waits[layer, expert] = 0.0
+        forward.accesses.append((layer, expert, OUTCOMES.index(outcome), nbytes))
+
+    def waited(self, forward: Forward, layer: int, expert: int, seconds: float) -> None:
+        forward.waits[layer, expert] = seconds
+
+    def guessed(
+        self,
+        forward: Forward,
+        at: int,
+        layer: int,
+        ranked: Sequence[tuple[int, float]],
+        source: str,
+    ) -> None:
+        forward.guesses += [
+            (at, layer, expert, place, probability, source)
+            for place, (expert, probability) in enumerate(ranked)
+        ]
+
+    def end(self, forward: Forward) -> None:
+        self.done.append(forward)
+
+    def trace(self) -> Trace:
+        layers, widest = len(self.header["experts"]), max(self.header["experts"])
+        top_k = max((i.shape[1] for f in self.done for i in f.routing.values()), default=1)
+        found = arrays.empty(layers, top_k, widest)
+        sources: dict[str, int] = {}
+        if self.done:
+            found = arrays.join([self._arrays(f, top_k, widest, sources) for f in self.done])
+            found["forwards"]["began"] = [f.began for f in self.done]
+            begins = found["forwards"]["past"] == 0
+            begins[0] = True
+            found["forwards"]["sequence"] = np.cumsum(begins) - 1
+        return Trace(**self.header, **found, labels=(self.label,), sources=tuple(sources))
+
+    def _arrays(
+        self, forward: Forward, top_k: int, widest: int, sources: dict[str, int]
+    ) -> arrays.Arrays:
+        """One forward as a trace of its own."""
+        layers, tokens = len(self.header["experts"]), forward.rows * forward.length
+        out = arrays.empty(layers, top_k, widest)
+        out["forwards"] = np.zeros(1, arrays.FORWARD)
+        for name in ("rows", "length", "past"):
+            out["forwards"][name] = getattr(forward, name)
+        out["forwards"]["phase"] = PHASES.index(forward.phase)
+        out["spoke"] = np.full((1, layers), np.nan, np.float32)
+        out["spoke"][0, list(forward.spoke)] = list(forward.spoke.values())
+        out["tokens"] = np.full(tokens, -1, np.int32)
+        if forward.ids is not None:
+            out["tokens"][:] = np.reshape(forward.ids, -1)
+        out["routing"] = np.full((tokens, layers, top_k), arrays.NOBODY, np.int16)
+        out["logits"] = np.full((tokens, layers, widest), np.nan, np.float16)
+        for layer, index in forward.routing.items():
+            exists = index < self.header["experts"][layer]  # ids past the last one mean: nobody
+            out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NOBODY)
+            logits = forward.logits[layer]
+            if logits is not None:
+                out["logits"][:, layer, : logits.shape[1]] = logits
+        rows = [(0, *access, forward.waits[access[:2]]) for access in forward.accesses]
+        out["accesses"] = np.array(rows, arrays.ACCESS)
+        rows = [
+            (0, *guess, sources.setdefault(source, len(sources)))
+            for *guess, source in forward.guesses
+        ]
+        out["guesses"] = np.array(rows, arrays.GUESS)
+        return out

@@ -1,0 +1,102 @@
+"""A trace as tables: one row per choice of a router, one row per guess."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..counters import PHASES
+from .arrays import NOBODY, OUTCOMES
+
+if TYPE_CHECKING:
+    import pandas
+
+    from .trace import Trace
+
+
+def choices(trace: Trace) -> pandas.DataFrame:
+    """What Trace.frame describes."""
+    import pandas as pd
+
+    token, layer, rank = np.nonzero(trace.routing != NOBODY)
+    step = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))[token]
+    order = np.lexsort((rank, token, layer, step))
+    token, layer, rank, step = (column[order] for column in (token, layer, rank, step))
+    forward, expert = trace.forwards[step], trace.routing[token, layer, rank]
+    place = token - trace.bounds[step]  # among the tokens of its forward
+    key = keys(trace, step, layer, expert)
+    first = np.zeros(len(key), bool)
+    first[np.unique(key, return_index=True)[1]] = True
+    access, known = lookup(trace, trace.accesses, trace.accesses["step"], key)
+    guess, named = lookup(trace, trace.guesses, meant_step(trace), key)
+    own = known & first
+    columns = {
+        "step": step,
+        "phase": category(forward["phase"], PHASES),
+        "label": category(forward["label"], trace.labels),
+        "sequence": forward["sequence"],
+        "row": place // forward["length"],
+        "position": forward["past"] + place % forward["length"],
+        "token": trace.tokens[token],
+        "layer": layer,
+        "rank": rank,
+        "expert": expert,
+        "logit": trace.logits[token, layer, expert].astype(np.float32),
+        "guessed": category(guess["source"], trace.sources, named),
+        "outcome": category(access["outcome"], OUTCOMES, known),
+        "first": first,
+        "bytes": np.where(own, access["bytes"], 0),
+        "seconds": np.where(own, access["wait"], 0),
+        "began": forward["began"] + trace.spoke[step, layer],
+    }
+    frame = pd.DataFrame(columns)
+    if trace.texts:
+        text = frame["token"].map(dict(trace.texts))
+        frame.insert(frame.columns.get_loc("token") + 1, "text", text)
+    return frame
+
+
+def guesses(trace: Trace) -> pandas.DataFrame:
+    """What Trace.guess_frame describes."""
+    import pandas as pd
+
+    meant = meant_step(trace)
+    rows = trace.guesses[meant < trace.steps]
+    key = keys(trace, meant[meant < trace.steps], rows["layer"], rows["expert"])
+    chosen = choices(trace)
+    said = keys(trace, *(chosen[name].to_numpy() for name in ("step", "layer", "expert")))
+    names = ("step", "at", "layer", "expert", "place", "probability")
+    frame = pd.DataFrame({name: rows[name] for name in names})
+    return frame.assign(source=category(rows["source"], trace.sources), right=np.isin(key, said))
+
+
+def meant_step(trace: Trace) -> np.ndarray:
+    """The step that each guess was made for: its own, or the next."""
+    made = trace.guesses["step"].astype(np.int64)
+    return made + (trace.guesses["layer"] <= trace.guesses["at"])
+
+
+def keys(trace: Trace, step, layer, expert) -> np.ndarray:
+    """One number per (step, layer, expert)."""
+    wide = np.asarray(step, np.int64) * trace.layers + layer
+    return wide * (max(trace.experts) + 1) + expert
+
+
+def lookup(
+    trace: Trace, rows: np.ndarray, step: np.ndarray, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """For every key the first of `rows` that has it, and whether there is one."""
+    if len(rows) == 0:
+        return np.zeros(len(wanted), rows.dtype), np.zeros(len(wanted), bool)
+    found, where = np.unique(keys(trace, step, rows["layer"], rows["expert"]), return_index=True)
+    at = np.searchsorted(found, wanted).clip(max=len(found) - 1)
+    return rows[where[at]], found[at] == wanted
+
+
+def category(codes: np.ndarray, names: Sequence[str], known=True) -> pandas.Categorical:
+    import pandas as pd
+
+    codes = np.where(known, codes.astype(np.int32), -1)
+    return pd.Categorical.from_codes(codes, categories=list(names))

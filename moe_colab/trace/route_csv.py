@@ -1,0 +1,98 @@
+"""Routing traces of other engines: the text format `route_trace v1`, as arrays of a trace.
+
+Header lines begin with `#`: the model's name and shape, then one line per layer with the bytes of
+its experts. The table has a line per (turn, phase, step, layer, slot): expert, weight, residency,
+expert_bytes. Steps count tokens; phase 0 is the prompt, computed in one forward, 1 is decode. A
+token that a layer left out has no line there. expert_bytes are those that were loaded for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import numpy as np
+
+from ..errors import MoEColabError
+from . import arrays
+
+MARK = "# route_trace v1"
+COLUMNS = ["turn", "phase", "step", "layer", "slot", "expert", "expert_bytes"]
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(header, arrays) of a Trace, logits and times unknown. Raises MoEColabError for a file that
+    is not such a trace."""
+    import pandas as pd
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            comments = [line for line in iter(file.readline, "") if line.startswith("#")]
+        if not comments or comments[0].strip() != MARK:
+            raise ValueError(f"its first line is not {MARK!r}")
+        table = pd.read_csv(path, comment="#", usecols=COLUMNS)
+        shape = _shape(comments)
+        return shape, _arrays(shape, table)
+    except OSError as error:
+        raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise MoEColabError(
+            f"{path} is not a whole routing trace ({error}): it must begin with {MARK!r} and hold "
+            f"the columns {', '.join(COLUMNS)}."
+        ) from error
+
+
+def _shape(comments: list[str]) -> dict[str, Any]:
+    """The model's name, experts and their bytes, from the comment lines; and its top-k."""
+    text = "\n".join(comments)
+    model = re.search(r"model=(\S+)", text)
+    numbers = {
+        key: int(re.search(rf"\b{key}=(\d+)", text)[1])
+        for key in ("n_layer", "n_expert", "n_expert_used")
+    }
+    sizes = dict(re.findall(r"layer=(\d+) expert_bytes=(\d+)", text))
+    return {
+        "model": re.split(r"[/\\]", model[1])[-1].removesuffix(".gguf"),
+        "experts": (numbers["n_expert"],) * numbers["n_layer"],
+        "expert_bytes": tuple(int(sizes[str(layer)]) for layer in range(numbers["n_layer"])),
+        "top_k": numbers["n_expert_used"],
+    }
+
+
+def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:
+    # Steps that share a forward: all of a turn's prompt, one each in decode.
+    alone = table["step"].where(table["phase"] == 1, -1)
+    order = table.assign(forward=alone).groupby(["turn", "phase", "forward"], sort=True)
+    forward = order.ngroup().to_numpy()
+    tokens, token = np.unique(
+        np.stack([forward, table["step"].to_numpy()]), axis=1, return_inverse=True
+    )
+    L, N = len(shape["experts"]), tokens.shape[1]
+    out = arrays.empty(L, shape["top_k"], max(shape["experts"]))
+    out["routing"] = np.full((N, L, shape["top_k"]), arrays.NOBODY, np.int16)
+    out["routing"][token.reshape(-1), table["layer"], table["slot"]] = table["expert"]
+    out["logits"] = np.full((N, L, max(shape["experts"])), np.nan, np.float16)
+    out["tokens"] = np.full(N, -1, np.int32)
+
+    first = table.groupby(forward).first()
+    F = len(first)
+    out["forwards"] = np.zeros(F, arrays.FORWARD)
+    out["forwards"]["phase"] = first["phase"]
+    out["forwards"]["rows"] = 1
+    out["forwards"]["length"] = np.bincount(tokens[0], minlength=F)
+    out["forwards"]["sequence"] = np.unique(first["turn"], return_inverse=True)[1]
+    begun = first.groupby("turn")["step"].transform("min")
+    out["forwards"]["past"] = first["step"] - begun
+    out["spoke"] = np.full((F, L), np.nan, np.float32)
+
+    loaded = table.assign(step=forward).groupby(["step", "layer", "expert"], sort=True)
+    loaded = loaded["expert_bytes"].max().reset_index()
+    out["accesses"] = np.zeros(len(loaded), arrays.ACCESS)
+    for column in ("step", "layer", "expert"):
+        out["accesses"][column] = loaded[column]
+    missed = loaded["expert_bytes"] > 0
+    out["accesses"]["outcome"] = np.where(missed, 3, 0)
+    out["accesses"]["bytes"] = loaded["expert_bytes"]
+    arrays.check(out, shape["experts"], 1, 0)
+    return out

@@ -1,0 +1,214 @@
+"""What happened: which experts every token was sent to, what was guessed, and what it cost."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cache import Tokens
+from ..errors import MoEColabError
+from ..places import shipped_trace
+from . import archive, arrays, frames, route_csv
+
+if TYPE_CHECKING:
+    import pandas
+
+KIND, VERSION = "trace", 1
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A recording. A step is one forward of the model; everything is in the order in which it
+    happened (legend: arrays.py).
+
+    model: its name. experts, expert_bytes: of each MoE layer. labels: names of its parts. sources:
+    names of the guesses' sources. texts: of the tokens by id, where a tokenizer was given.
+    settings: how the model was set when the recording began.
+    forwards [F], spoke float32 [F, L] (seconds from a forward's beginning until the layer's router
+    had spoken; nan: not known), tokens int32 [N] (ids, forward after forward, row after row; -1:
+    not known), routing int16 [N, L, K] (in the router's order; -1: none), logits float16 [N, L, E]
+    (the router's; nan: not known), accesses [A] (none where it is not known what became of them),
+    guesses [G].
+    """
+
+    model: str
+    experts: tuple[int, ...]
+    expert_bytes: tuple[int, ...]
+    forwards: np.ndarray
+    spoke: np.ndarray
+    tokens: np.ndarray
+    routing: np.ndarray
+    logits: np.ndarray
+    accesses: np.ndarray
+    guesses: np.ndarray
+    labels: tuple[str, ...] = ("",)
+    sources: tuple[str, ...] = ()
+    texts: Mapping[int, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ questions
+    @property
+    def layers(self) -> int:
+        """MoE layers."""
+        return len(self.experts)
+
+    @property
+    def steps(self) -> int:
+        """Forwards."""
+        return len(self.forwards)
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """int64 [F + 1]: step f has tokens bounds[f] to bounds[f + 1]."""
+        return arrays.bounds(self.forwards)
+
+    def needed(self, layer: int) -> list[list[int]]:
+        """The distinct experts of every step, ascending: what the cache of this layer was asked
+        for."""
+        if layer not in self._needed:
+            flat = self.routing[:, layer].reshape(-1).tolist()
+            bounds = (self.bounds * self.routing.shape[2]).tolist()
+            chosen = (set(flat[a:b]) for a, b in pairwise(bounds))
+            self._needed[layer] = [sorted(experts - {arrays.NOBODY}) for experts in chosen]
+        return self._needed[layer]
+
+    @cached_property
+    def _needed(self) -> dict[int, list[list[int]]]:
+        return {}
+
+    def shown(self, layer: int) -> Iterator[Tokens]:
+        """What a policy that asks for the router's logits was shown, step by step. Raises
+        MoEColabError where they are not known."""
+        logits = self.logits[:, layer, : self.experts[layer]]
+        if np.isnan(logits).any():
+            raise MoEColabError(
+                f"this trace does not hold the router's logits of MoE layer {layer}: choose a "
+                "policy that does not need them."
+            )
+        for a, b in pairwise(self.bounds.tolist()):
+            yield list(zip(self.routing[a:b, layer].tolist(), logits[a:b].tolist(), strict=True))
+
+    def frame(self) -> pandas.DataFrame:
+        """One row per step, layer, token (batch row, position) and rank (0: the router's first
+        choice), with the columns phase, label, sequence, token, text (where known), expert, logit,
+        began (seconds since the recording began, when this layer's router had spoken).
+
+        An access is shared by all tokens of a step that were sent to the same expert of a layer:
+        its `outcome` and `guessed` (the source of a guess that named it) stand in all their rows,
+        `bytes` and `seconds` (compute waited for it) in the first of them, which is marked `first`:
+        count outcomes there."""
+        return frames.choices(self)
+
+    def guess_frame(self) -> pandas.DataFrame:
+        """One row per guess: the step and layer (`at`) in which it was made, the layer and expert
+        it named, its place (0: the likeliest), probability and source, and whether the router then
+        said so (`right`). A layer that is not after `at` is meant in the next step; what was
+        guessed for a step that never came is left out."""
+        return frames.guesses(self)
+
+    # ------------------------------------------------------------------ parts and wholes
+    def only(self, label: str) -> Trace:
+        """The part recorded under one label. Raises MoEColabError where there is none."""
+        if label not in self.labels:
+            raise MoEColabError(
+                f"this trace has no part {label!r}; it has {', '.join(map(repr, self.labels))}."
+            )
+        kept = self.forwards["label"] == self.labels.index(label)
+        return Trace(**self._header(), **arrays.take(self._arrays(), kept))
+
+    @classmethod
+    def merge(cls, *traces: Trace) -> Trace:
+        """One trace in which the given ones happened one after the other. Raises MoEColabError
+        where they are not of the same model."""
+        if not traces:
+            raise MoEColabError("there is nothing to merge: give at least one trace.")
+        shapes = {(trace.model, trace.experts, trace.expert_bytes) for trace in traces}
+        if len(shapes) > 1:
+            raise MoEColabError(
+                f"traces of {' and '.join(sorted({trace.model for trace in traces}))} differ in "
+                "their layers, experts or bytes: only traces of one model can be merged."
+            )
+        header = traces[0]._header()
+        for name in ("labels", "sources"):
+            header[name] = tuple(dict.fromkeys(n for trace in traces for n in getattr(trace, name)))
+        header["texts"] = {token: text for trace in traces for token, text in trace.texts.items()}
+        parts = [trace._arrays() for trace in traces]
+        for trace, part in zip(traces, parts, strict=True):
+            for rows, column, names in (
+                ("forwards", "label", "labels"),
+                ("guesses", "source", "sources"),
+            ):
+                part[rows] = arrays.renumber(
+                    part[rows], column, getattr(trace, names), header[names]
+                )
+        return cls(**header, **arrays.join(parts))
+
+    # ------------------------------------------------------------------ files
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write one compressed file, whole or not at all; its path. Raises MoEColabError where it
+        cannot be written."""
+        header = self._header()
+        header["texts"] = {str(token): text for token, text in sorted(self.texts.items())}
+        archive.write(path, KIND, VERSION, header, **self._arrays())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> Trace:
+        """A saved trace; without a path the one that comes with moe_colab, of the small model over
+        four domains, each a label. Raises MoEColabError for a file that is missing, damaged or
+        something else."""
+        path = shipped_trace() if path is None else path
+        header, found = archive.read(path, KIND, VERSION)
+        try:
+            header["texts"] = {int(token): text for token, text in header["texts"].items()}
+            trace = cls._of(header, found)
+            arrays.check(trace._arrays(), trace.experts, len(trace.labels), len(trace.sources))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise MoEColabError(
+                f"{path} does not hold what a trace must hold ({type(error).__name__}: {error}): "
+                "record it again."
+            ) from error
+        return trace
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> Trace:
+        """A `route_trace v1` of other engines: see route_csv.py. It holds no logits, tokens, times
+        or guesses. Raises MoEColabError for anything else."""
+        return cls._of(*route_csv.read(path))
+
+    # ------------------------------------------------------------------ inside
+    def become(self, other: Trace) -> None:
+        """Hold what `other` holds: how a recording fills the trace that it has given out."""
+        self.__dict__.clear()
+        self.__dict__.update(other.__dict__)
+
+    @classmethod
+    def _of(cls, header: Mapping[str, Any], found: arrays.Arrays) -> Trace:
+        known = {name: header[name] for name in HEADER if name in header}
+        for name in ("experts", "expert_bytes", "labels", "sources"):
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known, **{name: found[name] for name in arrays.NAMES})
+
+    def _header(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in HEADER}
+
+    def _arrays(self) -> arrays.Arrays:
+        return {name: getattr(self, name) for name in arrays.NAMES}
+
+    def __repr__(self) -> str:
+        prompts = int((self.forwards["phase"] == 0).sum())
+        return (
+            f"<Trace of {self.model}: {self.steps:,} steps ({prompts:,} of prompts), "
+            f"{len(self.tokens):,} tokens, {self.layers} MoE layers of {max(self.experts)} experts>"
+        )
+
+
+HEADER = ("model", "experts", "expert_bytes", "labels", "sources", "texts", "settings")
