@@ -64,19 +64,18 @@ def load(
     (downloaded file by file, each deleted when it is packed). slots: experts of each layer that the
     device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
     a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
-    class (see moe_colab.cache.Policy).
-    speculate: experts of each later layer that are guessed and loaded ahead of time, 0 for none;
-    lookahead: how many layers ahead, 1 or 2; guess_from: the "router_input", which leaves more
-    time, or the "layer_output", which is right more often; guess_threshold: how probable a guess
-    must be; stand_aside: guess less, or not at all, where it does not pay. device: "auto", "cpu",
-    "cuda", "cuda:1". dtype: "auto" is the checkpoint's own, with float16 for bfloat16 on a GPU that
-    has none. vram: bytes (or "15GB") that "auto" slots may fill with everything else of the model.
-    ram: bytes of host memory to keep experts in; "auto" takes what is free on a CUDA machine and
-    nothing on a CPU, where the page cache serves. resident: experts by layer that stay on the
-    device for good, beside the slots. whole_layer: move every expert of a layer each time, the
-    paper's naive baseline (section 4.3), and guess nothing. kernels: "auto" multiplies with low-bit
-    weights by whatever passed a trial on this machine (`moe_colab.kernels.report()` tells), "plain"
-    by torch alone, alike on all machines.
+    class (see moe_colab.cache.Policy). speculate: experts of each later layer that are guessed and
+    loaded ahead of time, 0 for none; lookahead: how many layers ahead, 1 or 2; guess_from: the
+    "router_input", which leaves more time, or the "layer_output", which is right more often;
+    guess_threshold: how probable a guess must be; stand_aside: guess less, or not at all, where it
+    does not pay. device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is the checkpoint's own,
+    with float16 for bfloat16 on a GPU that has none. vram: bytes (or "15GB") that "auto" slots may
+    fill with everything else of the model. ram: bytes of host memory to keep experts in; "auto"
+    takes what is free on a CUDA machine and nothing on a CPU, where the page cache serves.
+    resident: experts by layer that stay on the device for good, beside the slots. whole_layer: move
+    every expert of a layer each time, the paper's naive baseline (section 4.3), and guess nothing.
+    kernels: "auto" multiplies with low-bit weights by whatever passed a trial on this machine
+    (`moe_colab.kernels.report()` tells), "plain" by torch alone, alike on all machines.
 
     `model` is an ordinary transformers model in eval mode; `model.offload` is the handle to
     settings and statistics. `num_parameters` and `get_memory_footprint` count the dense part only.
