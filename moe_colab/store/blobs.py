@@ -4,6 +4,7 @@ lie one behind the other. Knows names, shapes and offsets; reads no tensors."""
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class BlobLayout:
 
 
 @dataclass(frozen=True)
-class BlobFile:
+class BlobFile(ABC):
     """A file of blobs, one behind the other from `data_offset` on, and their digests in this
     order."""
 
@@ -95,13 +96,13 @@ class BlobFile:
     crc32: tuple[int, ...]
     sha256: tuple[str, ...]
 
+    @abstractmethod
     def layouts(self) -> Sequence[BlobLayout]:
         """Of each blob."""
-        raise NotImplementedError
 
+    @abstractmethod
     def part(self, number: int) -> str:
         """A blob's name in the file."""
-        raise NotImplementedError
 
     def label(self, number: int) -> str:
         """What people are told that it is."""
