@@ -88,7 +88,8 @@ ORDER = """
     errors interrupts counters hardware places sizes card model_list machine notebook
     plots
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
-    replays timelines tables exercises store lowbit kernels recipe slots lowbit_modules cuda placement families
+    replays timelines tables exercises store lowbit kernels recipe slots lowbit_modules cuda
+    placement families
     speculation engine attachment offload recording dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
