@@ -129,8 +129,8 @@ class CacheWidget(TraceWidget):
         if slots < most:
             more = self.counts(slots=slots + 1).decode.hit_rate
             room = human(sum(trace.expert_bytes))
-            told = f"{more - now.decode.hit_rate:+.1%}"
-            facts.append(("a slot more in every layer", told, f"of hits, for {room} of memory"))
+            told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
+            facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
         best = self.counts(policy="optimal").decode.hit_rate
         facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
         return facts

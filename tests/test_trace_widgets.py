@@ -42,7 +42,7 @@ def test_a_cache_is_replayed_at_every_change(cache):
     counts = mc.replay(code, "lfu", 6)
     more = mc.replay(code, "lfu", 7).decode.hit_rate - counts.decode.hit_rate
     told = shown(cache)
-    assert f"|{counts.decode.hit_rate:.1%}|" in told and f"|{more:+.1%}|" in told
+    assert f"|{counts.decode.hit_rate:.1%}|" in told and f"|{100 * more:+.1f} points|" in told
     decoded = code.steps - 3  # three documents, each begins with a prompt
     assert f"|{counts.decode.loads / decoded:.2f} experts|" in told
     assert f"|{mc.replay(code, 'optimal', 6).decode.hit_rate:.1%}|" in told
