@@ -9,6 +9,7 @@ from .errors import MoEColabError
 
 if TYPE_CHECKING:
     from . import plots as plots
+    from . import tables as tables
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
     from .comparison import compare as compare
@@ -33,17 +34,21 @@ if TYPE_CHECKING:
     from .store import verify as verify
     from .timelines import timeline as timeline
     from .trace import Trace as Trace
+    from .trace_widgets import CacheWidget as CacheWidget
+    from .trace_widgets import SpeculationWidget as SpeculationWidget
     from .widgets import ChatWidget as ChatWidget
 
 __version__ = "0.1.0"
 
 _ROOMS = {  # public name: the room it lives in, entered when the name is first used
+    "CacheWidget": "trace_widgets",
     "ChatSession": "chat",
     "ChatWidget": "widgets",
     "Format": "lowbit",
     "Offload": "offload",
     "Policy": "cache",
     "QuantizeWidget": "quantize_widget",
+    "SpeculationWidget": "trace_widgets",
     "Store": "store",
     "benchmark": "places",
     "allocate": "sensitivity",
@@ -62,6 +67,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "quantized": "shelf",
     "record": "recording",
     "replay": "replays",
+    "tables": "tables",  # likewise
     "timeline": "timelines",
     "verify": "store",
 }

@@ -122,6 +122,14 @@ def build_parser() -> argparse.ArgumentParser:
     speculation = bench.add_parser("speculation", help="what guessing the next experts brings")
     speculation.add_argument("--out", help="write the JSON here too")
     speculation.set_defaults(run=run_speculation)
+    paper = bench.add_parser("paper", help="the paper's four rows: bytes counted, time modelled")
+    rows = ("full", "no-speculation", "no-cache", "whole-layer")
+    paper.add_argument("--row", choices=rows, help="this one alone")
+    way = paper.add_mutually_exclusive_group()
+    way.add_argument("--engine", dest="way", action="store_const", const="engine")
+    way.add_argument("--replay", dest="way", action="store_const", const="replay")
+    paper.add_argument("--out", help="write the JSON here too")
+    paper.set_defaults(run=run_paper)
     check = bench.add_parser("gpu-check", help="is an offloaded model right and fast on this GPU?")
     check.add_argument("source", nargs="?", help="default: the small model")
     check.add_argument("--device", default="cuda")
@@ -261,6 +269,12 @@ def run_speculation(args: argparse.Namespace) -> int:
     from .bench.speculation import run
 
     return run(args.out)
+
+
+def run_paper(args: argparse.Namespace) -> int:
+    from .bench.paper import run
+
+    return run(args.row, args.way, args.out)
 
 
 def run_gpu_check(args: argparse.Namespace) -> int:

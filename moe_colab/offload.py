@@ -72,6 +72,7 @@ class Offload:
         self.lock = threading.RLock()
         self.answering = threading.Lock()  # held by the one conversation that generates now
         self.check_stop: Callable[[], None] = lambda: None  # asked before every layer; may raise
+        self.make_link: Callable[[torch.device], Link] | None = None  # of the next pool's, if any
         self.entries, self.store = store.manifest.layers, store.folder
         self.experts = [entry.experts for entry in self.entries]
         settings = settings.checked(self.experts)
@@ -229,7 +230,7 @@ class Offload:
 
     def _make_pool(self, slots: Sequence[int]) -> Pool:
         sizes = {entry.layout.nbytes for entry in self.entries}
-        link = make_link(self.device)
+        link = (self.make_link or make_link)(self.device)
         try:
             permanent = self._load_permanent(link)
         except BaseException:

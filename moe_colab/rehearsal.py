@@ -18,12 +18,14 @@ from .counters import Ledger
 from .errors import MoEColabError
 from .governor import Ranked
 from .hardware import SPARES, parse_bytes
+from .homes import CHUNK
 from .pool import Pool
-from .settings import Guessing
+from .settings import Guessing, is_whole
 from .trace import Trace
 from .virtual_links import ClockLink
 
 KINDS = ("copy", "compute", "stall")
+GUESSES = ("no", "right", "wrong")
 EVENT = np.dtype(
     [
         ("kind", "u1"),  # of KINDS
@@ -33,6 +35,7 @@ EVENT = np.dtype(
         ("begin", "f8"),  # seconds
         ("end", "f8"),
         ("bytes", "i8"),  # of a copy
+        ("guess", "u1"),  # of GUESSES: a copy that was asked for before the router spoke
     ]
 )
 
@@ -40,14 +43,22 @@ EVENT = np.dtype(
 @dataclass(frozen=True)
 class Clock:
     """How fast everything is. link: bytes a second; before_router, per_expert: seconds of compute
-    of a layer before its router speaks, and for each distinct expert that it then uses."""
+    of a layer before its router speaks, and for each distinct expert that it then uses; chunk:
+    bytes that move at once."""
 
     link: float
     before_router: float
     per_expert: float
+    chunk: int = CHUNK
 
     @classmethod
-    def of(cls, link: float | str, compute: float | tuple[float, float], trace: Trace) -> Clock:
+    def of(
+        cls,
+        link: float | str,
+        compute: float | tuple[float, float],
+        trace: Trace,
+        chunk: int = CHUNK,
+    ) -> Clock:
         """As mc.timeline is given them. Raises MoEColabError."""
         rate = link if isinstance(link, Real) else parse_bytes(str(link).strip().removesuffix("/s"))
         if not rate > 0:
@@ -64,7 +75,9 @@ class Clock:
             ) from error
         if not (0 <= before_router < float("inf") and 0 <= per_expert < float("inf")):
             raise MoEColabError(f"compute must be seconds from 0 on, not {compute!r}.")
-        return cls(float(rate), before_router, per_expert)
+        if not is_whole(chunk) or chunk < 1:
+            raise MoEColabError(f"a chunk must have one byte at least, not {chunk!r}.")
+        return cls(float(rate), before_router, per_expert, int(chunk))
 
 
 class Ahead:
@@ -120,16 +133,16 @@ class WatchedClock(ClockLink):
     """A clock link that notes when the bytes of which expert were on their way. What a demand load
     has overtaken is on its way more than once."""
 
-    def __init__(self, bytes_per_second: float):
-        super().__init__(bytes_per_second)
-        self.step = 0
-        self.asked: dict[object, int] = {}  # by ticket: in which step
+    def __init__(self, bytes_per_second: float, chunk: int):
+        super().__init__(bytes_per_second, chunk)
+        self.step = self.layer = 0
+        self.asked: dict[object, tuple[int, int, bool]] = {}  # by ticket: step, layer, urgent?
         self.copies: list[tuple[object, float, float]] = []  # ticket, begin, end
         self.began = 0.0
 
     def start(self, home, block, after=None, urgent=True):
         ticket = super().start(home, block, after, urgent)
-        self.asked[ticket] = self.step
+        self.asked[ticket] = self.step, self.layer, urgent
         return ticket
 
     def _begin_chunk(self, at: float) -> None:
@@ -156,7 +169,7 @@ class Rehearsal:
 
     def __init__(self, caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead):
         self.caches, self.trace, self.clock, self.ahead = caches, caches.trace, clock, ahead
-        self.link = WatchedClock(clock.link)
+        self.link = WatchedClock(clock.link, clock.chunk)
         self.ledger = Ledger(self.trace.layers)
         homes = [
             [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
@@ -178,25 +191,35 @@ class Rehearsal:
 
     def run(self) -> None:
         needed = [self.caches.needed(layer) for layer in range(self.trace.layers)]
+        used = [self.trace.needed(layer) for layer in range(self.trace.layers)]
         shown = [self.caches.shown(layer) for layer in range(self.trace.layers)]
         sizes = np.diff(self.trace.bounds).tolist()
         for step, (phase, tokens) in enumerate(zip(self.caches.phases, sizes, strict=True)):
             self.ledger.forward(phase, tokens)
-            self.link.step = step
             for layer in range(self.trace.layers):
-                self._layer(step, layer, needed[layer][step], next(shown[layer]))
+                self.link.step, self.link.layer = step, layer
+                tokens = next(shown[layer])
+                self._layer(step, layer, needed[layer][step], used[layer][step], tokens)
             self.step_ends.append(self.link.now)
         self.link.note()  # counted like all chunks when it began
 
-    def _layer(self, step: int, layer: int, needed: Sequence[int], tokens: Tokens | None) -> None:
+    def _layer(
+        self,
+        step: int,
+        layer: int,
+        needed: Sequence[int],
+        used: Sequence[int],  # of those, computed: all but where a whole layer is moved
+        tokens: Tokens | None,
+    ) -> None:
         self._compute(step, layer, -1, self.clock.before_router)
         guesses = self.ahead.at(step, layer)
         early = guesses if self.ahead.source == "router_input" else []
         before = self.link.now
         for expert, _ in self.pool.experts(layer, needed, tokens, early):
             if self.link.now > before:
-                self.noted.append((2, step, layer, expert, before, self.link.now, 0))
-            self._compute(step, layer, expert, self.clock.per_expert)
+                self.noted.append((2, step, layer, expert, before, self.link.now, 0, 0))
+            if expert in used:
+                self._compute(step, layer, expert, self.clock.per_expert)
             before = self.link.now
         for later, ranked in guesses if not early else ():
             self.pool.guess(later, ranked)
@@ -207,15 +230,23 @@ class Rehearsal:
         copies = []
         for ticket, begin, end in self.link.copies:
             home, nbytes = ticket.home, round((end - begin) * self.link.rate)
-            step = self.link.asked[ticket]
-            copies.append((0, step, home.layer, home.expert, begin, end, nbytes))
+            step, at, urgent = self.link.asked[ticket]
+            guess = 0 if urgent else self._guess(step, at, home)
+            copies.append((0, step, home.layer, home.expert, begin, end, nbytes, guess))
         rows = np.array(self.noted + copies, EVENT)
         return rows[np.argsort(rows["begin"], kind="stable")]
+
+    def _guess(self, step: int, at: int, home: EmptyHome) -> int:
+        """What the router said to the guess that was made in a step, at a layer. One for a step
+        that never came was wrong."""
+        meant = step + (home.layer <= at)
+        needed = self.trace.needed(home.layer)
+        return 1 if meant < len(needed) and home.expert in needed[meant] else 2
 
     def _compute(self, step: int, layer: int, expert: int, seconds: float) -> None:
         begin = self.link.now
         self.link.compute(seconds)
-        self.noted.append((1, step, layer, expert, begin, self.link.now, 0))
+        self.noted.append((1, step, layer, expert, begin, self.link.now, 0, 0))
 
 
 def rehearse(caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead) -> Rehearsal:

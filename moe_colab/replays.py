@@ -14,6 +14,7 @@ from .cache import PolicySpec, policy_name
 from .caches import Caches, chosen_slots
 from .counters import PHASES, Counters, Stats
 from .hardware import human
+from .homes import CHUNK
 from .rehearsal import Ahead, Clock, rehearse
 from .settings import SOURCES
 from .trace import Trace
@@ -59,6 +60,7 @@ def replay(
     guess_from: str = SOURCES[0],
     link: float | str = "12GB/s",
     compute: float | tuple[float, float] = 2e-3,
+    chunk: int = CHUNK,
 ) -> Replay:
     """Count what another cache would have made of the routing in `trace`, from empty slots.
 
@@ -71,7 +73,8 @@ def replay(
 
     speculate: guesses of each layer, from those that the trace holds (recorded with speculate= at
     least that), lookahead and guess_from as for mc.load. Who is late then depends on time, that of
-    mc.timeline with the same link and compute, and every guess is made for which there is room.
+    mc.timeline with the same link, compute and chunk, and every guess is made for which there is
+    room.
 
     Without speculation the counts equal those of the live model that was recorded, under any
     setting; with it, those of a live model on a clock link of that speed, compute declared alike,
@@ -83,7 +86,7 @@ def replay(
     slots = chosen_slots(caches, slots, budget)
     name = "whole layer" if whole_layer else policy_name(policy)
     if speculate and not whole_layer:
-        stats = rehearse(caches, slots, Clock.of(link, compute, trace), ahead).ledger.stats()
+        stats = rehearse(caches, slots, Clock.of(link, compute, trace, chunk), ahead).ledger.stats()
     else:
         stats = counted(caches, slots)
     known = {field.name: getattr(stats, field.name) for field in fields(Stats)}

@@ -15,7 +15,8 @@ import numpy as np
 from .cache import PolicySpec
 from .caches import Caches, chosen_slots
 from .counters import PHASES, Stats
-from .rehearsal import KINDS, Ahead, Clock, rehearse
+from .homes import CHUNK
+from .rehearsal import GUESSES, KINDS, Ahead, Clock, rehearse
 from .settings import SOURCES
 from .trace import Trace
 
@@ -71,8 +72,9 @@ class Timeline:
     def frame(self) -> pandas.DataFrame:
         """One row per event, by its beginning: kind ("copy", "compute", "stall"), phase, step,
         layer, expert (-1: what the layer computes before its router speaks), begin, end, seconds,
-        bytes. A copy's step is the one in which it was asked for; one that a more urgent copy has
-        interrupted has several rows."""
+        bytes, guess (a copy that was asked for before the router had spoken: "right" or "wrong";
+        else "no"). A copy's step is the one in which it was asked for; one that a more urgent copy
+        has interrupted has several rows."""
         import pandas as pd
 
         events = self.events
@@ -84,7 +86,9 @@ class Timeline:
                 **{name: events[name] for name in ("step", "layer", "expert", "begin", "end")},
             }
         )
-        return frame.assign(seconds=frame["end"] - frame["begin"], bytes=events["bytes"])
+        guess = pd.Categorical.from_codes(events["guess"].astype(np.int8), GUESSES)
+        seconds = frame["end"] - frame["begin"]
+        return frame.assign(seconds=seconds, bytes=events["bytes"], guess=guess)
 
     def as_dict(self) -> dict[str, Any]:
         out = {name: asdict(getattr(self, name)) for name in ("total", "prompt", "decode")}
@@ -118,16 +122,18 @@ def timeline(
     speculate: int = 0,
     lookahead: int = 1,
     guess_from: str = SOURCES[0],
+    chunk: int = CHUNK,
 ) -> Timeline:
     """Model how long the routing in `trace` would take from a cold start.
 
     link: bytes a second, a number or "12GB/s". compute: seconds that one layer takes for one token
     where nothing is missing, half of them before its router speaks, the others shared by the
-    token's experts; or both, (before the router, for each distinct expert). All else as for
+    token's experts; or both, (before the router, for each distinct expert). chunk: bytes that move
+    at once, so many of a guess as a load that is needed now may have to wait for. All else as for
     mc.replay, and the counts equal its own. Nothing stands aside: every guess is made for which
     there is room. Raises MoEColabError for a setting that cannot be.
     """
-    clock = Clock.of(link, compute, trace)
+    clock = Clock.of(link, compute, trace, chunk)
     ahead = Ahead(trace, 0 if whole_layer else speculate, lookahead, guess_from)
     caches = Caches(trace, policy, bypass, whole_layer, resident)
     slots = chosen_slots(caches, slots, budget)

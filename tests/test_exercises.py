@@ -7,11 +7,17 @@ import math
 import pytest
 
 from moe_colab import exercises
-from moe_colab.exercises import check_group_bits, check_mixtral_bits
+from moe_colab.exercises import (
+    check_belady,
+    check_group_bits,
+    check_lru,
+    check_mixtral_bits,
+    check_stall,
+)
 from moe_colab.lowbit import Format
 from moe_colab.sample import kept_bytes
 
-CHECKS = [check_group_bits, check_mixtral_bits]
+CHECKS = [check_group_bits, check_mixtral_bits, check_lru, check_belady, check_stall]
 GIB = 1024**3
 
 
@@ -53,6 +59,27 @@ def test_mixtrals_two_bits_are_three():
     everything = check_mixtral_bits(total / (experts + attention + embeddings))
     assert not everything.right and "average over all weights" in everything.text
     assert check_mixtral_bits(4).text.startswith("too high")
+
+
+def test_six_accesses_with_two_slots():
+    """By hand: 0 and 1 are loaded, 0 hits, 2 comes. LRU sends 1 away, Belady 0."""
+    assert check_lru(1 / 6).right and check_lru("0.1667").right
+    assert check_belady(2 / 6).right
+    assert "divided by the six" in check_lru(1).text and "LRU's" in check_belady(1 / 6).text
+    assert "does not know what comes" in check_lru(2 / 6).text
+    assert "share of misses" in check_lru(5 / 6).text
+    assert "bypass" in check_belady(3 / 6).text and not check_belady(3 / 6).right
+    assert check_belady(0.9).text.startswith("too high") and not check_lru(0).right
+
+
+def test_a_guess_hides_the_compute():
+    """By hand: two copies of 5.5 ms, of which the first has had 4 ms."""
+    assert exercises.stall(guessed=0) == 11 and exercises.stall(guessed=1) == 7
+    assert exercises.stall(guessed=1, compute=8) == 5.5  # no more than was guessed
+    assert check_stall(7).right and check_stall("7.0").right
+    assert "without a guess" in check_stall(11).text and "alone" in check_stall(5.5).text
+    assert "on the same link" in check_stall(1.5).text and "only once" in check_stall(3).text
+    assert check_stall(20).text.startswith("too high")
 
 
 def test_a_reply_shows_itself():

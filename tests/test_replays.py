@@ -41,7 +41,7 @@ def talk(model) -> None:
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request, tmp_path_factory):
     folder = make_checkpoint(request.param, tmp_path_factory.mktemp("replays") / request.param)
-    model, _ = mc.load(folder, slots=3, progress=False)
+    model, _ = mc.load(folder, slots=3, speculate=0, progress=False)
     with model.offload:
         with mc.record(model) as trace:
             talk(model)
@@ -85,7 +85,7 @@ def test_so_it_does_for_whole_layers_and_with_experts_that_stay(case):
         {"resident": {0: [1, 6], 2: [0]}},
         {"policy": RouterAverage, "resident": {1: [7]}},
     ):
-        other, _ = mc.load(model.offload.store, slots=2, progress=False, **setting)
+        other, _ = mc.load(model.offload.store, slots=2, speculate=0, progress=False, **setting)
         with other.offload:
             talk(other)
             assert_equal(mc.replay(trace, slots=2, **setting), other.offload.stats())

@@ -1,4 +1,4 @@
-"""Draw the figures that stand in notebooks and README as files, from what was measured.
+"""Draw the figures that stand in notebooks and README as files, from what was measured or recorded.
 
     python -m moe_colab.bench.figures [FOLDER]
 
@@ -8,12 +8,33 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from .. import plots
+from ..homes import CHUNK
 from ..places import benchmark
+from ..tables import hit_rates, word
+from ..timelines import timeline
+from ..trace import Trace
 
-FIGURES = {"quantize": lambda: plots.pareto(benchmark("quality")["rows"])}
+SLOTS = 4  # of 8
+TOKEN = "prose", 122  # a label of the trace, and a step of it: right guesses and a wrong one
+
+
+def speculate() -> plots.Picture:
+    """One token at a T4's proportions, experts as large as Mixtral's."""
+    trace = Trace.load().only(TOKEN[0])
+    large = replace(trace, expert_bytes=(16 * CHUNK,) * trace.layers)
+    run = timeline(large, "12GB/s", 1e-3, slots=SLOTS, speculate=2)
+    return plots.timeline(run.frame(), TOKEN[1], word(trace, TOKEN[1]).strip())
+
+
+FIGURES = {
+    "quantize": lambda: plots.pareto(benchmark("quality")["rows"]),
+    "cache": lambda: plots.hit_rates(hit_rates(Trace.load()), SLOTS),
+    "speculate": speculate,
+}
 
 
 def main(folder: Path) -> list[Path]:

@@ -6,9 +6,23 @@ shows itself in a notebook.
 """
 
 from .bars import bits
+from .curves import hit_rates, recall
 from .heat import errors
 from .histogram import levels
+from .lanes import timeline
 from .page import Picture
+from .strip import residency
 from .tradeoff import front, pareto
 
-__all__ = ["Picture", "bits", "errors", "front", "levels", "pareto"]
+__all__ = [
+    "Picture",
+    "bits",
+    "errors",
+    "front",
+    "hit_rates",
+    "levels",
+    "pareto",
+    "recall",
+    "residency",
+    "timeline",
+]

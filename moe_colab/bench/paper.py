@@ -1,0 +1,186 @@
+"""The paper's four rows: everything, without speculation, without the cache too, and whole layers.
+
+    python -m moe_colab bench paper [--row ROW] [--engine | --replay] [--out FILE]
+
+The paper's ablation (arXiv 2312.17238, Table 2): each row takes one more thing away. What is
+counted is the shipped model's, over the text of its trace: `engine` lets the model read it, its
+loads on a clock link; `replay` asks the trace alone. Both must count the same bytes. Time is
+modelled by mc.timeline, at a T4's proportions; nothing here is timed on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..counters import Stats
+from ..loading import load
+from ..replays import replay
+from ..timelines import timeline
+from ..trace import Trace
+from ..virtual_links import ClockLink, keep_time
+from .four_domains import read, sequences
+from .machine import describe
+
+SLOTS = 4  # of 8: the paper's k on a GPU of 16 GB
+LOAD = 5.7e-3  # seconds: 68 MB, one of Mixtral's experts, at 12 GB/s
+COMPUTE = LOAD / 5.5  # seconds of a layer: a T4's proportions
+CHUNKS = 16  # of a load; 68 MB move in chunks of 4 MB
+MIXTRAL_LAYERS = 32
+COUNTED = (
+    *("accesses", "hits", "speculative_hits", "late", "misses", "loads", "evictions"),
+    *("bytes_loaded", "bytes_wasted"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is left of everything, as settings of mc.load and mc.replay. paper: tokens a second that
+    the paper measured on a T4 (Mixtral-8x7B-Instruct, experts of 2 bits, attention of 4)."""
+
+    label: str
+    paper: float
+    policy: str = "lru"
+    speculate: int = 0
+    whole_layer: bool = False
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        names = ("policy", "speculate", "whole_layer")
+        return {name: getattr(self, name) for name in names}
+
+
+ROWS = {
+    "full": Row("LRU cache and speculation", 2.09, speculate=2),
+    "no-speculation": Row("LRU cache", 1.57),
+    "no-cache": Row("every expert loaded when it is used", 1.17, policy="none"),
+    "whole-layer": Row("all experts of a layer loaded", 0.66, whole_layer=True),
+}
+
+
+def clock(nbytes: int) -> dict[str, Any]:
+    """The settings of mc.timeline with which a load of so many bytes takes LOAD seconds."""
+    return {"link": nbytes / LOAD, "compute": COMPUTE, "chunk": -(-nbytes // CHUNKS)}
+
+
+def replayed(trace: Trace, row: Row) -> dict[str, int]:
+    """What a replay counts."""
+    return counts(replay(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0])))
+
+
+def lived(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str, int]:
+    """What the model counts while it reads `documents`, ids [1, tokens] each; the trace's own,
+    where none are given."""
+    options = {**row.setting, "stand_aside": False, "device": "cpu", "progress": False}
+    model, tokenizer = load(slots=SLOTS + 1, **options)
+    if documents is None:
+        documents = [ids for label in sequences(tokenizer).values() for ids in label]
+    with model.offload as handle:
+        read(model, documents[0])  # norms are found in the first forward
+        nbytes = handle.entries[0].layout.nbytes
+        speed = clock(nbytes)
+        handle.make_link = lambda device: ClockLink(speed["link"], speed["chunk"])
+        handle.slots = SLOTS  # a new pool on that link, and empty
+        top_k = model.config.num_experts_per_tok
+        keep_time(handle.pool, COMPUTE / 2, COMPUTE / 2 / top_k)
+        handle.reset_stats()
+        for ids in documents:
+            read(model, ids)
+        return counts(handle.stats())
+
+
+def counts(stats: Stats) -> dict[str, int]:
+    """Of prompts and decoded tokens together."""
+    return {name: getattr(stats.total, name) for name in COUNTED}
+
+
+def modelled(trace: Trace, row: Row) -> dict[str, float]:
+    """The decoding at a T4's proportions. `tokens_per_second_of_32_layers`: of as many such layers
+    as Mixtral has."""
+    run = timeline(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0]))
+    rate = run.tokens_per_second
+    return {
+        "tokens_per_second": round(rate, 3),
+        "tokens_per_second_of_32_layers": round(rate * trace.layers / MIXTRAL_LAYERS, 3),
+        "stall_share": round(run.stall_share, 4),
+        "bytes_per_token": round(run.decode.bytes / run.decode.tokens),
+    }
+
+
+def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
+    """A row of the table for each name; `same`: engine and replay have counted alike, where both
+    were asked."""
+    trace = Trace.load()
+    out = []
+    for name in names:
+        row = ROWS[name]
+        asked = {
+            "replay": lambda row=row: replayed(trace, row),
+            "engine": lambda row=row: lived(row),
+        }
+        found = {way: asked[way]() for way in ways}
+        line = {"row": name, "is": row.label, "setting": row.setting, **found}
+        if len(found) == 2:
+            line["same"] = found["engine"] == found["replay"]
+        line["modelled"] = modelled(trace, row)
+        line["paper"] = {"tokens_per_second": row.paper}
+        out.append(line)
+    return out
+
+
+def run(row: str | None = None, way: str | None = None, out: str | None = None) -> int:
+    """Print the table, and the JSON on the last line; 1 where engine and replay differ."""
+    names, ways = [row] if row else list(ROWS), [way] if way else ["replay", "engine"]
+    trace = Trace.load()
+    nbytes = trace.expert_bytes[0]
+    report = {
+        "bench": "paper",
+        "machine": describe(torch.device("cpu")),
+        "counted": {
+            **{"model": trace.model, "layers": trace.layers, "experts": trace.experts[0]},
+            **{"expert_bytes": nbytes, "slots": SLOTS, "tokens": len(trace.tokens)},
+            "text": f"{', '.join(trace.labels)}: assets/traces",
+        },
+        "modelled": {
+            "by": "mc.timeline, decoded tokens; not timed on this machine",
+            **{"seconds_a_load": LOAD, "seconds_a_layer": COMPUTE, "chunks_a_load": CHUNKS},
+            "stated_link": "68 MB, one of Mixtral's experts, in 5.7 ms: 12 GB/s",
+            "link_bytes_per_second": nbytes / LOAD,
+        },
+        "paper": {
+            "source": "arXiv 2312.17238, Table 2, T4 on Colab, experts of 2 bits; the paper's own",
+            "model": "Mixtral-8x7B-Instruct",
+        },
+        "rows": measure(names, ways),
+    }
+    print(table(report["rows"]))
+    print(json.dumps(report), flush=True)
+    if out:
+        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if all(line.get("same", True) for line in report["rows"]):
+        return 0
+    print("engine and replay have counted differently.", file=sys.stderr)
+    return 1
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Counted, modelled and the paper's, apart."""
+    lines = [
+        f"{'':16}{'counted':>36}{'modelled, 32 layers':>24}{'the paper, T4':>18}",
+        f"{'row':16}{'loads':>12}{'hit rate':>10}{'MB':>14}{'tokens/s':>24}{'tokens/s':>18}",
+    ]
+    for row in rows:
+        found = row.get("replay") or row["engine"]
+        rate = (found["hits"] + found["speculative_hits"]) / found["accesses"]
+        lines.append(
+            f"{row['row']:16}{found['loads']:12,}{rate:10.1%}{found['bytes_loaded'] / 1e6:14,.1f}"
+            f"{row['modelled']['tokens_per_second_of_32_layers']:24.2f}"
+            f"{row['paper']['tokens_per_second']:18.2f}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,224 @@
+"""A trace under settings that can be moved: another cache, another way to guess, another link.
+
+Knows tables, replays and timelines, who count, and `plots`, who draws; counts and draws nothing
+itself. Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import ipywidgets as w
+from IPython.display import display
+
+from . import markup, plots, tables
+from .card import card, tiles
+from .controls import below, row, size, tagged
+from .errors import MoEColabError
+from .hardware import human, parse_bytes
+from .replays import Replay, replay
+from .settings import SOURCES
+from .timelines import Timeline, timeline
+from .trace import Trace
+from .widgets import told
+
+ALL = "all of it"
+POLICIES = (
+    *(("LRU", "lru"), ("LFU", "lfu"), ("FIFO", "fifo"), ("random", "random")),
+    ("Belady, who knows what comes", "optimal"),
+)
+STEPS = 48  # of the strip
+EXPERT = "67.1MB"  # about what an expert of Mixtral takes at the paper's 2 bits: 16 chunks of 4 MiB
+
+
+class TraceWidget:
+    """What both have: a trace's part, controls, a picture, facts below. As the last line of a cell
+    it shows itself. `part` is a widget; `error` is the latest error that was no MoEColabError.
+    Raises MoEColabError for a trace without steps."""
+
+    def __init__(self, trace: Trace, name: str, *lines: tuple[w.Widget, ...]):
+        if not trace.steps:
+            raise MoEColabError("there is nothing in this trace: record a generation first.")
+        self.trace, self.error = trace, None
+        labels = [label for label in trace.labels if len(trace.labels) > 1]
+        self.part = menu("Text", [*((label, label) for label in labels), (ALL, None)])
+        self.facts, self.status = w.HTML(), w.HTML()
+        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
+        self._parts: dict[str | None, Trace] = {None: trace}
+        for control in (self.part, *(control for line in lines for control in line)):
+            control.observe(self._changed, "value")
+        lines = ((self.part, *lines[0]), *lines[1:])
+        below_it = (self.picture, self.facts, self.status)
+        self.page = tagged(w.VBox([*(row(*line) for line in lines), *below_it]), name)
+        self.update()
+
+    @property
+    def chosen(self) -> Trace:
+        """The part of the trace that is shown."""
+        label = self.part.value
+        if label not in self._parts:
+            self._parts[label] = self.trace.only(label)
+        return self._parts[label]
+
+    @told
+    def update(self) -> None:
+        """Count anew what is chosen, and show it."""
+        self.show()
+        self.say("")
+
+    def show(self) -> None:
+        raise NotImplementedError
+
+    def say(self, text: str, bad: bool = False) -> None:
+        self.status.value = markup.status(text, bad) if text else ""
+
+    def close(self) -> None:
+        """Take the widget off the page."""
+        for widget in list(below(self.page)):
+            widget.close()
+
+    def _changed(self, _: Any) -> None:
+        self.update()
+
+    def _ipython_display_(self) -> None:
+        display(self.page)
+
+
+class CacheWidget(TraceWidget):
+    """A layer's slots under another cache: who lay in them, and what all layers' caches together
+    have hit and loaded, counted. `slots`, `policy`, `layer` and `first` (the first step shown) are
+    widgets.
+
+    trace: mc.Trace.load(), or what mc.record has recorded.
+    """
+
+    def __init__(self, trace: Trace):
+        experts = min(trace.experts)
+        self.slots = slider("Slots (k)", 1, experts, min(4, experts))
+        self.policy = menu("Policy", POLICIES)
+        self.layer = menu("Layer", [(str(layer), layer) for layer in range(trace.layers)])
+        self.first = slider("From step", 0, max(0, trace.steps - 1), 0)
+        super().__init__(trace, "moe-cache", (self.policy, self.layer), (self.slots, self.first))
+
+    def show(self) -> None:
+        trace, policy, slots = self.chosen, self.policy.value, self.slots.value
+        first = min(self.first.value, trace.steps - 1)
+        table = tables.residency(trace, self.layer.value, policy, slots)
+        self.picture.value = plots.residency(table, first, STEPS).png()
+        self.facts.value = card("All layers", tiles(self.tiles()), COUNTED)
+
+    def counts(self, **setting) -> Replay:
+        """What is chosen, or with another setting."""
+        return replay(
+            self.chosen, **{"policy": self.policy.value, "slots": self.slots.value, **setting}
+        )
+
+    def tiles(self) -> list[tuple[str, str, str]]:
+        now, most = self.counts(), self.slots.max
+        trace, slots = self.chosen, self.slots.value
+        decoded = sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"])
+        facts = [
+            ("hit rate, decoded tokens", f"{now.decode.hit_rate:.1%}", f"{now.hits:,} hits in all"),
+            (
+                "loaded for a token",
+                human(now.decode.bytes_loaded / max(1, decoded)),
+                f"{now.decode.loads / max(1, decoded):.2f} experts",
+            ),
+        ]
+        if slots < most:
+            more = self.counts(slots=slots + 1).decode.hit_rate
+            room = human(sum(trace.expert_bytes))
+            told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
+            facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
+        best = self.counts(policy="optimal").decode.hit_rate
+        facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
+        return facts
+
+
+class SpeculationWidget(TraceWidget):
+    """One token on its way through the layers, in modelled time, and what guessing has brought to
+    all of them. `guesses`, `lookahead`, `source`, `link` (GB/s), `compute` (ms a layer), `slots`
+    and `step` are widgets.
+
+    trace: one with guesses, such as mc.Trace.load(). expert: bytes that an expert has here, a
+    number or "67.1MB", as if those of the trace's model were so large; about Mixtral's at 2 bits if
+    not said.
+    """
+
+    def __init__(self, trace: Trace, expert: int | str = EXPERT):
+        trace = replace(trace, expert_bytes=(parse_bytes(expert),) * trace.layers)
+        held = int(trace.guesses["place"].max(initial=-1)) + 1
+        self.guesses = slider("Guesses", 0, held, min(2, held))
+        self.lookahead = menu("Lookahead", [("1 layer", 1), ("2 layers", 2)])
+        names = {"router_input": "its router's input", "layer_output": "its output"}
+        sources = trace.sources or SOURCES[:1]
+        self.source = menu("Guess from", [(names.get(name, name), name) for name in sources])
+        self.link = decimal("Link, GB/s", 1, 64, 12)
+        self.compute = decimal("Layer, ms", 0.1, 10, 1)
+        self.slots = slider("Slots (k)", 1, min(trace.experts), min(4, *trace.experts))
+        decoded = [step for step, forward in enumerate(trace.forwards) if forward["phase"]]
+        self.step = slider(
+            "Step", 0, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0
+        )
+        super().__init__(
+            trace,
+            "moe-speculation",
+            (self.guesses, self.lookahead),
+            (self.source, self.slots),
+            (self.link, self.compute),
+            (self.step,),
+        )
+
+    def show(self) -> None:
+        run, step = self.run(), min(self.step.value, self.chosen.steps - 1)
+        word = tables.word(self.chosen, step)
+        self.picture.value = plots.timeline(run.frame(), step, word).png()
+        self.facts.value = card("All decoded tokens", tiles(self.tiles(run)), MODELLED)
+
+    def run(self, **setting) -> Timeline:
+        """What is chosen, or with another setting."""
+        chosen = {
+            **{"link": self.link.value * 1e9, "compute": self.compute.value / 1e3},
+            **{"slots": self.slots.value, "speculate": self.guesses.value},
+            **{"lookahead": self.lookahead.value, "guess_from": self.source.value},
+        }
+        return timeline(self.chosen, **{**chosen, **setting})
+
+    def tiles(self, run: Timeline) -> list[tuple[str, str, str]]:
+        tokens = max(1, run.decode.tokens)
+        plain = self.run(speculate=0) if self.guesses.value else run
+        waits, before = (1e3 * one.decode.stall_seconds / tokens for one in (run, plain))
+        moved, least = (one.decode.bytes / tokens for one in (run, plain))
+        wasted = run.stats.decode.bytes_wasted / tokens
+        return [
+            ("tokens a second", f"{run.tokens_per_second:.1f}", f"{run.stall_share:.0%} waiting"),
+            ("waiting for a token", f"{waits:.1f} ms", f"{before:.1f} ms without guesses"),
+            ("moved for a token", human(moved), f"{human(least)} without guesses"),
+            ("of that, wasted", human(wasted), "wrong guesses"),
+        ]
+
+
+COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
+MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
+
+
+def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
+    style = {"description_width": "80px"}
+    return w.IntSlider(
+        value, least, most, description=label, continuous_update=False, layout=size("360px"),
+        style=style,
+    )  # fmt: skip
+
+
+def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
+    style = {"description_width": "80px"}
+    return w.BoundedFloatText(
+        value, min=least, max=most, step=least, description=label, layout=size("200px"),
+        style=style,
+    )  # fmt: skip
+
+
+def menu(label: str, options: Any) -> w.Dropdown:
+    style = {"description_width": "80px"}
+    return w.Dropdown(options=options, description=label, layout=size("300px"), style=style)
