@@ -19,6 +19,7 @@ from safetensors import safe_open
 from moe_colab import MoEColabError, model_list, places
 from moe_colab.checkpoint import Checkpoint
 from moe_colab.hardware import SPARES
+from moe_colab.hub import is_repo_id
 from moe_colab.model_list import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
 from moe_colab.sizes import Sizes, folder_sizes, hub_access, measure
 
@@ -244,14 +245,17 @@ def test_a_form_fields_text_is_a_source():
 
 
 def test_form_fields_offer_the_list():
-    """Every notebook's field of models names those of the list, in its order."""
+    """Every notebook's field of models names those of the list, in its order, and perhaps more
+    of the hub."""
     offered = [model_list.SHIPPED, GRANITE, OLMOE]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             for line in "".join(cell["source"]).splitlines():
                 if "@param" in line and f'"{model_list.SHIPPED}"' in line:
                     options = line.split("@param", 1)[1].strip()
-                    assert json.JSONDecoder().raw_decode(options)[0] == offered, path.name
+                    found, _ = json.JSONDecoder().raw_decode(options)
+                    assert found[: len(offered)] == offered, path.name
+                    assert all(map(is_repo_id, found[len(offered) :])), path.name
 
 
 def test_the_list_needs_no_torch():

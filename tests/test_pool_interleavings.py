@@ -532,7 +532,7 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     ),
     "a block is handed out before its bytes are there": (
         "nothing",
-        *(Pool, "experts"),
+        *(Pool, "_await"),
         *("slot.ticket.wait(book)", "None"),
     ),
     "a wrong guess is not called back": (

@@ -39,7 +39,7 @@ def talk(model) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = make_checkpoint("mixtral", tmp_path_factory.mktemp("trace") / "mixtral")
-    model, _ = mc.load(folder, slots=3, progress=False)
+    model, _ = mc.load(folder, slots=3, speculate=0, progress=False)
     with model.offload:
         model.folder = folder
         yield model
