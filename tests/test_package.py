@@ -95,7 +95,7 @@ ORDER = """
     shelf sample forecast
     turn streamer answer chat markup controls widgets quantize_widget trace_widgets quality
     comparison allocation sensitivity
-    terminal bench __main__
+    terminal bench arguments __main__
 """.split()  # a room may import only rooms that stand before it
 
 
