@@ -28,14 +28,11 @@ import moe_colab as mc
 from moe_colab.settings import SOURCES
 from moe_colab.virtual_links import ClockLink, keep_time
 
-# All of these are sums of powers of two: so are all times, and no clock ever rounds.
+# All of these are sums of few powers of two: so are all times, and no clock ever rounds.
 EXPERT = 589824  # bytes
 CHUNK = RATE = 131072  # a chunk moves in one second, an expert in 4.5
-COMPUTE = {
-    5.5: 0.8125,
-    2: 2.25,
-    0.2: 22.5,
-}  # seconds of a layer, where a load takes so many times it
+# Where a load takes about so many times a layer's compute: the seconds of that.
+COMPUTE = {5.5: 0.8125, 2: 2.25, 0.2: 22.5}
 SPARES = 2
 COUNTED = ("accesses", "hits", "speculative_hits", "late", "misses", "evictions")
 COUNTED += ("bytes_loaded", "bytes_wasted", "stall_seconds")
