@@ -35,7 +35,6 @@ test: lint chromium $(COLAB)/ready
 	$(PYTEST) $(NOTEBOOKS)
 	$(PYTEST) -m "$(SELECT) and browser" --dist loadgroup
 	$(PYTEST_COLAB) -m "$(SELECT)" $(COLAB_TESTS)
-	$(PYTEST_COLAB) $(NOTEBOOKS)
 
 test-all:
 	$(MAKE) test SELECT="(full or not full)"

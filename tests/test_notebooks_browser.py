@@ -1,5 +1,5 @@
-"""Every notebook in JupyterLab in a browser, on both package sets: run, run anew, and its cells
-once more."""
+"""Every notebook in JupyterLab in a browser, on both package sets: run, and its cells once more;
+the first one run anew, too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def test_a_notebook_runs_again_and_again_and_asks_nobody(lab, tmp_path, path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     with lab.open(folder / path.name) as notebook:
         notebook.run_all()
-        notebook.restart_and_run_all()
+        if path == NOTEBOOKS[0]:  # which holds the most, a model and a conversation
+            notebook.restart_and_run_all()
         for index in range(len(cells)):
             notebook.run_cell(index)
         notebook.check_quiet()
