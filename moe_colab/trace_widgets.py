@@ -6,6 +6,7 @@ itself. Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,7 @@ STEPS = 48  # of the strip
 EXPERT = "67.1MB"  # about what an expert of Mixtral takes at the paper's 2 bits: 16 chunks of 4 MiB
 
 
-class TraceWidget:
+class TraceWidget(ABC):
     """What both have: a trace's part, controls, a picture, facts below. As the last line of a cell
     it shows itself. `part` is a widget; `error` is the latest error that was no MoEColabError.
     Raises MoEColabError for a trace without steps."""
@@ -67,8 +68,9 @@ class TraceWidget:
         self.show()
         self.say("")
 
+    @abstractmethod
     def show(self) -> None:
-        raise NotImplementedError
+        """What is chosen, counted anew."""
 
     def say(self, text: str, bad: bool = False) -> None:
         self.status.value = markup.status(text, bad) if text else ""
