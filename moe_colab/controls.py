@@ -8,10 +8,10 @@ from typing import Any
 
 import ipywidgets as w
 
-from . import markup
 from .cache import POLICIES
 from .chat import ANSWER_TOKENS, ChatSession, sampling
 from .errors import MoEColabError
+from .places import web_asset
 
 
 class ChatControls:
@@ -74,7 +74,7 @@ class ChatControls:
             layout=w.Layout(display="none"),
         )
 
-        style = w.HTML(f"<style>{markup.asset('chat.css')}</style>", layout=w.Layout(height="0"))
+        style = w.HTML(f"<style>{web_asset('chat.css')}</style>", layout=w.Layout(height="0"))
         below = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
         self.page = tagged(w.VBox([style, self.log, *below]), "moe-chat", name)
 

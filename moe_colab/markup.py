@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from markdown_it import MarkdownIt
 
@@ -85,8 +84,3 @@ def numbers(turn: Turn, rate: float) -> str:
 def status(text: str, bad: bool) -> str:
     kind, sign = ("moe-error", "⚠ ") if bad else ("moe-status", "")
     return f'<span class="{kind}">{sign}{escape(text)}</span>'
-
-
-def asset(name: str) -> str:
-    """A style sheet or script that comes with the package."""
-    return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")

@@ -56,6 +56,11 @@ def shipped(package: str, asset: str) -> Path:
     return found[0]
 
 
+def web_asset(name: str) -> str:
+    """A style sheet or script that comes with the package."""
+    return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")
+
+
 def cache_folder() -> Path:
     """Where stores of plain checkpoints are kept: MOE_COLAB_CACHE, or moe_colab in the user's cache
     folder."""

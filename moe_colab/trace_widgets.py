@@ -6,23 +6,19 @@ itself. Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any
 
 import ipywidgets as w
-from IPython.display import display
 
-from . import markup, plots, tables
+from . import plots, tables
 from .card import card, tiles
-from .controls import below, row, size, tagged
 from .errors import MoEColabError
 from .hardware import human, parse_bytes
+from .panel import Panel, decimal, menu, slider
 from .replays import Replay, replay
 from .settings import SOURCES
 from .timelines import Timeline, timeline
 from .trace import Trace
-from .widgets import told
 
 ALL = "all of it"
 POLICIES = (
@@ -33,25 +29,18 @@ STEPS = 48  # of the strip
 EXPERT = "67.1MB"  # about what an expert of Mixtral takes at the paper's 2 bits: 16 chunks of 4 MiB
 
 
-class TraceWidget(ABC):
-    """What both have: a trace's part, controls, a picture, facts below. As the last line of a cell
-    it shows itself. `part` is a widget; `error` is the latest error that was no MoEColabError.
-    Raises MoEColabError for a trace without steps."""
+class TraceWidget(Panel):
+    """What both have: a trace's part, a widget beside the first controls. Raises MoEColabError for
+    a trace without steps."""
 
     def __init__(self, trace: Trace, name: str, *lines: tuple[w.Widget, ...]):
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
-        self.trace, self.error = trace, None
+        self.trace = trace
         labels = [label for label in trace.labels if len(trace.labels) > 1]
         self.part = menu("Text", [*((label, label) for label in labels), (ALL, None)])
-        self.facts, self.status = w.HTML(), w.HTML()
-        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
         self._parts: dict[str | None, Trace] = {None: trace}
-        for control in (self.part, *(control for line in lines for control in line)):
-            control.observe(self._changed, "value")
-        lines = ((self.part, *lines[0]), *lines[1:])
-        below_it = (self.picture, self.facts, self.status)
-        self.page = tagged(w.VBox([*(row(*line) for line in lines), *below_it]), name)
+        super().__init__(name, (self.part, *lines[0]), *lines[1:])
         self.update()
 
     @property
@@ -61,30 +50,6 @@ class TraceWidget(ABC):
         if label not in self._parts:
             self._parts[label] = self.trace.only(label)
         return self._parts[label]
-
-    @told
-    def update(self) -> None:
-        """Count anew what is chosen, and show it."""
-        self.show()
-        self.say("")
-
-    @abstractmethod
-    def show(self) -> None:
-        """What is chosen, counted anew."""
-
-    def say(self, text: str, bad: bool = False) -> None:
-        self.status.value = markup.status(text, bad) if text else ""
-
-    def close(self) -> None:
-        """Take the widget off the page."""
-        for widget in list(below(self.page)):
-            widget.close()
-
-    def _changed(self, _: Any) -> None:
-        self.update()
-
-    def _ipython_display_(self) -> None:
-        display(self.page)
 
 
 class CacheWidget(TraceWidget):
@@ -203,24 +168,3 @@ class SpeculationWidget(TraceWidget):
 
 COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
 MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
-
-
-def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
-    style = {"description_width": "80px"}
-    return w.IntSlider(
-        value, least, most, description=label, continuous_update=False, layout=size("360px"),
-        style=style,
-    )  # fmt: skip
-
-
-def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
-    style = {"description_width": "80px"}
-    return w.BoundedFloatText(
-        value, min=least, max=most, step=least, description=label, layout=size("200px"),
-        style=style,
-    )  # fmt: skip
-
-
-def menu(label: str, options: Any) -> w.Dropdown:
-    style = {"description_width": "80px"}
-    return w.Dropdown(options=options, description=label, layout=size("300px"), style=style)

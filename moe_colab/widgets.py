@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import itertools
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from IPython.display import HTML, display
@@ -24,6 +22,8 @@ from .answer import Answer
 from .chat import ChatSession
 from .controls import ChatControls, slots_shown
 from .errors import MoEColabError
+from .panel import told
+from .places import web_asset
 from .pool import CLOSED
 from .turn import Turn
 
@@ -34,22 +34,6 @@ _numbers = itertools.count(1)
 _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
     weakref.WeakKeyDictionary()
 )
-
-
-def told(handler: Callable) -> Callable:
-    """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
-
-    @functools.wraps(handler)
-    def wrapped(self, *args, **settings):
-        try:
-            return handler(self, *args, **settings)
-        except MoEColabError as error:
-            self.say(str(error), bad=True)
-        except Exception as error:
-            self.error = error
-            self.say(f"this went wrong: {type(error).__name__}: {error}", bad=True)
-
-    return wrapped
 
 
 class ChatWidget:
@@ -162,7 +146,7 @@ class ChatWidget:
             display(HTML(REPLACED))
             return
         display(self.controls.page)
-        script = markup.asset("chat.js").replace("$NAME", self.name)
+        script = web_asset("chat.js").replace("$NAME", self.name)
         display(HTML(f"<script>{script.replace('$FLUSH', self._colab_callback())}</script>"))
 
     # ------------------------------------------------------------------ an answer

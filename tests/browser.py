@@ -109,14 +109,14 @@ class CellFailed(AssertionError):
     """A cell raised; the message has its number among the code cells, and the traceback."""
 
 
-def missing(stack: str) -> str | None:
-    """What keeps the browser tests of this package set from running, in one line; None if nothing
-    does."""
+def missing(stack: str | None = None) -> str | None:
+    """What keeps the browser tests of this package set, or those without JupyterLab, from running,
+    in one line; None if nothing does."""
     if importlib.util.find_spec("playwright") is None:
         return f"{NOT_RUN}: no playwright; install it with pip install playwright"
     if not os.access(CHROMIUM, os.X_OK):
         return f"{NOT_RUN}: no Chromium; install it with apt-get install chromium"
-    if not (STACKS[stack] / "jupyter-lab").exists():
+    if stack and not (STACKS[stack] / "jupyter-lab").exists():
         return f"{NOT_RUN}: no JupyterLab in {STACKS[stack]}; make test installs it"
     return None
 
@@ -278,12 +278,10 @@ class Lab:
             self.server.ask("DELETE", f"/api/sessions/{session['id']}")
 
 
-class Notebook:
-    """A notebook open in JupyterLab's single-document view. Only code cells are counted, from 0.
-
-    `console_errors` and `outside` are what went wrong in the page so far: errors on the console or
-    uncaught, and the addresses on other hosts it asked for, all of them refused. `page` is
-    playwright's."""
+class Watched:
+    """A page that is listened to. `console_errors` and `outside` are what went wrong in it so far:
+    errors on the console or uncaught, and the addresses on other hosts it asked for, all of them
+    refused. `page` is playwright's."""
 
     def __init__(self, page: Page):
         self.page = page
@@ -294,6 +292,47 @@ class Notebook:
         page.on("websocket", lambda socket: self._note_socket(socket.url))
         page.on("console", self._note_message)
         page.on("pageerror", lambda error: self.console_errors.append(str(error)))
+
+    def wrong(self) -> dict[str, list[str]]:
+        return {"requests to other hosts": self.outside, "console errors": self.console_errors}
+
+    def check_quiet(self) -> None:
+        """Raises AssertionError if the page asked for another host, or an error is on its
+        console."""
+        found = {what: items for what, items in self.wrong().items() if items}
+        assert not found, "\n".join(f"{what}: {item}" for what in found for item in found[what])
+
+    def _refuse(self, route: Route) -> None:
+        self.outside.append(route.request.url)
+        route.abort("blockedbyclient")
+
+    def _note_socket(self, url: str) -> None:  # routes do not see it; Chromium's proxy refuses it
+        if OUTSIDE.match(url):
+            self.outside.append(url)
+
+    def _note_message(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.console_errors.append(f"{message.text} ({message.location['url']})")
+
+
+@contextlib.contextmanager
+def plain_page(
+    browser: Browser, document: str, viewport: tuple[int, int] = (1000, 900), theme: str = "light"
+) -> Iterator[Watched]:
+    """A page that is no notebook; `theme` is what the system prefers."""
+    width, height = viewport
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=theme, service_workers="block"
+    )
+    with contextlib.closing(context):
+        watched = Watched(context.new_page())
+        watched.page.set_content(document)
+        yield watched
+
+
+class Notebook(Watched):
+    """A notebook open in JupyterLab's single-document view. Only code cells are counted, from
+    0."""
 
     def load(self, address: str) -> None:
         self.page.goto(address, wait_until="domcontentloaded")
@@ -376,16 +415,8 @@ class Notebook:
         said = [plain(text) for text in self.page.evaluate("() => window.stray")]
         return [text for text in said if not HARMLESS.fullmatch(text.strip())]
 
-    def check_quiet(self) -> None:
-        """Raises AssertionError if the page asked for another host, an error is on its console, or
-        the kernel said something outside of a cell's run."""
-        found = {
-            "requests to other hosts": self.outside,
-            "console errors": self.console_errors,
-            "said outside of a cell": self.stray(),
-        }
-        found = {what: items for what, items in found.items() if items}
-        assert not found, "\n".join(f"{what}: {item}" for what in found for item in found[what])
+    def wrong(self) -> dict[str, list[str]]:
+        return {**super().wrong(), "said outside of a cell": self.stray()}
 
     # ------------------------------------------------------------------ touch and see
     def by_class(self, css: str) -> Locator:
@@ -428,18 +459,6 @@ class Notebook:
                     raise CellFailed(f"cell {index} failed: {summary}\n{trace}")
         return cells
 
-    def _refuse(self, route: Route) -> None:
-        self.outside.append(route.request.url)
-        route.abort("blockedbyclient")
-
-    def _note_socket(self, url: str) -> None:  # routes do not see it; Chromium's proxy refuses it
-        if OUTSIDE.match(url):
-            self.outside.append(url)
-
-    def _note_message(self, message: ConsoleMessage) -> None:
-        if message.type == "error":
-            self.console_errors.append(f"{message.text} ({message.location['url']})")
-
 
 def plain(text: str) -> str:
     """Without the colours of a terminal."""
@@ -447,18 +466,24 @@ def plain(text: str) -> str:
 
 
 @contextlib.contextmanager
-def start(stack: str) -> Iterator[Lab]:
-    """Start JupyterLab of this package set and a browser; both end with the block."""
+def chromium() -> Iterator[Browser]:
+    """One browser; there can be no second one in the same thread."""
     from playwright.sync_api import sync_playwright
 
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS
+        )
+        with contextlib.closing(browser):
+            yield browser
+
+
+@contextlib.contextmanager
+def start(stack: str, browser: Browser) -> Iterator[Lab]:
+    """Start JupyterLab of this package set; it ends with the block."""
     with contextlib.ExitStack() as stop:
         home = stop.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         server = Server(STACKS[stack], Path(home))
         stop.callback(server.stop)
-        playwright = stop.enter_context(sync_playwright())
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=CHROMIUM_FLAGS
-        )
-        stop.callback(browser.close)
         server.wait()
         yield Lab(stack, server, browser)

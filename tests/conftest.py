@@ -98,6 +98,14 @@ def commit_working_tree(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser: playwright's. Skips where it is missing; under CI=true that is a failure."""
+    need(browser.missing())
+    with browser.chromium() as started:
+        yield started
+
+
 @pytest.fixture(
     scope="session",
     params=[
@@ -105,16 +113,19 @@ def commit_working_tree(folder: Path) -> Path:
         for stack in browser.STACKS
     ],
 )
-def lab(request, cache_folder):
+def lab(request, cache_folder, chromium):
     """JupyterLab in a browser, on each package set: a `browser.Lab`. Its kernels share
     `cache_folder`."""
-    reason = browser.missing(request.param)
+    need(browser.missing(request.param))
+    with browser.start(request.param, chromium) as started:
+        yield started
+
+
+def need(reason: str | None) -> None:
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     if reason:
         pytest.skip(reason)
-    with browser.start(request.param) as started:
-        yield started
 
 
 def pytest_collection_modifyitems(items):

@@ -15,11 +15,11 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH_BUT_NUMPY = [
-    *("optimal", "caches", "rehearsal", "replays", "timelines", "tables"),
+    *("optimal", "caches", "rehearsal", "replays", "timelines", "tables", "view"),
     *(f"trace.{name}" for name in ("archive", "arrays", "builder", "frames", "route_csv", "trace")),
 ]
 NO_TORCH = [
-    *("cache", "counters", "errors", "governor", "hardware", "homes", "interrupts"),
+    *("cache", "counters", "errors", "signs", "governor", "hardware", "homes", "interrupts"),
     *("links", "pool", "scratch"),
     *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
     *("settings", "hub", "shard_plan", "allocation"),
@@ -64,7 +64,10 @@ def test_figures_need_no_torch():
 def test_few_rooms_know_pages_and_figures():
     """Widgets and IPython in those that show something on a page, matplotlib where it is drawn."""
     for names, rooms in (
-        ({"ipywidgets", "IPython"}, {"widgets", "controls", "quantize_widget", "trace_widgets"}),
+        (
+            {"ipywidgets", "IPython"},
+            {"view", "widgets", "controls", "panel", "quantize_widget", "trace_widgets"},
+        ),
         ({"matplotlib"}, {"plots"}),
     ):
         found = {
@@ -85,15 +88,15 @@ def test_a_trace_is_loaded_and_replayed_without_torch():
 
 
 ORDER = """
-    errors interrupts counters hardware places sizes card model_list machine notebook
-    plots
+    errors interrupts counters signs hardware places sizes card model_list machine notebook
+    plots view
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
     replays timelines tables exercises store lowbit kernels recipe slots lowbit_modules cuda
     placement families
     speculation engine attachment offload recording dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
-    turn streamer answer chat markup controls widgets quantize_widget trace_widgets quality
+    turn streamer answer chat markup controls panel widgets quantize_widget trace_widgets quality
     comparison allocation sensitivity
     terminal bench arguments __main__
 """.split()  # a room may import only rooms that stand before it

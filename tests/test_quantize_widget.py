@@ -13,7 +13,7 @@ from hqq.core.quantize import Quantizer
 from safetensors.torch import load_file, save_file
 
 import moe_colab as mc
-from moe_colab import MoEColabError, forecast, model_list, plots, quantize_widget, sample, shelf
+from moe_colab import MoEColabError, forecast, model_list, panel, plots, sample, shelf
 from moe_colab.lowbit import Format
 from moe_colab.sample import Matrices
 from moe_colab.sizes import Sizes
@@ -146,7 +146,7 @@ def test_errors_are_told_and_go_away(view, monkeypatch):
 
 def test_it_shows_itself(view, monkeypatch):
     seen = []
-    monkeypatch.setattr(quantize_widget, "display", seen.append)
+    monkeypatch.setattr(panel, "display", seen.append)
     view._ipython_display_()
     assert seen == [view.page]
 

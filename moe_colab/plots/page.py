@@ -18,11 +18,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from ..errors import MoEColabError
+from ..signs import GREEN, ORANGE, PINK
 
 INK, DIM, PALE = "#1f2328", "#57606a", "#d0d7de"
-GREEN, ORANGE, PINK = "#009E73", "#D55E00", "#CC79A7"
-"""Of Okabe and Ito's colours, those that stand out 3 to 1 on white and on a dark page; never the
-only sign, so each comes with a hatch or a marker of its own."""
 HATCHES = {GREEN: "", ORANGE: "///", PINK: "...", DIM: "xxx", INK: "\\\\\\"}
 WIDTH, DOTS = 8.0, 100  # inches, and dots an inch: 800, what GitHub shows
 SHARPER = 2  # dots saved for each dot shown
@@ -67,9 +65,14 @@ class Picture(Figure):
         self.savefig(file, format="png", dpi=SHARPER * DOTS, facecolor="white")
         return file.getvalue()
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+    @property
+    def shown_size(self) -> dict[str, int]:
+        """In dots of a page."""
         width, height = self.get_size_inches() * DOTS
-        return self.png(), {"width": round(width), "height": round(height)}
+        return {"width": round(width), "height": round(height)}
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        return self.png(), self.shown_size
 
 
 def drawn(draw: Callable[..., Picture]) -> Callable[..., Picture]:

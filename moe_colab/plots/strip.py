@@ -11,11 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from ..errors import MoEColabError
-from .page import GREEN, ORANGE, PALE, PINK, Picture, drawn, need, plain_axes, records
+from ..signs import OUTCOMES, PINK
+from .page import PALE, Picture, drawn, need, plain_axes, records
 
 SIGNS = {  # colour, marker and name of a state
-    "hit": (GREEN, "o", "hit: it was there"),
-    "miss": (ORANGE, "X", "miss: loaded into a slot"),
+    "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
+    "miss": (OUTCOMES["miss"].colour, OUTCOMES["miss"].marker, "miss: loaded into a slot"),
     "passing": (PINK, "v", "loaded, used, not kept"),
     "idle": (PALE, "", "grey: has a slot"),
 }

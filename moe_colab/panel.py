@@ -1,0 +1,98 @@
+"""A panel: controls, a picture, facts and a status line, drawn anew whenever a control is moved.
+
+Knows how such a thing is laid out, listened to, shown and closed; knows nothing of what it shows.
+Only what ipywidgets 7.7 has as well as 8.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ipywidgets as w
+from IPython.display import display
+
+from . import markup
+from .controls import below, row, size, tagged
+from .errors import MoEColabError
+
+LABEL = "80px"
+
+
+def told(handler: Callable) -> Callable:
+    """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
+
+    @functools.wraps(handler)
+    def wrapped(self, *args, **settings):
+        try:
+            return handler(self, *args, **settings)
+        except MoEColabError as error:
+            self.say(str(error), bad=True)
+        except Exception as error:
+            self.error = error
+            self.say(f"this went wrong: {type(error).__name__}: {error}", bad=True)
+
+    return wrapped
+
+
+class Panel(ABC):
+    """As the last line of a cell it shows itself. `picture` and `facts` are what `show` fills;
+    `error` is the latest error that was no MoEColabError.
+
+    name: a class of the page. lines: the controls, from the top.
+    """
+
+    def __init__(self, name: str, *lines: Iterable[w.Widget]):
+        self.error: Exception | None = None
+        self.facts, self.status = w.HTML(), w.HTML()
+        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
+        lines = [tuple(line) for line in lines]
+        for control in (control for line in lines for control in line):
+            control.observe(self._changed, "value")
+        under = (self.picture, self.facts, self.status)
+        self.page = tagged(w.VBox([*(row(*line) for line in lines), *under]), name)
+
+    @told
+    def update(self) -> None:
+        """Count anew what is chosen, and show it."""
+        self.show()
+        self.say("")
+
+    @abstractmethod
+    def show(self) -> None:
+        """What is chosen, counted anew."""
+
+    def say(self, text: str, bad: bool = False) -> None:
+        self.status.value = markup.status(text, bad) if text else ""
+
+    def close(self) -> None:
+        """Take the panel off the page."""
+        for widget in list(below(self.page)):
+            widget.close()
+
+    def _changed(self, _: Any) -> None:
+        self.update()
+
+    def _ipython_display_(self) -> None:
+        display(self.page)
+
+
+def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
+    return w.IntSlider(
+        value, least, most, description=label, continuous_update=False, layout=size("360px"),
+        style={"description_width": LABEL},
+    )  # fmt: skip
+
+
+def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
+    return w.BoundedFloatText(
+        value, min=least, max=most, step=least, description=label, layout=size("200px"),
+        style={"description_width": LABEL},
+    )  # fmt: skip
+
+
+def menu(label: str, options: Any, width: str = "300px") -> w.Dropdown:
+    style = {"description_width": LABEL}
+    return w.Dropdown(options=options, description=label, layout=size(width), style=style)
