@@ -62,6 +62,7 @@ WAYS = {
     "2 layers ahead": Way(n=2, ahead=2),
     "from layer output": Way(n=2, source=SOURCES[1]),
 }
+SLEPT_WAYS = ("none", "perfect", "default")
 
 
 @dataclass(frozen=True)
@@ -210,9 +211,10 @@ def run(out: str | None) -> int:
             for n in (1, 2, 3, 4)
         ],
         "clock": rows(said, by_clock, LOADS, list(WAYS)),
-        "slept": rows(short, by_sleep, SLEPT_LOADS, ["none", "perfect", "default"]),
+        "slept": rows(short, by_sleep, SLEPT_LOADS, SLEPT_WAYS),
+        "slept_by_clock": rows(short, by_clock, SLEPT_LOADS, SLEPT_WAYS),  # the same tokens
     }
-    print(table(report["clock"]), table(report["slept"]), sep="\n\n")
+    print(*(table(report[name]) for name in ("clock", "slept", "slept_by_clock")), sep="\n\n")
     print(json.dumps(report), flush=True)
     if out:
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
