@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .quality import perplexity as perplexity
     from .quantization import quantize as quantize
     from .quantize_widget import QuantizeWidget as QuantizeWidget
+    from .reading import record_text as record_text
     from .recording import record as record
     from .replays import replay as replay
     from .sensitivity import allocate as allocate
@@ -66,6 +67,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "quantize": "quantization",
     "quantized": "shelf",
     "record": "recording",
+    "record_text": "reading",
     "replay": "replays",
     "tables": "tables",  # likewise
     "timeline": "timelines",

@@ -10,8 +10,9 @@ import pytest
 import moe_colab as mc
 from moe_colab.__main__ import build_parser, main
 from moe_colab.bench import paper
-from moe_colab.bench.four_domains import read, sequences
+from moe_colab.bench.four_domains import sequences
 from moe_colab.counters import Counters
+from moe_colab.reading import read
 
 ROWS = list(paper.ROWS)
 SAVED = mc.benchmark("paper")

@@ -93,7 +93,7 @@ ORDER = """
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
     replays timelines tables exercises store lowbit kernels recipe slots lowbit_modules cuda
     placement families
-    speculation engine attachment offload recording dense architecture
+    speculation engine attachment offload recording reading dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls panel widgets quantize_widget trace_widgets quality

@@ -19,8 +19,8 @@ from test_cache import RouterAverage
 from test_counts import NaiveLayer
 
 import moe_colab as mc
-from moe_colab.bench.four_domains import read
 from moe_colab.places import shipped_trace
+from moe_colab.reading import read
 from moe_colab.trace import Builder, Trace
 from moe_colab.trace.arrays import NAMES
 

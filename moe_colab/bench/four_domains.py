@@ -11,25 +11,20 @@ are those of the first reading.
 from __future__ import annotations
 
 import argparse
-import inspect
-from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import DynamicCache
 
-from ..errors import MoEColabError
 from ..loading import load
 from ..places import shipped_trace
 from ..quality import evaluation_texts
+from ..reading import read, with_guesses_of
 from ..recording import record
 from ..settings import SOURCES
 from ..trace import Trace
 
 DOMAINS = {"chat": "task_dialogues", "code": "code_python", "french": "french", "prose": "prose"}
-DOCUMENTS, PROMPT, LENGTH = 3, 32, 128  # a domain's documents; tokens of each
+DOCUMENTS, LENGTH = 3, 128  # a domain's documents; tokens of each
 SLOTS, POLICY = 4, "lru"
 GUESSES, LOOKAHEAD = 4, 2
 
@@ -44,16 +39,6 @@ def sequences(tokenizer) -> dict[str, list[torch.Tensor]]:
     return found
 
 
-@torch.no_grad()
-def read(model, ids: torch.Tensor) -> None:
-    """ids [1, LENGTH]: a prompt, then a token at a time."""
-    # The argument's name differs between versions of transformers.
-    takes = inspect.signature(type(model).forward).parameters
-    past = {"cache" if "cache" in takes else "past_key_values": DynamicCache(config=model.config)}
-    for begin, end in pairwise([0, *range(PROMPT, ids.shape[1] + 1)]):
-        model(ids[:, begin:end], use_cache=True, **past)
-
-
 def record_domains(model, tokenizer, source: str) -> Trace:
     """All domains, with guesses from one source."""
     handle, parts = model.offload, []
@@ -66,17 +51,6 @@ def record_domains(model, tokenizer, source: str) -> Trace:
                 read(model, ids)
         parts.append(trace)
     return Trace.merge(*parts)
-
-
-def with_guesses_of(trace: Trace, other: Trace) -> Trace:
-    """A trace with the guesses of another one too, of a second reading of the same tokens."""
-    if not np.array_equal(trace.routing, other.routing):
-        raise MoEColabError("two readings of the same tokens were routed differently.")
-    theirs = other.guesses.copy()
-    theirs["source"] += len(trace.sources)
-    both = np.concatenate([trace.guesses, theirs])
-    both = both[np.lexsort((both["source"], both["at"], both["step"]))]
-    return replace(trace, guesses=both, sources=trace.sources + other.sources)
 
 
 def main() -> None:

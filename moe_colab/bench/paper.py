@@ -21,11 +21,12 @@ import torch
 
 from ..counters import Stats
 from ..loading import load
+from ..reading import read
 from ..replays import replay
 from ..timelines import timeline
 from ..trace import Trace
 from ..virtual_links import ClockLink, keep_time
-from .four_domains import read, sequences
+from .four_domains import sequences
 from .machine import describe
 
 SLOTS = 4  # of 8: the paper's k on a GPU of 16 GB
