@@ -8,15 +8,15 @@ each in the order of asking. A guess is loaded into a spare, of which there are 
 nobody. When the router has spoken, a guess that is not needed is called back (what has moved of it,
 the chunk under way included, was wasted) and one that is needed is a demand from now on. An access
 is a hit (it lies in a slot), a speculative hit (its guess has arrived), late (its guess is under
-way) or a miss. Behind the loads of a layer begin the guesses for later layers; those made from the
-layer's output when it has ended.
+way) or a miss. One that is not kept runs from a room that is free while it does: a slot, a spare,
+or the spare of the latest guess, which is called back. Behind the loads of a layer begin the
+guesses for later layers; those made from the layer's output when it has ended.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import combinations, product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,6 +25,7 @@ from families import reference
 from test_counts import NaiveLayer
 
 import moe_colab as mc
+from moe_colab.cache import LRU
 from moe_colab.settings import SOURCES
 from moe_colab.virtual_links import ClockLink, keep_time
 
@@ -34,21 +35,27 @@ CHUNK = RATE = 131072  # a chunk moves in one second, an expert in 4.5
 # Where a load takes about so many times a layer's compute: the seconds of that.
 COMPUTE = {5.5: 0.8125, 2: 2.25, 0.2: 22.5}
 SPARES = 2
+NOT_KEPT = "runs from a room that is free while it does"
 COUNTED = ("accesses", "hits", "speculative_hits", "late", "misses", "evictions")
-COUNTED += ("bytes_loaded", "bytes_wasted", "stall_seconds")
+COUNTED += ("bypasses", "bytes_loaded", "bytes_wasted", "stall_seconds")
 
 
 # ---------------------------------------------------------------------- the simulation
-class NaiveLink:
-    """Loads, each with the bytes that have `moved`, and whether it is `there`."""
+class Load:
+    """The bytes that have `moved`, and whether it is `there`."""
 
+    def __init__(self):
+        self.moved, self.there = 0, False
+
+
+class NaiveLink:
     def __init__(self):
         self.now = 0.0  # what compute has reached
         self.needed, self.guessed = [], []  # loads under way, in the order of asking
         self.moving, self.arrives = None, None  # whose chunk, and when
 
-    def ask(self, queue: list) -> SimpleNamespace:
-        load = SimpleNamespace(moved=0, there=False)
+    def ask(self, queue: list) -> Load:
+        load = Load()
         queue.append(load)
         if self.moving is None:
             self.next_chunk(self.now)
@@ -84,26 +91,42 @@ class NaiveLink:
 class Slots(NaiveLayer):
     """The naive cache without guesses, which also tells who makes room for whom."""
 
-    def pick(self, candidates):
-        self.leavers.append(super().pick(candidates))
-        return self.leavers[-1]
-
     def make_room(self, needed: list[int]) -> dict[int, int | None]:
-        """For each expert to be loaded, in order, who leaves (None: a slot is free)."""
-        missing = [expert for expert in needed if expert not in self.inside]
-        free = min(self.slots - len(self.inside), len(missing))
-        self.leavers = [None] * free
-        self.forward(needed)
-        return dict(zip(missing, self.leavers, strict=True))
+        """For each expert to be loaded, in order, who leaves for it (None: a slot is free), or that
+        it is not kept."""
+        self.log += needed
+        rooms = {}
+        for expert in [expert for expert in needed if expert not in self.inside]:
+            full = len(self.inside) == self.slots
+            if self.policy == "none" or (self.policy is OddPass and full and expert % 2):
+                rooms[expert] = NOT_KEPT
+                continue
+            rooms[expert] = None
+            if full:
+                others = [e for e in self.inside if e not in needed] or self.inside
+                rooms[expert] = self.pick(sorted(others))
+                self.inside.remove(rooms[expert])
+            self.inside.append(expert)
+            self.entered.append(expert)
+        return rooms
+
+
+class OddPass(LRU):
+    """Of the experts with odd numbers none is kept that would cost another one his slot."""
+
+    def victim(self, candidates, newcomer):
+        return newcomer if newcomer % 2 else super().victim(candidates, newcomer)
 
 
 class NaiveSpeculation:
     """A model whose layers compute for so long before the router speaks, and for each expert."""
 
-    def __init__(self, layers: int, policy: str, slots: int, before: float, each: float):
+    def __init__(self, layers: int, policy, slots: int, before: float, each: float):
         self.before, self.each = before, each
         self.link = NaiveLink()
         self.slots = [Slots(policy, slots, layer) for layer in range(layers)]
+        self.free = [slots] * layers  # slots with nobody in them
+        self.spares = SPARES  # with no guess in them, or anybody else
         self.guesses = {}  # (layer, expert): its load into a spare, the oldest first
         self.loads = []  # all that were ever asked for: (count, load)
         self.counts = {phase: [Counter() for _ in range(layers)] for phase in ("prompt", "decode")}
@@ -114,13 +137,19 @@ class NaiveSpeculation:
         counts = self.counts[phase]
         for layer, needed in enumerate(routing):
             self.link.compute(self.before)
-            self.judge(layer, needed, counts[layer])
+            self.settle(layer, needed, counts[layer])
+            inside = [*self.slots[layer].inside]
+            rooms = self.slots[layer].make_room(needed)
+            waves = any(leaver in needed for leaver in rooms.values())
+            if waves and NOT_KEPT in rooms.values():
+                self.settle(layer, [], counts[layer])  # or one might hold the room of another
+            self.judge(layer, needed, inside, counts[layer])
             early = guesses[layer] if source == "router_input" else []
-            self.use(layer, needed, counts, early)
+            self.use(layer, needed, rooms, waves, counts, early)
             for later, likely in guesses[layer] if source == "layer_output" else []:
                 self.guess(later, likely, counts[later])
 
-    def judge(self, layer: int, needed: list[int], count: Counter) -> None:
+    def settle(self, layer: int, needed: list[int], count: Counter) -> None:
         """The router has spoken."""
         for key in [key for key in self.guesses if key[0] == layer]:
             load = self.guesses[key]
@@ -129,31 +158,47 @@ class NaiveSpeculation:
             elif not load.there:
                 self.link.guessed.remove(load)
                 self.link.needed.append(load)
+
+    def judge(self, layer: int, needed: list[int], inside: list[int], count: Counter) -> None:
         count["accesses"] += len(needed)
         for expert in needed:
             load = self.guesses.get((layer, expert))
-            if expert in self.slots[layer].inside:
+            if expert in inside:
                 count["hits"] += 1
             elif load is None:
                 count["misses"] += 1
             else:
                 count["speculative_hits" if load.there else "late"] += 1
 
-    def use(self, layer: int, needed: list[int], counts: list[Counter], early: list) -> None:
+    def use(
+        self, layer: int, needed: list[int], rooms: dict, waves: bool, counts: list, early: list
+    ) -> None:
         """Each needed expert once: who is there, then guesses, then who is loaded now; but as it
-        comes, if somebody needed must leave. A load begins when who leaves for it was used."""
-        leaver = self.slots[layer].make_room(needed)
-        counts[layer]["evictions"] += sum(other is not None for other in leaver.values())
-        waves = any(other in needed for other in leaver.values())
-        asked = sorted(leaver, key=lambda e: not waves and (layer, e) not in self.guesses)
-        waiting, loads = list(asked), {}
-        unused = [expert for expert in needed if expert not in leaver] + asked
+        comes, if somebody needed must leave (in waves). A load begins when who leaves for it was
+        used, or when there is a room for one that is not kept."""
+        count = counts[layer]
+        count["bypasses"] += sum(leaver == NOT_KEPT for leaver in rooms.values())
+        count["evictions"] += sum(leaver not in (None, NOT_KEPT) for leaver in rooms.values())
+        asked = sorted(rooms, key=lambda e: not waves and (layer, e) not in self.guesses)
+        waiting, loads, given_back = list(asked), {}, {}
+        unused = [expert for expert in needed if expert not in rooms] + asked
 
         def begin_loads():
-            while waiting and leaver[waiting[0]] not in unused:
-                expert = waiting.pop(0)
-                guess = self.guesses.pop((layer, expert), None)  # the spare is swapped for a slot
-                loads[expert] = guess or self.load(self.link.needed, counts[layer])
+            while waiting and rooms[waiting[0]] not in unused:
+                expert = waiting[0]
+                guess = self.guesses.get((layer, expert))
+                if rooms[expert] == NOT_KEPT:
+                    if not guess and not self.free[layer] and not self.make_spare(counts):
+                        return
+                    given_back[expert] = "spare" if guess or not self.free[layer] else "slot"
+                    self.spares -= given_back[expert] == "spare" and not guess
+                    self.free[layer] -= given_back[expert] == "slot"
+                else:  # the spare of a guess is swapped for a slot
+                    self.free[layer] -= rooms[expert] is None
+                    self.spares += guess is not None
+                self.guesses.pop((layer, expert), None)
+                loads[expert] = guess or self.load(self.link.needed, count)
+                waiting.pop(0)
 
         begin_loads()
         for later, likely in early:
@@ -161,9 +206,18 @@ class NaiveSpeculation:
         for expert in list(unused):
             begin_loads()
             if expert in loads:
-                counts[layer]["stall_seconds"] += self.link.wait_for(loads[expert])
+                count["stall_seconds"] += self.link.wait_for(loads[expert])
             self.link.compute(self.each)
             unused.remove(expert)
+            self.spares += given_back.get(expert) == "spare"
+            self.free[layer] += given_back.get(expert) == "slot"
+
+    def make_spare(self, counts: list) -> bool:
+        """Is there a spare, if need be that of the latest guess?"""
+        if not self.spares and self.guesses:
+            latest = [*self.guesses][-1]
+            self.call_back(latest, counts[latest[0]])
+        return self.spares > 0
 
     def guess(self, layer: int, likely: list[int], count: Counter) -> None:
         """As far as there are spares; one that an older guess holds, which now seems less likely
@@ -171,23 +225,26 @@ class NaiveSpeculation:
         for expert in likely:
             if expert in self.slots[layer].inside or (layer, expert) in self.guesses:
                 continue
-            if len(self.guesses) == SPARES:
+            if not self.spares:
                 older = [key for key in self.guesses if key[0] == layer and key[1] not in likely]
                 if not older:
                     return
                 self.call_back(older[0], count)
+            self.spares -= 1
             self.guesses[layer, expert] = self.load(self.link.guessed, count)
 
-    def load(self, queue: list, count: Counter) -> SimpleNamespace:
+    def load(self, queue: list, count: Counter) -> Load:
         load = self.link.ask(queue)
         self.loads.append((count, load))
         return load
 
     def call_back(self, key: tuple[int, int], count: Counter) -> None:
         load = self.guesses.pop(key)
+        self.spares += 1
         count["bytes_wasted"] += load.moved
-        if not load.there:
-            self.link.guessed.remove(load)
+        for queue in (self.link.guessed, self.link.needed):
+            if load in queue:
+                queue.remove(load)
 
     def finish(self) -> None:
         """How much has moved of a load is known when nothing moves any more."""
@@ -296,6 +353,13 @@ SETTINGS = [  # times a layer's compute, slots, policy, guesses, layers ahead
     *product(COMPUTE, (4, 6), ["lru"], (1, 2), [1]),
     *((5.5, 2, "fifo", 3, 2), (5.5, 4, "lfu", 2, 2), (2, 1, "lru", 2, 2), (2, 5, "lru", 3, 2)),
     *((2, 3, "random", 2, 1), (2, 6, "lfu", 2, 1), (0.2, 4, "random", 3, 2)),
+    *((5.5, 1, "none", 2, 1), (2, 2, "none", 3, 2), (0.2, 4, "none", 2, 2)),
+    *(
+        (5.5, 4, OddPass, 2, 1),
+        (2, 5, OddPass, 3, 2),
+        (2, 2, OddPass, 2, 2),
+        (0.2, 1, OddPass, 2, 1),
+    ),
 ]
 
 

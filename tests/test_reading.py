@@ -1,4 +1,4 @@
-"""A text that is read while it is recorded: as the plain model reads it, and settings left alone."""
+"""A text that is read and recorded: as the plain model reads it, settings left alone."""
 
 from __future__ import annotations
 

@@ -144,11 +144,11 @@ def check_family(family, folder, policy="lru", sources=SOURCES, slots=3) -> None
         settings = {"speculate": 2, "lookahead": 2, "guess_from": source, "policy": policy}
         model, _ = mc.load(folder, slots=slots, **settings, **ALWAYS)
         with model.offload as offload:
-            assert torch.equal(generate(model, ids, do_sample=False), expected)
-            stats = offload.stats()
-            brought = stats.speculative_hits + stats.late
+            with mc.record(model) as trace:
+                assert torch.equal(generate(model, ids, do_sample=False), expected)
             assert not offload.speculator.refusals
-            assert brought > 0 or stats.bytes_wasted > 0, "nothing was ever guessed"
+            # What a guess has brought depends on time: under "none" all may have to give way.
+            assert len(trace.guesses) > 0, "nothing was ever guessed"
             assert all(stage.known for stage in offload.speculator.stages)
 
 
