@@ -15,7 +15,8 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH_BUT_NUMPY = [
-    *("optimal", "caches", "rehearsal", "replays", "timelines", "tables", "view"),
+    *("optimal", "caches", "rehearsal", "replays", "timelines", "view"),
+    *(f"tables.{name}" for name in ("choices", "intervals", "routing", "slots")),
     *(f"trace.{name}" for name in ("archive", "arrays", "builder", "frames", "route_csv", "trace")),
 ]
 NO_TORCH = [

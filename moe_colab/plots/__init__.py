@@ -5,24 +5,38 @@ measures nothing. Every figure is a `Picture`: an ordinary matplotlib Figure of 
 shows itself in a notebook.
 """
 
+from .ablation import ablation
+from .activity import activations, transitions
 from .bars import bits
 from .curves import hit_rates, recall
+from .dots import shares, specialisation
 from .heat import errors
 from .histogram import levels
 from .lanes import timeline
 from .page import Picture
+from .say import router
 from .strip import residency
+from .text import tokens
 from .tradeoff import front, pareto
+from .ways import flows
 
 __all__ = [
     "Picture",
+    "ablation",
+    "activations",
     "bits",
     "errors",
+    "flows",
     "front",
     "hit_rates",
     "levels",
     "pareto",
     "recall",
     "residency",
+    "router",
+    "shares",
+    "specialisation",
     "timeline",
+    "tokens",
+    "transitions",
 ]

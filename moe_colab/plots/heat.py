@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
 from ..errors import MoEColabError
-from .page import PALE, Picture, drawn, layer_of, need, plain_axes, readable_on, records
+from .grid import AMOUNT, draw_cells, label
+from .page import Picture, drawn, layer_of, need, records
 
 SIDE_BY_SIDE = 16  # columns, at the most, of panels that share a line
 BAR = 3.0  # inches, at the most, that the scale takes
@@ -154,12 +153,8 @@ def title_of(parts: list[list[Panel]]) -> str:
 
 
 def draw(axes: Axes, panel: Panel, scale: Normalize, in_line: int) -> AxesImage:
-    axes.set_facecolor("white")
-    axes.patch.set(hatch="////", edgecolor=PALE)  # seen where there is no number
-    axes.spines[:].set_visible(False)
-    image = axes.imshow(
-        panel.values, cmap=colormaps["cividis"], norm=scale, aspect="auto", interpolation="nearest"
-    )
+    room = len(panel.columns) <= ROOM_FOR_NUMBERS[in_line] and len(panel.rows) <= 32
+    image = draw_cells(axes, panel.values, scale, AMOUNT, percent if room else None)
     mean = np.nanmean(panel.values) if np.isfinite(panel.values).any() else math.nan
     told = "kept" if math.isnan(mean) else f"{mean:.1%} on average"
     axes.set(title=f"{panel.title}: {told}", xlabel=panel.across, ylabel="layer")
@@ -167,25 +162,7 @@ def draw(axes: Axes, panel: Panel, scale: Normalize, in_line: int) -> AxesImage:
     label(axes.yaxis, panel.rows)
     if panel.across == "matrix":
         axes.tick_params(axis="x", labelsize=9, rotation=0 if len(panel.columns) < 6 else 30)
-    plain_axes(axes)
-    if len(panel.columns) <= ROOM_FOR_NUMBERS[in_line] and len(panel.rows) <= 32:
-        for (row, column), value in np.ndenumerate(panel.values):
-            if not math.isnan(value):
-                axes.text(
-                    column, row, percent(value), ha="center", va="center", fontsize=8.5,
-                    color=readable_on(image.cmap(scale(value))),
-                )  # fmt: skip
     return image
-
-
-def label(axis: Any, names: list[str]) -> None:
-    """All of a few names, some of many numbers."""
-    if len(names) <= 16:
-        axis.set_ticks(range(len(names)), names)
-        return
-    places = [round(p) for p in MaxNLocator(9, integer=True).tick_values(0, len(names) - 1)]
-    places = [place for place in places if 0 <= place < len(names)]
-    axis.set_ticks(places, [names[place] for place in places])
 
 
 def percent(value: float) -> str:

@@ -9,7 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
-from .page import GREEN, INK, ORANGE, PINK, Picture, drawn, need, plain_axes, records
+from .page import (
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    Picture,
+    drawn,
+    need,
+    plain_axes,
+    readable,
+    records,
+    unformatted,
+)
 
 LANES = ("compute", "copy", "stall")  # from the top
 BARS = {  # face, edge, hatch, name
@@ -21,6 +33,7 @@ BARS = {  # face, edge, hatch, name
 }
 WIDE_ENOUGH = 0.035  # of the axis, for an expert's number
 APART = 0.016  # likewise, of the numbers of two layers
+LONGEST = 24  # letters of a word
 HEIGHT, ABOVE = 0.62, -0.6  # of a bar; where the layers are named
 COLUMNS = ("kind", "step", "layer", "expert", "begin", "end", "bytes", "guess")
 
@@ -97,14 +110,14 @@ def name_layers(axes: Axes, own: Sequence[dict], start: float) -> None:
 def title_of(own: Sequence[dict], copies: Sequence[dict], step: int, word: str) -> str:
     whole = max(row["end"] for row in own) - min(row["begin"] for row in own)
     waited = sum(row["end"] - row["begin"] for row in own if row["kind"] == "stall")
-    told = f"“{word}”" if word.strip() else f"step {step}"
+    told = f"“{readable(word, LONGEST)}”" if word.strip() else f"step {step}"
     told += f": {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} waiting"
     # One that was interrupted has several rows.
     guessed = {(r["step"], r["layer"], r["expert"]): r["guess"] for r in copies}
     guesses = [guess for guess in guessed.values() if guess != "no"]
     if guesses:
         told += f"; {guesses.count('right')} of {len(guesses)} guessed copies were right"
-    return told.replace("$", r"\$")
+    return unformatted(told)
 
 
 def handle(sign: str) -> Patch:

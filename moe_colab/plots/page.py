@@ -11,11 +11,13 @@ import io
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+from unicodedata import combining
 
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from ..errors import MoEColabError
 from ..signs import GREEN, ORANGE, PINK
@@ -111,6 +113,31 @@ def unit_of(nbytes: float) -> tuple[str, float]:
         if nbytes >= factor:
             return unit, factor
     return "kB", 1e3
+
+
+def readable(text: str, longest: int) -> str:
+    """A token's text where it can be seen: line ends, tabs and blanks as signs, what the font has
+    no letter for as a box, cut to `longest` letters."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"
+    shown = shown if len(shown) <= longest else shown[: longest - 1] + "…"
+    return "".join(sign if known(sign) else "□" for sign in shown)
+
+
+@functools.cache
+def known(sign: str) -> bool:
+    """Whether both fonts that come with matplotlib can write it."""
+    fonts = (get_font(findfont(family)) for family in ("DejaVu Sans", "DejaVu Sans Mono"))
+    return sign.isprintable() and all(font.get_char_index(ord(sign)) for font in fonts)
+
+
+def unformatted(text: str) -> str:
+    """For where matplotlib would read a formula between two dollars."""
+    return text.replace("$", r"\$")
+
+
+def columns_of(text: str) -> int:
+    """How many letters wide it is in a font whose letters are all of one width."""
+    return sum(0 if combining(sign) else 1 for sign in text)
 
 
 def layer_of(path: str) -> tuple[int | None, str]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
 from ..signs import OUTCOMES, PINK
-from .page import PALE, Picture, drawn, need, plain_axes, records
+from .page import PALE, Picture, drawn, need, plain_axes, readable, records, unformatted
 
 SIGNS = {  # colour, marker and name of a state
     "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
@@ -43,8 +44,8 @@ def residency(table: Any, first: int = 0, steps: int = 48) -> Picture:
         raise MoEColabError(f"there is no step {first} to draw: the last one is {last}.")
     picture = Picture(1.9 + 0.26 * experts, title_of(shown))
     axes = picture.subplots()
-    for row in shown:
-        draw(axes, row)
+    draw_stays(axes, shown)
+    draw_states(axes, shown)
     words = {row["step"]: word(row) for row in shown}
     frame(axes, words, experts)
     states = {row["state"] for row in shown}
@@ -61,24 +62,38 @@ def title_of(shown: Sequence[dict]) -> str:
     return f"{states.count('hit')} of {needed} needed experts lay in a slot already"
 
 
-def draw(axes: Axes, row: dict) -> None:
-    colour, marker, _ = SIGNS[row["state"]]
-    place = row["step"], row["expert"]
-    if row["state"] != "passing":  # has a slot
-        bar = Rectangle((place[0] - 0.5, place[1] - 0.36), 1, 0.72, color=PALE, linewidth=0)
-        bar.set_gid("slot")
-        axes.add_patch(bar)
-    if marker:
-        line = axes.plot(*place, marker=marker, color=colour, markersize=7, markeredgecolor="white")
-        line[0].set_gid(row["state"])
+def draw_stays(axes: Axes, shown: Sequence[dict]) -> None:
+    """A bar for every stay in a slot, all in one collection."""
+    stays: list[list[int]] = []  # expert, first step, last step
+    for row in sorted(shown, key=lambda row: (row["expert"], row["step"])):
+        if row["state"] == "passing":
+            continue
+        if stays and stays[-1][0] == row["expert"] and stays[-1][2] == row["step"] - 1:
+            stays[-1][2] = row["step"]
+        else:
+            stays.append([row["expert"], row["step"], row["step"]])
+    bars = []
+    for expert, first, last in stays:
+        left, right, low, high = first - 0.5, last + 0.5, expert - 0.36, expert + 0.36
+        bars.append([(left, low), (right, low), (right, high), (left, high)])
+    axes.add_collection(PolyCollection(bars, color=PALE, linewidth=0, gid="slot"))
+
+
+def draw_states(axes: Axes, shown: Sequence[dict]) -> None:
+    """The signs of a state, all in one line that is not drawn."""
+    for state, (colour, marker, _) in SIGNS.items():
+        own = [(row["step"], row["expert"]) for row in shown if row["state"] == state]
+        if marker and own:
+            axes.plot(
+                *zip(*own, strict=True), marker=marker, color=colour, linestyle="", markersize=7,
+                markeredgecolor="white", gid=state,
+            )  # fmt: skip
 
 
 def word(row: dict) -> str:
     if row["phase"] == "prompt":
         return "(prompt)"
-    text = row["token"].replace("\n", "⏎").strip() or "␣"
-    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return text.replace("$", r"\$")
+    return unformatted(readable(row["token"], LONGEST))
 
 
 def frame(axes: Axes, words: dict[int, str], experts: int) -> None:

@@ -1,7 +1,7 @@
-"""What the figures of a cache show, as tables made of a trace: who lay in the slots, what every
-number of slots would bring, how many guesses were right.
+"""What the figures of a cache show: who lay in the slots, what every number of slots would bring,
+how many guesses were right.
 
-Knows traces and their caches; draws nothing, and needs no torch.
+Knows traces and their caches; draws nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cache import PolicySpec, policy_name
-from .caches import Caches
-from .counters import PHASES
-from .errors import MoEColabError
-from .settings import SOURCES, check_slots
-from .trace import Trace
+from ..cache import PolicySpec, policy_name
+from ..caches import Caches
+from ..counters import PHASES
+from ..errors import MoEColabError
+from ..settings import SOURCES, check_slots
+from ..trace import Trace
+from .choices import check_layer, text_of
 
 if TYPE_CHECKING:
     import pandas
@@ -36,8 +37,7 @@ def residency(
     """
     import pandas as pd
 
-    if layer not in range(trace.layers):
-        raise MoEColabError(f"layer must be 0 to {trace.layers - 1}, not {layer!r}.")
+    check_layer(trace, layer)
     check_slots(slots, [trace.experts[layer]])
     caches = Caches(trace, policy, bypass)
     cache, rows = caches.make(layer, slots), []
@@ -59,7 +59,7 @@ def residency(
 def word(trace: Trace, step: int) -> str:
     """The text of a step's only token."""
     first, end = trace.bounds[step : step + 2]
-    return trace.texts.get(int(trace.tokens[first]), "") if end - first == 1 else ""
+    return text_of(trace, int(first)) if end - first == 1 else ""
 
 
 def hit_rates(
