@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cache import Policy as Policy
     from .chat import ChatSession as ChatSession
     from .comparison import compare as compare
+    from .explorer import Explorer as Explorer
     from .loading import load as load
     from .lowbit import Format as Format
     from .machine import preflight as preflight
@@ -45,6 +46,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "CacheWidget": "trace_widgets",
     "ChatSession": "chat",
     "ChatWidget": "widgets",
+    "Explorer": "explorer",
     "Format": "lowbit",
     "Offload": "offload",
     "Policy": "cache",

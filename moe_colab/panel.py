@@ -6,9 +6,10 @@ Only what ipywidgets 7.7 has as well as 8.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ipywidgets as w
@@ -41,18 +42,23 @@ class Panel(ABC):
     """As the last line of a cell it shows itself. `picture` and `facts` are what `show` fills;
     `error` is the latest error that was no MoEColabError.
 
-    name: a class of the page. lines: the controls, from the top.
+    name: a class of the page. lines: the controls, from the top; those `above` are only laid out:
+    they change nothing that is shown.
     """
 
-    def __init__(self, name: str, *lines: Iterable[w.Widget]):
+    def __init__(
+        self, name: str, *lines: Iterable[w.Widget], above: Iterable[Iterable[w.Widget]] = ()
+    ):
         self.error: Exception | None = None
+        self._quiet = False
         self.facts, self.status = w.HTML(), w.HTML()
         self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
-        lines = [tuple(line) for line in lines]
+        lines = [tuple(line) for line in lines if line]
         for control in (control for line in lines for control in line):
             control.observe(self._changed, "value")
         under = (self.picture, self.facts, self.status)
-        self.page = tagged(w.VBox([*(row(*line) for line in lines), *under]), name)
+        rows = [row(*line) for line in (*above, *lines)]
+        self.page = tagged(w.VBox([*rows, *under]), name)
 
     @told
     def update(self) -> None:
@@ -72,8 +78,18 @@ class Panel(ABC):
         for widget in list(below(self.page)):
             widget.close()
 
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Nothing is shown anew while controls are set in here."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
+
     def _changed(self, _: Any) -> None:
-        self.update()
+        if not self._quiet:
+            self.update()
 
     def _ipython_display_(self) -> None:
         display(self.page)

@@ -109,6 +109,10 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
         first = end
 
 
+DOMAINS = {"chat": "task_dialogues", "code": "code_python", "french": "french", "prose": "prose"}
+"""Four of its domains, each another kind of text, by short names."""
+
+
 def evaluation_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
     """The project's own evaluation text by domain, its dialogues written as this tokenizer's chat
     template writes them (as plain lines where it has none)."""

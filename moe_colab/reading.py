@@ -74,7 +74,8 @@ def read(model: torch.nn.Module, ids: torch.Tensor, prompt: int = PROMPT, more: 
     takes = inspect.signature(type(model).forward).parameters
     past = {"cache" if "cache" in takes else "past_key_values": DynamicCache(config=model.config)}
     ids = ids.to(model.device)
-    for part in [ids[:, :prompt], *ids[:, prompt:].split(1, dim=1)]:
+    prompt = min(prompt, ids.shape[1])
+    for part in ids.split([prompt] + [1] * (ids.shape[1] - prompt), dim=1):
         said = model(part, use_cache=True, **past)
     for _ in range(more):
         said = model(said.logits[:, -1:].argmax(-1), use_cache=True, **past)

@@ -1,55 +1,104 @@
 """A trace under settings that can be moved: another cache, another way to guess, another link.
 
-Knows tables, replays and timelines, who count, and `plots`, who draws; counts and draws nothing
-itself. Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
+Knows `looks`, what each shows and which settings it minds; shows them, with a control for each.
+Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from typing import Any
 
 import ipywidgets as w
 
-from . import plots, tables
 from .card import card, tiles
 from .errors import MoEColabError
-from .hardware import human, parse_bytes
+from .hardware import parse_bytes
+from .looks import LOOKS, Chosen, Shelf
 from .panel import Panel, decimal, menu, slider
-from .replays import Replay, replay
 from .settings import SOURCES
-from .timelines import Timeline, timeline
 from .trace import Trace
 
 ALL = "all of it"
 POLICIES = (
     *(("LRU", "lru"), ("LFU", "lfu"), ("FIFO", "fifo"), ("random", "random")),
-    ("Belady, who knows what comes", "optimal"),
+    *(("Belady, who knows what comes", "optimal"), ("Belady with bypass", "optimal-bypass")),
 )
-STEPS = 48  # of the strip
-EXPERT = "67.1MB"  # about what an expert of Mixtral takes at the paper's 2 bits: 16 chunks of 4 MiB
+NAMES = {"router_input": "its router's input", "layer_output": "its output"}
+AHEAD = (("1 layer", 1), ("2 layers", 2))
+EXPERT = 67.1  # MB, about what an expert of Mixtral takes at the paper's 2 bits
+SMALL = 10.0  # MB: experts below it would be moved in no time
 
 
 class TraceWidget(Panel):
-    """What both have: a trace's part, a widget beside the first controls. Raises MoEColabError for
-    a trace without steps."""
+    """Some looks at a trace, one of them shown. Every field of looks.Chosen is an attribute, the
+    control for it; `look` says which look is shown. Raises MoEColabError for a trace without
+    steps."""
 
-    def __init__(self, trace: Trace, name: str, *lines: tuple[w.Widget, ...]):
+    def __init__(
+        self,
+        trace: Trace,
+        name: str,
+        looks: Sequence[str],
+        above: Sequence[Sequence[w.Widget]] = (),
+    ):
+        self.look = menu("Look at", [(LOOKS[key].name, key) for key in looks])
+        self.part, self.policy = menu("Text", []), menu("Policy", POLICIES)
+        self.layer, self.slots = menu("Layer", []), slider("Slots (k)", 1, 1, 1)
+        self.first, self.step = slider("From", 0, 0, 0), slider("Step", 0, 0, 0)
+        self.guesses = slider("Guesses", 0, 0, 0)
+        self.lookahead = menu("Lookahead", AHEAD)
+        self.source = menu("Guess from", [])
+        self.link = decimal("Link, GB/s", 1, 64, 12)
+        self.compute = decimal("Layer, ms", 0.1, 10, 1)
+        self.expert = decimal("Expert, MB", 0.1, 1000, EXPERT)
+        self.settings = {field: getattr(self, field) for field in Chosen.__dataclass_fields__}
+        minded = {field for key in looks for field in LOOKS[key].minds}
+        shown = [control for field, control in self.settings.items() if field in minded]
+        choose = [self.look] if len(looks) > 1 else []
+        super().__init__(name, choose, shown, above=above)
+        self.fit(trace)
+
+    def fit(self, trace: Trace) -> None:
+        """Show this trace: the controls offer what it has, and keep what they can."""
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
-        self.trace = trace
+        self.trace, self.shelf = trace, Shelf(trace)
+        experts = min(trace.experts)
+        decoded = [step for step, forward in enumerate(trace.forwards) if forward["phase"]]
+        held = int(trace.guesses["place"].max(initial=-1)) + 1
+        far = max(1, (trace.guesses["layer"] - trace.guesses["at"]).max(initial=1))
+        own = max(trace.expert_bytes) / 1e6
         labels = [label for label in trace.labels if len(trace.labels) > 1]
-        self.part = menu("Text", [*((label, label) for label in labels), (ALL, None)])
-        self._parts: dict[str | None, Trace] = {None: trace}
-        super().__init__(name, (self.part, *lines[0]), *lines[1:])
+        with self.quiet():
+            offer(self.part, [*((label, label) for label in labels), (ALL, None)])
+            offer(self.layer, [(str(layer), layer) for layer in range(trace.layers)])
+            offer(self.lookahead, AHEAD[:far])
+            offer(self.source, [(NAMES.get(s, s), s) for s in trace.sources or SOURCES[:1]])
+            for control, most, value in (
+                (self.slots, experts, min(4, experts)),
+                (self.first, max(trace.steps, len(trace.tokens)) - 1, 0),
+                (self.step, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0),
+                (self.guesses, held, min(2, held)),
+            ):
+                control.max = most
+                control.value = value
+            self.expert.value = own if own >= SMALL else EXPERT
         self.update()
 
     @property
     def chosen(self) -> Trace:
         """The part of the trace that is shown."""
-        label = self.part.value
-        if label not in self._parts:
-            self._parts[label] = self.trace.only(label)
-        return self._parts[label]
+        return self.shelf.part(self.part.value)
+
+    def show(self) -> None:
+        look = LOOKS[self.look.value]
+        for field, control in self.settings.items():
+            control.layout.display = "" if field in look.minds else "none"
+        seen = look.see(self.shelf, Chosen(**{f: c.value for f, c in self.settings.items()}))
+        self.picture.value = seen.picture.png()
+        told = bool(seen.tiles)
+        self.facts.value = card(seen.title, tiles(seen.tiles), seen.remark) if told else ""
 
 
 class CacheWidget(TraceWidget):
@@ -61,110 +110,28 @@ class CacheWidget(TraceWidget):
     """
 
     def __init__(self, trace: Trace):
-        experts = min(trace.experts)
-        self.slots = slider("Slots (k)", 1, experts, min(4, experts))
-        self.policy = menu("Policy", POLICIES)
-        self.layer = menu("Layer", [(str(layer), layer) for layer in range(trace.layers)])
-        self.first = slider("From step", 0, max(0, trace.steps - 1), 0)
-        super().__init__(trace, "moe-cache", (self.policy, self.layer), (self.slots, self.first))
-
-    def show(self) -> None:
-        trace, policy, slots = self.chosen, self.policy.value, self.slots.value
-        first = min(self.first.value, trace.steps - 1)
-        table = tables.residency(trace, self.layer.value, policy, slots)
-        self.picture.value = plots.residency(table, first, STEPS).png()
-        self.facts.value = card("All layers", tiles(self.tiles()), COUNTED)
-
-    def counts(self, **setting) -> Replay:
-        """What is chosen, or with another setting."""
-        return replay(
-            self.chosen, **{"policy": self.policy.value, "slots": self.slots.value, **setting}
-        )
-
-    def tiles(self) -> list[tuple[str, str, str]]:
-        now, most = self.counts(), self.slots.max
-        trace, slots = self.chosen, self.slots.value
-        decoded = sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"])
-        facts = [
-            ("hit rate, decoded tokens", f"{now.decode.hit_rate:.1%}", f"{now.hits:,} hits in all"),
-            (
-                "loaded for a token",
-                human(now.decode.bytes_loaded / max(1, decoded)),
-                f"{now.decode.loads / max(1, decoded):.2f} experts",
-            ),
-        ]
-        if slots < most:
-            more = self.counts(slots=slots + 1).decode.hit_rate
-            room = human(sum(trace.expert_bytes))
-            told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
-            facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
-        best = self.counts(policy="optimal").decode.hit_rate
-        facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
-        return facts
+        super().__init__(trace, "moe-cache", ["residency"])
 
 
 class SpeculationWidget(TraceWidget):
     """One token on its way through the layers, in modelled time, and what guessing has brought to
-    all of them. `guesses`, `lookahead`, `source`, `link` (GB/s), `compute` (ms a layer), `slots`
-    and `step` are widgets.
+    all of them. `guesses`, `lookahead`, `source`, `link` (GB/s), `compute` (ms a layer), `expert`
+    (MB), `slots`, `policy` and `step` are widgets.
 
     trace: one with guesses, such as mc.Trace.load(). expert: bytes that an expert has here, a
-    number or "67.1MB", as if those of the trace's model were so large; about Mixtral's at 2 bits if
-    not said.
+    number or "67.1MB", as if those of the trace's model were so large; if not said, its own, and
+    for experts of less than 10 MB about Mixtral's at 2 bits.
     """
 
-    def __init__(self, trace: Trace, expert: int | str = EXPERT):
-        trace = replace(trace, expert_bytes=(parse_bytes(expert),) * trace.layers)
-        held = int(trace.guesses["place"].max(initial=-1)) + 1
-        self.guesses = slider("Guesses", 0, held, min(2, held))
-        self.lookahead = menu("Lookahead", [("1 layer", 1), ("2 layers", 2)])
-        names = {"router_input": "its router's input", "layer_output": "its output"}
-        sources = trace.sources or SOURCES[:1]
-        self.source = menu("Guess from", [(names.get(name, name), name) for name in sources])
-        self.link = decimal("Link, GB/s", 1, 64, 12)
-        self.compute = decimal("Layer, ms", 0.1, 10, 1)
-        self.slots = slider("Slots (k)", 1, min(trace.experts), min(4, *trace.experts))
-        decoded = [step for step, forward in enumerate(trace.forwards) if forward["phase"]]
-        self.step = slider(
-            "Step", 0, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0
-        )
-        super().__init__(
-            trace,
-            "moe-speculation",
-            (self.guesses, self.lookahead),
-            (self.source, self.slots),
-            (self.link, self.compute),
-            (self.step,),
-        )
-
-    def show(self) -> None:
-        run, step = self.run(), min(self.step.value, self.chosen.steps - 1)
-        word = tables.word(self.chosen, step)
-        self.picture.value = plots.timeline(run.frame(), step, word).png()
-        self.facts.value = card("All decoded tokens", tiles(self.tiles(run)), MODELLED)
-
-    def run(self, **setting) -> Timeline:
-        """What is chosen, or with another setting."""
-        chosen = {
-            **{"link": self.link.value * 1e9, "compute": self.compute.value / 1e3},
-            **{"slots": self.slots.value, "speculate": self.guesses.value},
-            **{"lookahead": self.lookahead.value, "guess_from": self.source.value},
-        }
-        return timeline(self.chosen, **{**chosen, **setting})
-
-    def tiles(self, run: Timeline) -> list[tuple[str, str, str]]:
-        tokens = max(1, run.decode.tokens)
-        plain = self.run(speculate=0) if self.guesses.value else run
-        waits, before = (1e3 * one.decode.stall_seconds / tokens for one in (run, plain))
-        moved, least = (one.decode.bytes / tokens for one in (run, plain))
-        wasted = run.stats.decode.bytes_wasted / tokens
-        return [
-            ("tokens a second", f"{run.tokens_per_second:.1f}", f"{run.stall_share:.0%} waiting"),
-            ("waiting for a token", f"{waits:.1f} ms", f"{before:.1f} ms without guesses"),
-            ("moved for a token", human(moved), f"{human(least)} without guesses"),
-            ("of that, wasted", human(wasted), "wrong guesses"),
-        ]
+    def __init__(self, trace: Trace, expert: int | str | None = None):
+        super().__init__(trace, "moe-speculation", ["time"])
+        if expert is not None:
+            self.expert.value = parse_bytes(expert) / 1e6
 
 
-COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
-MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
+def offer(control: w.Dropdown, options: list[tuple[str, Any]]) -> None:
+    """Other options; what was chosen stays, if it is among them."""
+    before = control.value
+    control.options = options
+    values = [value for _, value in options]
+    control.value = before if before in values and before is not None else values[0]

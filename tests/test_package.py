@@ -15,7 +15,7 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH_BUT_NUMPY = [
-    *("optimal", "caches", "rehearsal", "replays", "timelines", "view"),
+    *("optimal", "caches", "rehearsal", "replays", "timelines", "looks", "view"),
     *(f"tables.{name}" for name in ("choices", "intervals", "routing", "slots")),
     *(f"trace.{name}" for name in ("archive", "arrays", "builder", "frames", "route_csv", "trace")),
 ]
@@ -64,11 +64,9 @@ def test_figures_need_no_torch():
 
 def test_few_rooms_know_pages_and_figures():
     """Widgets and IPython in those that show something on a page, matplotlib where it is drawn."""
+    widgets = "widgets controls panel quantize_widget trace_widgets explorer view"
     for names, rooms in (
-        (
-            {"ipywidgets", "IPython"},
-            {"view", "widgets", "controls", "panel", "quantize_widget", "trace_widgets"},
-        ),
+        ({"ipywidgets", "IPython"}, set(widgets.split())),
         ({"matplotlib"}, {"plots"}),
     ):
         found = {
@@ -92,13 +90,13 @@ ORDER = """
     errors interrupts counters signs hardware places sizes card model_list machine notebook
     plots view
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
-    replays timelines tables exercises store lowbit kernels recipe slots lowbit_modules cuda
+    replays timelines tables looks exercises store lowbit kernels recipe slots lowbit_modules cuda
     placement families
     speculation engine attachment offload recording reading dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls panel widgets quantize_widget trace_widgets quality
-    comparison allocation sensitivity
+    explorer comparison allocation sensitivity
     terminal bench arguments __main__
 """.split()  # a room may import only rooms that stand before it
 

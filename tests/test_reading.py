@@ -54,6 +54,11 @@ def test_it_holds_what_any_replay_needs_and_leaves_the_settings_alone(loaded):
         mc.replay(trace, slots=4, speculate=5)
 
 
+def test_a_text_shorter_than_a_prompt_is_one(loaded):
+    trace = mc.record_text(*loaded, "Good day", more=2)
+    assert trace.steps == 3 and trace.forwards["phase"].tolist() == [0, 1, 1]
+
+
 def test_the_settings_come_back_after_an_error(loaded):
     model, tokenizer = loaded
     before = model.offload.guessing

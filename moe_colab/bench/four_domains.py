@@ -17,13 +17,12 @@ import torch
 
 from ..loading import load
 from ..places import shipped_trace
-from ..quality import evaluation_texts
+from ..quality import DOMAINS, evaluation_texts
 from ..reading import read, with_guesses_of
 from ..recording import record
 from ..settings import SOURCES
 from ..trace import Trace
 
-DOMAINS = {"chat": "task_dialogues", "code": "code_python", "french": "french", "prose": "prose"}
 DOCUMENTS, LENGTH = 3, 128  # a domain's documents; tokens of each
 SLOTS, POLICY = 4, "lru"
 GUESSES, LOOKAHEAD = 4, 2

@@ -1,0 +1,202 @@
+"""Ways to look at a trace: each a figure, the numbers beside it, and the settings that it minds.
+
+Knows tables, replays and timelines, who count, and `plots`, who draws; counts and draws nothing
+itself, and knows no widgets: the settings are plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from . import plots, tables
+from .cache import PolicySpec
+from .hardware import human
+from .replays import replay
+from .settings import SOURCES
+from .timelines import Timeline, timeline
+from .trace import Trace
+
+STEPS = 48  # of a strip
+BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the chosen policy
+COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
+MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
+Tiles = list[tuple[str, str, str]]
+"""(what, number, remark)."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is looked at. part: a label of the trace, None for all. layer: of the MoE layers. slots:
+    a layer's. first: the first step or token that is shown. guesses: of each layer. link: GB/s.
+    compute: ms of a layer. expert: MB, as if the trace's were so large. step: whose time is
+    shown."""
+
+    part: str | None = None
+    layer: int = 0
+    policy: PolicySpec = "lru"
+    slots: int = 4
+    first: int = 0
+    guesses: int = 2
+    lookahead: int = 1
+    source: str = SOURCES[0]
+    link: float = 12.0
+    compute: float = 1.0
+    expert: float = 67.1
+    step: int = 0
+
+
+class Shelf:
+    """A trace, its parts, and what was counted of them before: settings move often, these tables do
+    not."""
+
+    def __init__(self, trace: Trace):
+        self.trace = trace
+        self._parts: dict[str | None, Trace] = {None: trace}
+        self._rates: dict[tuple, list[dict]] = {}
+
+    def part(self, label: str | None) -> Trace:
+        if label not in self._parts:
+            self._parts[label] = self.trace.only(label)
+        return self._parts[label]
+
+    def rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
+        """The hit rates of one policy with every number of slots."""
+        if (label, policy) not in self._rates:
+            table = tables.hit_rates(self.part(label), [policy])
+            self._rates[label, policy] = table.to_dict("records")
+        return self._rates[label, policy]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture, and the numbers below it, under a title and above a remark."""
+
+    picture: plots.Picture
+    tiles: Tiles
+    title: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """minds: the fields of Chosen that it depends on."""
+
+    name: str
+    minds: tuple[str, ...]
+    see: Callable[[Shelf, Chosen], Seen]
+
+
+# ---------------------------------------------------------------------- routing
+def activity(shelf: Shelf, chosen: Chosen) -> Seen:
+    return Seen(plots.activations(tables.activations(shelf.part(chosen.part))), [])
+
+
+def text(shelf: Shelf, chosen: Chosen) -> Seen:
+    trace = shelf.part(chosen.part)
+    first = min(chosen.first, len(trace.tokens) - 1)
+    return Seen(plots.tokens(tables.tokens(trace, chosen.layer, first, STEPS)), [])
+
+
+def domains(shelf: Shelf, chosen: Chosen) -> Seen:
+    return Seen(plots.specialisation(tables.specialisation(shelf.trace, chosen.layer)), [])
+
+
+def transitions(shelf: Shelf, chosen: Chosen) -> Seen:
+    trace = shelf.part(chosen.part)
+    layer = min(chosen.layer, trace.layers - 2)
+    return Seen(plots.transitions(tables.transitions(trace, layer)), [])
+
+
+# ---------------------------------------------------------------------- the cache
+def slots(shelf: Shelf, chosen: Chosen) -> Seen:
+    policies = dict.fromkeys([*BOUNDS, chosen.policy])
+    rows = [row for policy in policies for row in shelf.rates(chosen.part, policy)]
+    picture = plots.hit_rates(rows, chosen.slots)
+    return Seen(picture, cache_tiles(shelf, chosen), "All layers", COUNTED)
+
+
+def residency(shelf: Shelf, chosen: Chosen) -> Seen:
+    trace = shelf.part(chosen.part)
+    table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
+    picture = plots.residency(table, min(chosen.first, trace.steps - 1), STEPS)
+    return Seen(picture, cache_tiles(shelf, chosen), "All layers", COUNTED)
+
+
+def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
+    """What all layers' caches hit and load, and what more slots or Belady would bring."""
+    trace, policy, slots = shelf.part(chosen.part), chosen.policy, chosen.slots
+    now = replay(trace, policy, slots)
+    decoded = max(1, sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"]))
+    facts = [
+        ("hit rate, decoded tokens", f"{now.decode.hit_rate:.1%}", f"{now.hits:,} hits in all"),
+        (
+            "loaded for a token",
+            human(now.decode.bytes_loaded / decoded),
+            f"{now.decode.loads / decoded:.2f} experts",
+        ),
+    ]
+    if slots < min(trace.experts):
+        more = replay(trace, policy, slots + 1).decode.hit_rate
+        told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
+        room = human(sum(trace.expert_bytes))
+        facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
+    best = replay(trace, "optimal", slots).decode.hit_rate
+    facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
+    return facts
+
+
+# ---------------------------------------------------------------------- time
+def time(shelf: Shelf, chosen: Chosen) -> Seen:
+    trace, run = model_time(shelf, chosen)
+    step = min(chosen.step, trace.steps - 1)
+    picture = plots.timeline(run.frame(), step, tables.word(trace, step))
+    plain = model_time(shelf, replace(chosen, guesses=0))[1] if chosen.guesses else run
+    return Seen(picture, time_tiles(run, plain), "All decoded tokens", MODELLED)
+
+
+def model_time(shelf: Shelf, chosen: Chosen) -> tuple[Trace, Timeline]:
+    """The part, its experts as large as is chosen, and its timeline."""
+    trace = shelf.part(chosen.part)
+    trace = replace(trace, expert_bytes=(round(1e6 * chosen.expert),) * trace.layers)
+    run = timeline(
+        trace,
+        chosen.link * 1e9,
+        chosen.compute / 1e3,
+        chosen.policy,
+        chosen.slots,
+        speculate=chosen.guesses,
+        lookahead=chosen.lookahead,
+        guess_from=chosen.source,
+    )
+    return trace, run
+
+
+def time_tiles(run: Timeline, plain: Timeline) -> Tiles:
+    """What guessing has brought, beside a run without it."""
+    tokens = max(1, run.decode.tokens)
+    waits, before = (1e3 * one.decode.stall_seconds / tokens for one in (run, plain))
+    moved, least = (one.decode.bytes / tokens for one in (run, plain))
+    wasted = run.stats.decode.bytes_wasted / tokens
+    return [
+        ("tokens a second", f"{run.tokens_per_second:.1f}", f"{run.stall_share:.0%} waiting"),
+        ("waiting for a token", f"{waits:.1f} ms", f"{before:.1f} ms without guesses"),
+        ("moved for a token", human(moved), f"{human(least)} without guesses"),
+        ("of that, wasted", human(wasted), "wrong guesses"),
+    ]
+
+
+CACHE = ("part", "policy", "slots")
+LOOKS = {
+    "activity": Look("Who is busy", ("part",), activity),
+    "text": Look("The text", ("part", "layer", "first"), text),
+    "domains": Look("Topics", ("layer",), domains),
+    "transitions": Look("From layer to layer", ("part", "layer"), transitions),
+    "slots": Look("Hit rates", CACHE, slots),
+    "residency": Look("Who has a slot", (*CACHE, "layer", "first"), residency),
+    "time": Look(
+        "Time",
+        (*CACHE, "guesses", "lookahead", "source", "link", "compute", "expert", "step"),
+        time,
+    ),
+}
