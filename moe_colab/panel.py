@@ -38,20 +38,22 @@ def told(handler: Callable) -> Callable:
 
 
 class Panel(ABC):
-    """As the last line of a cell it shows itself. `picture` and `facts` are what `show` fills;
-    `error` is the latest error that was no MoEColabError.
+    """As the last line of a cell it shows itself. `pictures` (the first is `picture` too) and
+    `facts` are what `show` fills; `error` is the latest error that was no MoEColabError.
 
-    name: a class of the page. lines: the controls, from the top.
+    name: a class of the page. lines: the controls, from the top. pictures: how many.
     """
 
-    def __init__(self, name: str, *lines: Iterable[w.Widget]):
+    def __init__(self, name: str, *lines: Iterable[w.Widget], pictures: int = 1):
         self.error: Exception | None = None
         self.facts, self.status = w.HTML(), w.HTML()
-        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
+        shape = {"width": "100%", "max_width": "800px"}
+        self.pictures = [w.Image(format="png", layout=w.Layout(**shape)) for _ in range(pictures)]
+        self.picture = self.pictures[0]
         lines = [tuple(line) for line in lines]
         for control in (control for line in lines for control in line):
             control.observe(self._changed, "value")
-        under = (self.picture, self.facts, self.status)
+        under = (*self.pictures, self.facts, self.status)
         self.page = tagged(w.VBox([*(row(*line) for line in lines), *under]), name)
 
     @told

@@ -6,9 +6,12 @@ itself. Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ipywidgets as w
+import numpy as np
 
 from . import plots, tables
 from .card import card, tiles
@@ -20,12 +23,16 @@ from .settings import SOURCES
 from .timelines import Timeline, timeline
 from .trace import Trace
 
+if TYPE_CHECKING:
+    import pandas
+
 ALL = "all of it"
 POLICIES = (
     *(("LRU", "lru"), ("LFU", "lfu"), ("FIFO", "fifo"), ("random", "random")),
     ("Belady, who knows what comes", "optimal"),
 )
 STEPS = 48  # of the strip
+TOKENS = 48  # of the text
 EXPERT = "67.1MB"  # about what an expert of Mixtral takes at the paper's 2 bits: 16 chunks of 4 MiB
 
 
@@ -33,14 +40,14 @@ class TraceWidget(Panel):
     """What both have: a trace's part, a widget beside the first controls. Raises MoEColabError for
     a trace without steps."""
 
-    def __init__(self, trace: Trace, name: str, *lines: tuple[w.Widget, ...]):
+    def __init__(self, trace: Trace, name: str, *lines: tuple[w.Widget, ...], pictures: int = 1):
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
         self.trace = trace
         labels = [label for label in trace.labels if len(trace.labels) > 1]
         self.part = menu("Text", [*((label, label) for label in labels), (ALL, None)])
         self._parts: dict[str | None, Trace] = {None: trace}
-        super().__init__(name, (self.part, *lines[0]), *lines[1:])
+        super().__init__(name, (self.part, *lines[0]), *lines[1:], pictures=pictures)
         self.update()
 
     @property
@@ -50,6 +57,66 @@ class TraceWidget(Panel):
         if label not in self._parts:
             self._parts[label] = self.trace.only(label)
         return self._parts[label]
+
+
+class RoutingWidget(TraceWidget):
+    """Where each token goes: a stretch of text with the experts of one layer below every token,
+    what the router said to one of them, and how evenly the layer's tokens are spread. `layer`,
+    `place` (the token, from the text's beginning) and `top_k` are widgets.
+
+    trace: mc.Trace.load(), or what mc.record has recorded; of one without logits, what the routers
+    said is left out.
+    """
+
+    def __init__(self, trace: Trace):
+        self.layer = menu("Layer", [(str(layer), layer) for layer in range(trace.layers)])
+        self.place = slider("Token", 0, max(0, len(trace.tokens) - 1), min(20, len(trace.tokens)))
+        self.heard = not np.isnan(trace.logits).any()
+        k = trace.routing.shape[2]
+        self.top_k = slider("Top-k", 1, min(trace.experts) if self.heard else k, k)
+        self._drawn: dict[int, tuple] = {}
+        super().__init__(trace, "moe-routing", (self.layer,), (self.place, self.top_k), pictures=3)
+
+    def show(self) -> None:
+        trace, layer, top_k = self.chosen, self.layer.value, self.top_k.value
+        place = min(self.place.value, len(trace.tokens) - 1)
+        asked = (self.part.value, layer, top_k)
+        first = place - place % TOKENS
+        strip = tables.tokens(trace, layer, first, TOKENS, top_k)
+        word = strip[strip["place"] == place]["text"].iloc[0]
+        self.draw(0, (*asked, place), lambda: plots.tokens(strip, place))
+        if self.heard:
+            said = tables.router(trace, place, layer, top_k)
+            self.draw(1, (*asked, place), lambda: plots.router(said, word))
+        spread = tables.activations(trace, top_k=top_k)
+        self.draw(2, asked, lambda: plots.shares(spread, layer))
+        spread = spread[spread["layer"] == layer].set_index("expert")
+        own = strip[strip["place"] == place]
+        self.facts.value = card(f"Token {place}", tiles(self.tiles(own, spread)), FIRST_CHOICES)
+
+    def draw(self, number: int, asked: tuple, picture: Callable[[], plots.Picture]) -> None:
+        """What was drawn for the same settings stays."""
+        if self._drawn.get(number) != asked:
+            self.pictures[number].value = picture().png()
+            self._drawn[number] = asked
+
+    def tiles(self, own: pandas.DataFrame, spread: pandas.DataFrame) -> list[tuple[str, str, str]]:
+        experts = [expert for expert in own["expert"] if expert >= 0]
+        if not experts:
+            return [("this layer sends it", "nowhere", "to no expert")]
+        first, even = experts[0], spread["uniform"].iloc[0]
+        facts = [
+            ("goes to", ", ".join(map(str, experts)), f"of {len(spread)} experts"),
+            (
+                f"of this text, expert {first} gets",
+                f"{spread['share'][first]:.0%}",
+                f"of the tokens; an even share is {even:.1%}",
+            ),
+        ]
+        if self.heard:
+            odds = own["probability"].sum()
+            facts.insert(1, ("the router gives them", f"{odds:.0%}", "of its probability"))
+        return facts
 
 
 class CacheWidget(TraceWidget):
@@ -166,5 +233,9 @@ class SpeculationWidget(TraceWidget):
         ]
 
 
+FIRST_CHOICES = (
+    "Fewer than the model chose: the router's first choices. More: those its logits name next, "
+    "as if this layer alone had been asked for more."
+)
 COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
 MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."

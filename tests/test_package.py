@@ -22,7 +22,8 @@ NO_TORCH_BUT_NUMPY = [
 NO_TORCH = [
     *("cache", "counters", "errors", "signs", "governor", "hardware", "homes", "interrupts"),
     *("links", "pool", "scratch"),
-    *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
+    *("places", "sizes", "card", "model_list", "machine", "notebook"),
+    *(f"exercises.{name}" for name in ("bits", "judging", "mixtral", "routing", "slots")),
     *("settings", "hub", "shard_plan", "allocation"),
     *("virtual_links", "store.blobs", "store.manifest"),
 ]
