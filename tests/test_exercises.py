@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from moe_colab import exercises
 from moe_colab.exercises import (
     check_active,
     check_belady,
@@ -14,8 +15,6 @@ from moe_colab.exercises import (
     check_mixtral_bits,
     check_stall,
     check_weight,
-    routing,
-    slots,
 )
 from moe_colab.lowbit import Format
 from moe_colab.sample import kept_bytes
@@ -61,7 +60,7 @@ def test_mixtrals_active_parameters():
     beside = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 4096 * 8) + 2 * 32000 * 4096
     active, whole = (32 * used * expert + beside for used in (2, 8))
     assert check_active(active / 1e9).right and check_active(12.9).right
-    assert routing.mixtral_active() == active / 1e9
+    assert exercises.routing.mixtral_active() == active / 1e9
     assert f"{active / 1e9:.1f}" == "12.9" and "of 46.7" in check_active(12.9).text
     assert "all weights" in check_active(whole / 1e9).text
     assert "experts alone" in check_active(32 * 2 * expert / 1e9).text
@@ -75,7 +74,7 @@ def test_the_bits_of_a_group_are_those_that_a_store_takes():
     for bits in (2, 3, 4):
         for group in (16, 32, 64, 128):
             real = 8 * kept_bytes(shape, Format(bits, group)) / (1024 * 4096)
-            assert bits.group_bits(bits, group) == real
+            assert exercises.bits.group_bits(bits, group) == real
     assert check_group_bits(2.266).right and check_group_bits("2.2656").right
     assert "codes alone" in check_group_bits(2).text
     assert "a scale and a zero" in check_group_bits(2.125).text
@@ -112,8 +111,8 @@ def test_six_accesses_with_two_slots():
 
 def test_a_guess_hides_the_compute():
     """By hand: two copies of 5.5 ms, of which the first has had 4 ms."""
-    assert slots.stall(guessed=0) == 11 and slots.stall(guessed=1) == 7
-    assert slots.stall(guessed=1, compute=8) == 5.5  # no more than was guessed
+    assert exercises.slots.stall(guessed=0) == 11 and exercises.slots.stall(guessed=1) == 7
+    assert exercises.slots.stall(guessed=1, compute=8) == 5.5  # no more than was guessed
     assert check_stall(7).right and check_stall("7.0").right
     assert "without a guess" in check_stall(11).text and "alone" in check_stall(5.5).text
     assert "on the same link" in check_stall(1.5).text and "only once" in check_stall(3).text

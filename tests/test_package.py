@@ -147,6 +147,14 @@ def test_the_readmes_map_names_every_room():
     assert not {room for room in rooms if room not in readme}
 
 
+def test_every_folder_of_code_is_installed():
+    import tomllib
+
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= set(named)
+
+
 def test_an_installed_package_brings_the_small_model(tmp_path):
     """A wheel's content, used in an empty folder: the checkout is nowhere near."""
     copy_working_tree(tmp_path / "source")
