@@ -79,7 +79,8 @@ class RoutingWidget(TraceWidget):
 
     def show(self) -> None:
         trace, layer, top_k = self.chosen, self.layer.value, self.top_k.value
-        place = min(self.place.value, len(trace.tokens) - 1)
+        self.place.max = len(trace.tokens) - 1
+        place = min(self.place.value, self.place.max)
         asked = (self.part.value, layer, top_k)
         first = place - place % TOKENS
         strip = tables.tokens(trace, layer, first, TOKENS, top_k)
