@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .timelines import timeline as timeline
     from .trace import Trace as Trace
     from .trace_widgets import CacheWidget as CacheWidget
+    from .trace_widgets import RoutingWidget as RoutingWidget
     from .trace_widgets import SpeculationWidget as SpeculationWidget
     from .widgets import ChatWidget as ChatWidget
 
@@ -51,6 +52,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "Offload": "offload",
     "Policy": "cache",
     "QuantizeWidget": "quantize_widget",
+    "RoutingWidget": "trace_widgets",
     "SpeculationWidget": "trace_widgets",
     "Store": "store",
     "benchmark": "places",

@@ -6,8 +6,11 @@ itself, and knows no widgets: the settings are plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from . import plots, tables
 from .cache import PolicySpec
@@ -17,23 +20,33 @@ from .settings import SOURCES
 from .timelines import Timeline, timeline
 from .trace import Trace
 
-STEPS = 48  # of a strip
+if TYPE_CHECKING:
+    import pandas
+
+STEPS = TOKENS = 48  # of a strip
+MOST_PICTURES = 3
 BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the chosen policy
 COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
+FIRST_CHOICES = (
+    "Fewer than the model chose: the router's first choices. More: those its logits name next, "
+    "as if this layer alone had been asked for more."
+)
 MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
-Tiles = list[tuple[str, str, str]]
+Tiles = Sequence[tuple[str, str, str]]
 """(what, number, remark)."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is looked at. part: a label of the trace, None for all. layer: of the MoE layers. slots:
-    a layer's. first: the first step or token that is shown. guesses: of each layer. link: GB/s.
-    compute: ms of a layer. expert: MB, as if the trace's were so large. step: whose time is
-    shown."""
+    """What is looked at. part: a label of the trace, None for all. layer: of the MoE layers. place:
+    of a token. top_k: experts of a token. slots: a layer's. first: the first step that is shown.
+    guesses: of each layer. link: GB/s. compute: ms of a layer. expert: MB, as if the trace's were
+    so large. step: whose time is shown."""
 
     part: str | None = None
     layer: int = 0
+    place: int = 0
+    top_k: int = 2
     policy: PolicySpec = "lru"
     slots: int = 4
     first: int = 0
@@ -69,11 +82,19 @@ class Shelf:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A picture, and the numbers below it, under a title and above a remark."""
+class Sight:
+    """A picture that can be drawn, and all that it depends on."""
 
-    picture: plots.Picture
-    tiles: Tiles
+    of: tuple
+    draw: Callable[[], plots.Picture]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures, and the numbers below them, under a title and above a remark."""
+
+    sights: Sequence[Sight]
+    tiles: Tiles = ()
     title: str = ""
     remark: str = ""
 
@@ -89,38 +110,89 @@ class Look:
 
 # ---------------------------------------------------------------------- routing
 def activity(shelf: Shelf, chosen: Chosen) -> Seen:
-    return Seen(plots.activations(tables.activations(shelf.part(chosen.part))), [])
-
-
-def text(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
-    first = min(chosen.first, len(trace.tokens) - 1)
-    return Seen(plots.tokens(tables.tokens(trace, chosen.layer, first, STEPS)), [])
+    return Seen([sight(activity, chosen, lambda: plots.activations(tables.activations(trace)))])
+
+
+def routing(shelf: Shelf, chosen: Chosen) -> Seen:
+    trace, layer, top_k = shelf.part(chosen.part), chosen.layer, chosen.top_k
+    place = min(chosen.place, len(trace.tokens) - 1)
+    strip = tables.tokens(trace, layer, place - place % TOKENS, TOKENS, top_k)
+    spread = tables.activations(trace, top_k=top_k)
+    own = strip[strip["place"] == place]
+    word = own["text"].iloc[0]
+    asked = (chosen.part, layer, top_k)
+    sights = [Sight(("tokens", *asked, place), lambda: plots.tokens(strip, place))]
+    if heard(trace):
+        said = tables.router(trace, place, layer, top_k)
+        sights.append(Sight(("router", *asked, place), lambda: plots.router(said, word)))
+    sights.append(Sight(("shares", *asked), lambda: plots.shares(spread, layer)))
+    here = spread[spread["layer"] == layer].set_index("expert")
+    return Seen(sights, routing_tiles(own, here), f"Token {place}", FIRST_CHOICES)
+
+
+def routing_tiles(own: pandas.DataFrame, spread: pandas.DataFrame) -> Tiles:
+    """Of one token, and of all that its layer was shown."""
+    experts = [expert for expert in own["expert"] if expert >= 0]
+    if not experts:
+        return [("this layer sends it", "nowhere", "to no expert")]
+    first, even = experts[0], spread["uniform"].iloc[0]
+    facts = [
+        ("goes to", ", ".join(map(str, experts)), f"of {len(spread)} experts"),
+        (
+            f"of this text, expert {first} gets",
+            f"{spread['share'][first]:.0%}",
+            f"of the tokens; an even share is {even:.1%}",
+        ),
+    ]
+    odds = own["probability"].sum(skipna=False)
+    if odds == odds:  # known
+        facts.insert(1, ("the router gives them", f"{odds:.0%}", "of its probability"))
+    return facts
+
+
+def heard(trace: Trace) -> bool:
+    """Does it hold what all its routers said?"""
+    return not any(
+        np.isnan(trace.logits[:, layer, :experts]).any()
+        for layer, experts in enumerate(trace.experts)
+    )
 
 
 def domains(shelf: Shelf, chosen: Chosen) -> Seen:
-    return Seen(plots.specialisation(tables.specialisation(shelf.trace, chosen.layer)), [])
+    trace, layer = shelf.trace, chosen.layer
+    return Seen(
+        [sight(domains, chosen, lambda: plots.specialisation(tables.specialisation(trace, layer)))]
+    )
 
 
 def transitions(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
     layer = min(chosen.layer, trace.layers - 2)
-    return Seen(plots.transitions(tables.transitions(trace, layer)), [])
+    return Seen(
+        [sight(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
+    )
+
+
+def sight(look: Callable, chosen: Chosen, draw: Callable[[], plots.Picture]) -> Sight:
+    """Of all that was chosen."""
+    return Sight((look, *astuple(chosen)), draw)
 
 
 # ---------------------------------------------------------------------- the cache
 def slots(shelf: Shelf, chosen: Chosen) -> Seen:
     policies = dict.fromkeys([*BOUNDS, chosen.policy])
     rows = [row for policy in policies for row in shelf.rates(chosen.part, policy)]
-    picture = plots.hit_rates(rows, chosen.slots)
-    return Seen(picture, cache_tiles(shelf, chosen), "All layers", COUNTED)
+    one = sight(slots, chosen, lambda: plots.hit_rates(rows, chosen.slots))
+    return Seen([one], cache_tiles(shelf, chosen), "All layers", COUNTED)
 
 
 def residency(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
     table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
-    picture = plots.residency(table, min(chosen.first, trace.steps - 1), STEPS)
-    return Seen(picture, cache_tiles(shelf, chosen), "All layers", COUNTED)
+    first = min(chosen.first, trace.steps - 1)
+    one = sight(residency, chosen, lambda: plots.residency(table, first, STEPS))
+    return Seen([one], cache_tiles(shelf, chosen), "All layers", COUNTED)
 
 
 def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
@@ -150,9 +222,10 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
 def time(shelf: Shelf, chosen: Chosen) -> Seen:
     trace, run = model_time(shelf, chosen)
     step = min(chosen.step, trace.steps - 1)
-    picture = plots.timeline(run.frame(), step, tables.word(trace, step))
+    word = tables.word(trace, step)
+    one = sight(time, chosen, lambda: plots.timeline(run.frame(), step, word))
     plain = model_time(shelf, replace(chosen, guesses=0))[1] if chosen.guesses else run
-    return Seen(picture, time_tiles(run, plain), "All decoded tokens", MODELLED)
+    return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
 
 def model_time(shelf: Shelf, chosen: Chosen) -> tuple[Trace, Timeline]:
@@ -189,7 +262,7 @@ def time_tiles(run: Timeline, plain: Timeline) -> Tiles:
 CACHE = ("part", "policy", "slots")
 LOOKS = {
     "activity": Look("Who is busy", ("part",), activity),
-    "text": Look("The text", ("part", "layer", "first"), text),
+    "routing": Look("Where tokens go", ("part", "layer", "place", "top_k"), routing),
     "domains": Look("Topics", ("layer",), domains),
     "transitions": Look("From layer to layer", ("part", "layer"), transitions),
     "slots": Look("Hit rates", CACHE, slots),

@@ -39,24 +39,30 @@ def told(handler: Callable) -> Callable:
 
 
 class Panel(ABC):
-    """As the last line of a cell it shows itself. `picture` and `facts` are what `show` fills;
-    `error` is the latest error that was no MoEColabError.
+    """As the last line of a cell it shows itself. `pictures` (the first is `picture` too) and
+    `facts` are what `show` fills; `error` is the latest error that was no MoEColabError.
 
     name: a class of the page. lines: the controls, from the top; those `above` are only laid out:
-    they change nothing that is shown.
+    they change nothing that is shown. pictures: how many.
     """
 
     def __init__(
-        self, name: str, *lines: Iterable[w.Widget], above: Iterable[Iterable[w.Widget]] = ()
+        self,
+        name: str,
+        *lines: Iterable[w.Widget],
+        above: Iterable[Iterable[w.Widget]] = (),
+        pictures: int = 1,
     ):
         self.error: Exception | None = None
         self._quiet = False
         self.facts, self.status = w.HTML(), w.HTML()
-        self.picture = w.Image(format="png", layout=w.Layout(width="100%", max_width="800px"))
+        shape = {"width": "100%", "max_width": "800px"}
+        self.pictures = [w.Image(format="png", layout=w.Layout(**shape)) for _ in range(pictures)]
+        self.picture = self.pictures[0]
         lines = [tuple(line) for line in lines if line]
         for control in (control for line in lines for control in line):
             control.observe(self._changed, "value")
-        under = (self.picture, self.facts, self.status)
+        under = (*self.pictures, self.facts, self.status)
         rows = [row(*line) for line in (*above, *lines)]
         self.page = tagged(w.VBox([*rows, *under]), name)
 

@@ -7,6 +7,7 @@ Needs a trace, not the model. Only what ipywidgets 7.7 has as well as 8.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import ipywidgets as w
@@ -14,7 +15,7 @@ import ipywidgets as w
 from .card import card, tiles
 from .errors import MoEColabError
 from .hardware import parse_bytes
-from .looks import LOOKS, Chosen, Shelf
+from .looks import LOOKS, MOST_PICTURES, Chosen, Shelf, Sight, heard
 from .panel import Panel, decimal, menu, slider
 from .settings import SOURCES
 from .trace import Trace
@@ -45,7 +46,8 @@ class TraceWidget(Panel):
         self.look = menu("Look at", [(LOOKS[key].name, key) for key in looks])
         self.part, self.policy = menu("Text", []), menu("Policy", POLICIES)
         self.layer, self.slots = menu("Layer", []), slider("Slots (k)", 1, 1, 1)
-        self.first, self.step = slider("From", 0, 0, 0), slider("Step", 0, 0, 0)
+        self.place, self.top_k = slider("Token", 0, 0, 0), slider("Top-k", 1, 1, 1)
+        self.first, self.step = slider("From step", 0, 0, 0), slider("Step", 0, 0, 0)
         self.guesses = slider("Guesses", 0, 0, 0)
         self.lookahead = menu("Lookahead", AHEAD)
         self.source = menu("Guess from", [])
@@ -56,7 +58,7 @@ class TraceWidget(Panel):
         minded = {field for key in looks for field in LOOKS[key].minds}
         shown = [control for field, control in self.settings.items() if field in minded]
         choose = [self.look] if len(looks) > 1 else []
-        super().__init__(name, choose, shown, above=above)
+        super().__init__(name, choose, shown, above=above, pictures=MOST_PICTURES)
         self.fit(trace)
 
     def fit(self, trace: Trace) -> None:
@@ -64,11 +66,12 @@ class TraceWidget(Panel):
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
         self.trace, self.shelf = trace, Shelf(trace)
+        self._drawn: dict[w.Image, tuple] = {}
         experts = min(trace.experts)
         decoded = [step for step, forward in enumerate(trace.forwards) if forward["phase"]]
         held = int(trace.guesses["place"].max(initial=-1)) + 1
         far = max(1, (trace.guesses["layer"] - trace.guesses["at"]).max(initial=1))
-        own = max(trace.expert_bytes) / 1e6
+        top_k, own = trace.routing.shape[2], max(trace.expert_bytes) / 1e6
         labels = [label for label in trace.labels if len(trace.labels) > 1]
         with self.quiet():
             offer(self.part, [*((label, label) for label in labels), (ALL, None)])
@@ -77,7 +80,9 @@ class TraceWidget(Panel):
             offer(self.source, [(NAMES.get(s, s), s) for s in trace.sources or SOURCES[:1]])
             for control, most, value in (
                 (self.slots, experts, min(4, experts)),
-                (self.first, max(trace.steps, len(trace.tokens)) - 1, 0),
+                (self.place, len(trace.tokens) - 1, min(20, len(trace.tokens) - 1)),
+                (self.top_k, experts if heard(trace) else top_k, top_k),
+                (self.first, trace.steps - 1, 0),
                 (self.step, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0),
                 (self.guesses, held, min(2, held)),
             ):
@@ -96,9 +101,30 @@ class TraceWidget(Panel):
         for field, control in self.settings.items():
             control.layout.display = "" if field in look.minds else "none"
         seen = look.see(self.shelf, Chosen(**{f: c.value for f, c in self.settings.items()}))
-        self.picture.value = seen.picture.png()
+        for image, sight in zip_longest(self.pictures, seen.sights):
+            self.draw(image, sight)
         told = bool(seen.tiles)
         self.facts.value = card(seen.title, tiles(seen.tiles), seen.remark) if told else ""
+
+    def draw(self, image: w.Image, sight: Sight | None) -> None:
+        """What was drawn of the same things stays."""
+        image.layout.display = "none" if sight is None else ""
+        if sight is not None and self._drawn.get(image) != sight.of:
+            image.value = sight.draw().png()
+            self._drawn[image] = sight.of
+
+
+class RoutingWidget(TraceWidget):
+    """Where each token goes: a stretch of text with the experts of one layer below every token,
+    what the router said to one of them, and how evenly the layer's tokens are spread. `layer`,
+    `place` (the token, from the text's beginning) and `top_k` are widgets.
+
+    trace: mc.Trace.load(), or what mc.record has recorded; of one without logits, what the routers
+    said is left out.
+    """
+
+    def __init__(self, trace: Trace):
+        super().__init__(trace, "moe-routing", ["routing"])
 
 
 class CacheWidget(TraceWidget):

@@ -8,16 +8,26 @@ import pytest
 
 from moe_colab import exercises
 from moe_colab.exercises import (
+    check_active,
     check_belady,
     check_group_bits,
     check_lru,
     check_mixtral_bits,
     check_stall,
+    check_weight,
 )
 from moe_colab.lowbit import Format
 from moe_colab.sample import kept_bytes
 
-CHECKS = [check_group_bits, check_mixtral_bits, check_lru, check_belady, check_stall]
+CHECKS = [
+    check_weight,
+    check_active,
+    check_group_bits,
+    check_mixtral_bits,
+    check_lru,
+    check_belady,
+    check_stall,
+]
 GIB = 1024**3
 
 
@@ -32,12 +42,39 @@ def test_whatever_is_answered_gets_a_hint(check, answer):
     assert "a number" in reply.text and "<script" not in reply._repr_html_()
 
 
+def test_two_of_eight_share_the_weight():
+    """With the numbers of any calculator: e = 2.71828."""
+    e = 2.71828
+    for answer in (e**2 / (e**2 + e), 0.731, "0.73"):
+        assert check_weight(answer).right, answer
+    assert "0.269" in check_weight(0.731).text and "the other expert's" in check_weight(0.269).text
+    assert "exponentials" in check_weight(2 / 3).text
+    assert "among all eight" in check_weight(e**2 / (e**2 + e + 6)).text
+    assert check_weight(0.99).text.startswith("too high")
+
+
+def test_mixtrals_active_parameters():
+    """From the shapes: 32 layers; three matrices of 4096 x 14336 in each of 8 experts; q and o of
+    4096 x 4096, k and v of 4096 x 1024; 32000 words of 4096, twice; a router of 4096 x 8."""
+    expert = 3 * 4096 * 14336
+    beside = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 4096 * 8) + 2 * 32000 * 4096
+    active, whole = (32 * used * expert + beside for used in (2, 8))
+    assert check_active(active / 1e9).right and check_active(12.9).right
+    assert exercises.routing.mixtral_active() == active / 1e9
+    assert f"{active / 1e9:.1f}" == "12.9" and "of 46.7" in check_active(12.9).text
+    assert "all weights" in check_active(whole / 1e9).text
+    assert "experts alone" in check_active(32 * 2 * expert / 1e9).text
+    assert "not the size" in check_active(14).text
+    assert "all of the attention" in check_active(whole / 4e9).text
+    assert check_active(20).text.startswith("too high")
+
+
 def test_the_bits_of_a_group_are_those_that_a_store_takes():
     shape = (1024, 4096)
     for bits in (2, 3, 4):
         for group in (16, 32, 64, 128):
             real = 8 * kept_bytes(shape, Format(bits, group)) / (1024 * 4096)
-            assert exercises.group_bits(bits, group) == real
+            assert exercises.bits.group_bits(bits, group) == real
     assert check_group_bits(2.266).right and check_group_bits("2.2656").right
     assert "codes alone" in check_group_bits(2).text
     assert "a scale and a zero" in check_group_bits(2.125).text
@@ -74,8 +111,8 @@ def test_six_accesses_with_two_slots():
 
 def test_a_guess_hides_the_compute():
     """By hand: two copies of 5.5 ms, of which the first has had 4 ms."""
-    assert exercises.stall(guessed=0) == 11 and exercises.stall(guessed=1) == 7
-    assert exercises.stall(guessed=1, compute=8) == 5.5  # no more than was guessed
+    assert exercises.slots.stall(guessed=0) == 11 and exercises.slots.stall(guessed=1) == 7
+    assert exercises.slots.stall(guessed=1, compute=8) == 5.5  # no more than was guessed
     assert check_stall(7).right and check_stall("7.0").right
     assert "without a guess" in check_stall(11).text and "alone" in check_stall(5.5).text
     assert "on the same link" in check_stall(1.5).text and "only once" in check_stall(3).text

@@ -47,7 +47,7 @@ def test_every_look_shows_its_figure_and_the_controls_it_minds(explorer, monkeyp
     explorer.part.value, explorer.slots.value = "code", 6
     expected = {
         "activity": lambda: plots.activations(tables.activations(code)),
-        "text": lambda: plots.tokens(tables.tokens(code, 3, 10, looks.STEPS)),
+        "routing": lambda: plots.tokens(tables.tokens(code, 3, 48, looks.TOKENS, 3), 60),
         "domains": lambda: plots.specialisation(tables.specialisation(TRACE, 3)),
         "transitions": lambda: plots.transitions(tables.transitions(code, 3)),
         "slots": lambda: plots.hit_rates(
@@ -56,11 +56,14 @@ def test_every_look_shows_its_figure_and_the_controls_it_minds(explorer, monkeyp
         "residency": lambda: plots.residency(tables.residency(code, 3, "lru", 6), 10, looks.STEPS),
     }
     explorer.layer.value, explorer.first.value = 3, 10
+    explorer.place.value, explorer.top_k.value = 60, 3
     seen = set()
     for name, draw in expected.items():
         explorer.look.value = name
         assert explorer.picture.value == draw().png(), name
         assert visible(explorer) == set(LOOKS[name].minds)
+        shown = [image.layout.display != "none" for image in explorer.pictures]
+        assert shown == [True, name == "routing", name == "routing"]
         told(explorer)
         seen.add(explorer.picture.value)
     assert len(seen) == len(expected) == len(LOOKS) - 1
@@ -138,7 +141,7 @@ def test_another_model_takes_the_traces_place(tmp_path):
         for look in LOOKS:
             explorer.look.value = look
             told(explorer)
-        assert explorer.first.max == 11 and explorer.step.max == 4
+        assert explorer.place.max == 11 and explorer.step.max == 4
         explorer.close()
 
 

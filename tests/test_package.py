@@ -22,7 +22,8 @@ NO_TORCH_BUT_NUMPY = [
 NO_TORCH = [
     *("cache", "counters", "errors", "signs", "governor", "hardware", "homes", "interrupts"),
     *("links", "pool", "scratch"),
-    *("places", "sizes", "card", "model_list", "machine", "notebook", "exercises"),
+    *("places", "sizes", "card", "model_list", "machine", "notebook"),
+    *(f"exercises.{name}" for name in ("bits", "judging", "mixtral", "routing", "slots")),
     *("settings", "hub", "shard_plan", "allocation"),
     *("virtual_links", "store.blobs", "store.manifest"),
 ]
@@ -142,6 +143,14 @@ def test_the_readmes_map_names_every_room():
     rooms = {p.name if p.is_file() else f"{p.name}/" for p in PACKAGE.iterdir()}
     rooms = {r for r in rooms if not r.startswith("__") or r == "__main__.py"}
     assert not {room for room in rooms if room not in readme}
+
+
+def test_every_folder_of_code_is_installed():
+    import tomllib
+
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= set(named)
 
 
 def test_an_installed_package_brings_the_small_model(tmp_path):

@@ -301,7 +301,7 @@ def test_any_token_can_be_drawn():
     words = {token: strange[token % len(strange)] for token in PROSE.texts}
     trace = replace(PROSE, texts=words)
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # such as that of a missing glyph
+        warnings.filterwarnings("error", "Glyph")  # that no font has
         assert plots.tokens(tables.tokens(trace, 0, 0, 40)).png()
         for place in range(12):
             word = tables.tokens(trace, 0, place, 1)["text"][0]
@@ -366,7 +366,7 @@ EVERY = {
 @pytest.mark.parametrize("trace", [TRACE, large()], ids=["small", "large"])
 def test_a_figure_is_as_wide_as_a_page_and_nothing_is_cut(name, trace):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("error", "constrained_layout")  # no room
         picture = EVERY[name](trace)
         picture.draw_without_rendering()
     assert picture.get_size_inches()[0] == page.WIDTH

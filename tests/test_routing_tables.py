@@ -312,3 +312,54 @@ def test_settings_that_cannot_be_are_one_sentence():
         with pytest.raises(mc.MoEColabError) as error:
             wrong()
         assert str(error.value).count("\n") == 0
+
+
+# ---------------------------------------------------------------------- what the notebooks say
+def first_choices(layer: int) -> dict[int, list[int]]:
+    """By token id, of those that come more than once."""
+    found: dict[int, list[int]] = {}
+    for place, token in enumerate(TRACE.tokens.tolist()):
+        found.setdefault(token, []).append(int(TRACE.routing[place, layer, 0]))
+    return {token: experts for token, experts in found.items() if len(experts) > 1}
+
+
+def test_the_first_layer_goes_by_the_word_and_the_last_by_the_text():
+    """Notebook 02, section 2."""
+    assert all(len(set(experts)) == 1 for experts in first_choices(0).values())
+    again = list(first_choices(7).values())
+    assert sum(len(set(experts)) == 1 for experts in again) < 0.6 * len(again)
+    the = next(token for token, text in TRACE.texts.items() if text == " the")
+    experts: dict[str, list[int]] = {}
+    for place, _, label, *_ in each_token(TRACE):
+        if TRACE.tokens[place] == the:
+            experts.setdefault(label, []).append(int(TRACE.routing[place, 7, 0]))
+    most = {label: max(set(own), key=own.count) for label, own in experts.items()}
+    assert len(set(most.values())) == len(most) == 3
+    hits = [layer.hit_rate for layer in mc.replay(TRACE, "lru", 4).layers]
+    assert hits[7] == max(hits)
+
+
+def test_routers_are_fairly_sure_and_seldom_certain():
+    """Notebook 02, section 1: what the chosen have, by layer, and the first one's weight."""
+    odds, weights = [], []
+    for layer in range(8):
+        frame = tables.tokens(TRACE, layer, 0, len(TRACE.tokens)).set_index(["place", "rank"])
+        both = frame["probability"].unstack()
+        odds.append(both.sum(axis=1).mean())
+        weights.append((both[0] / both.sum(axis=1)).mean())
+    assert min(odds) > 0.545 and max(odds) < 0.855
+    assert odds.index(max(odds)) == 7 and max(odds[:2]) < min(odds[2:])
+    assert np.mean(weights) == pytest.approx(0.75, abs=0.02)
+
+
+def test_even_on_average_is_not_even_now():
+    """Notebook 02, section 3."""
+    times = {
+        label: (frame["share"] / frame["uniform"])
+        for label, frame in (("all", tables.activations(TRACE)), ("code", tables.activations(CODE)))
+    }
+    assert times["all"].min() > 0.5 and times["all"].max() < 1.5
+    last = times["code"][56:]
+    assert last.max() > 3.9 and 0.08 < last.min() < 0.125
+    alone = tables.activations(TRACE, top_k=1)
+    assert (alone["share"] / alone["uniform"]).max() > times["all"].max()

@@ -62,6 +62,37 @@ def test_all_of_a_trace_and_one_without_parts(cache):
     assert shown(small)
 
 
+def test_where_tokens_go_is_drawn_at_every_change():
+    widget = mc.RoutingWidget(TRACE)
+    widget.part.value, widget.layer.value, widget.place.value = "code", 6, 50
+    code = TRACE.only("code")
+    for top_k in (2, 3):
+        widget.top_k.value = top_k
+        strip = tables.tokens(code, 6, 48, looks.TOKENS, top_k)
+        router, spread = tables.router(code, 50, 6, top_k), tables.activations(code, top_k=top_k)
+        word = code.texts[int(code.tokens[50])]
+        wanted = [plots.tokens(strip, 50), plots.router(router, word), plots.shares(spread, 6)]
+        assert [one.value for one in widget.pictures] == [picture.png() for picture in wanted]
+        experts = router[router["rank"] >= 0].sort_values("rank")
+        told = shown(widget)
+        assert f"|{', '.join(map(str, experts['expert']))}|" in told
+        assert f"|{experts['probability'].sum():.0%}|" in told
+        first = int(experts["expert"].iloc[0])
+        share = spread[(spread["layer"] == 6) & (spread["expert"] == first)]["share"].item()
+        assert f"|of this text, expert {first} gets||{share:.0%}|" in told
+    widget.place.value = widget.place.max  # beyond the end of this part
+    assert "Token 383" in shown(widget)
+    widget.close()
+
+
+def test_where_tokens_go_without_logits_or_text():
+    widget = mc.RoutingWidget(made_up(4))
+    assert widget.top_k.max == 2 and shown(widget)
+    assert [bool(one.value) for one in widget.pictures] == [True, True, False]
+    assert widget.pictures[2].layout.display == "none"
+    widget.close()
+
+
 def test_a_timeline_is_modelled_at_every_change(ahead):
     ahead.part.value, ahead.link.value, ahead.compute.value = "prose", 24, 2
     ahead.guesses.value, ahead.lookahead.value, ahead.source.value = 3, 2, "layer_output"

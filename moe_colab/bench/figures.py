@@ -14,11 +14,12 @@ from pathlib import Path
 from .. import plots
 from ..homes import CHUNK
 from ..places import benchmark
-from ..tables import hit_rates, word
+from ..tables import hit_rates, tokens, word
 from ..timelines import timeline
 from ..trace import Trace
 
 SLOTS = 4  # of 8
+STRIP = "prose", 7  # a label of the trace, and a layer
 TOKEN = "prose", 122  # a label of the trace, and a step of it: right guesses and a wrong one
 
 
@@ -31,6 +32,7 @@ def speculate() -> plots.Picture:
 
 
 FIGURES = {
+    "routing": lambda: plots.tokens(tokens(Trace.load().only(STRIP[0]), STRIP[1])),
     "quantize": lambda: plots.pareto(benchmark("quality")["rows"]),
     "cache": lambda: plots.hit_rates(hit_rates(Trace.load()), SLOTS),
     "speculate": speculate,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import PercentFormatter
 
 from .grid import label
 from .page import DIM, GREEN, INK, ORANGE, PALE, PINK, Picture, drawn, need, plain_axes, records
@@ -141,7 +140,7 @@ def frame(axes: Axes, rows: Sequence[dict], across: str) -> None:
     )  # fmt: skip
     axes.set(xlabel=across, ylabel="share of the tokens")
     axes.set_ylim(0, 1.06 * max(even, *(row["high"] for row in rows)))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
     names = [str(row["expert"]) for row in rows]
     label(axes.xaxis, list(dict.fromkeys(names)))
     plain_axes(axes, "y")

@@ -138,7 +138,7 @@ def title_of(shown: dict[int, list[dict]]) -> str:
         return f"Layer {layer} sent none of these tokens anywhere"
     most = max(sorted(set(firsts)), key=firsts.count)
     return (
-        f"Layer {layer}: {len(set(firsts))} experts come first, number {most} for "
+        f"Layer {layer}: the first choices are {len(set(firsts))} experts, number {most} that of "
         f"{firsts.count(most)} of {len(firsts)} tokens"
     )
 
