@@ -115,8 +115,8 @@ def activity(shelf: Shelf, chosen: Chosen) -> Seen:
 
 
 def routing(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace, layer, top_k = shelf.part(chosen.part), chosen.layer, chosen.top_k
-    place = min(chosen.place, len(trace.tokens) - 1)
+    trace, place = shelf.part(chosen.part), chosen.place
+    layer, top_k = chosen.layer, chosen.top_k
     strip = tables.tokens(trace, layer, place - place % TOKENS, TOKENS, top_k)
     spread = tables.activations(trace, top_k=top_k)
     own = strip[strip["place"] == place]
@@ -190,8 +190,7 @@ def slots(shelf: Shelf, chosen: Chosen) -> Seen:
 def residency(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
     table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
-    first = min(chosen.first, trace.steps - 1)
-    one = sight(residency, chosen, lambda: plots.residency(table, first, STEPS))
+    one = sight(residency, chosen, lambda: plots.residency(table, chosen.first, STEPS))
     return Seen([one], cache_tiles(shelf, chosen), "All layers", COUNTED)
 
 
@@ -221,9 +220,8 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
 # ---------------------------------------------------------------------- time
 def time(shelf: Shelf, chosen: Chosen) -> Seen:
     trace, run = model_time(shelf, chosen)
-    step = min(chosen.step, trace.steps - 1)
-    word = tables.word(trace, step)
-    one = sight(time, chosen, lambda: plots.timeline(run.frame(), step, word))
+    word = tables.word(trace, chosen.step)
+    one = sight(time, chosen, lambda: plots.timeline(run.frame(), chosen.step, word))
     plain = model_time(shelf, replace(chosen, guesses=0))[1] if chosen.guesses else run
     return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 

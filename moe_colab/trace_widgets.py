@@ -28,6 +28,7 @@ POLICIES = (
 NAMES = {"router_input": "its router's input", "layer_output": "its output"}
 AHEAD = (("1 layer", 1), ("2 layers", 2))
 EXPERT = 67.1  # MB, about what an expert of Mixtral takes at the paper's 2 bits
+PLACE = 20  # of the token that is shown first
 SMALL = 10.0  # MB: experts below it would be moved in no time
 
 
@@ -80,7 +81,7 @@ class TraceWidget(Panel):
             offer(self.source, [(NAMES.get(s, s), s) for s in trace.sources or SOURCES[:1]])
             for control, most, value in (
                 (self.slots, experts, min(4, experts)),
-                (self.place, len(trace.tokens) - 1, min(20, len(trace.tokens) - 1)),
+                (self.place, len(trace.tokens) - 1, min(PLACE, len(trace.tokens) - 1)),
                 (self.top_k, experts if heard(trace) else top_k, top_k),
                 (self.first, trace.steps - 1, 0),
                 (self.step, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0),
@@ -97,7 +98,10 @@ class TraceWidget(Panel):
         return self.shelf.part(self.part.value)
 
     def show(self) -> None:
-        look = LOOKS[self.look.value]
+        look, trace = LOOKS[self.look.value], self.chosen
+        with self.quiet():  # a part is shorter than the whole
+            self.place.max = len(trace.tokens) - 1
+            self.first.max = self.step.max = trace.steps - 1
         for field, control in self.settings.items():
             control.layout.display = "" if field in look.minds else "none"
         seen = look.see(self.shelf, Chosen(**{f: c.value for f, c in self.settings.items()}))

@@ -177,7 +177,7 @@ def test_in_a_notebook_it_reads_and_every_control_moves_the_picture(lab, tmp_pat
     with lab.open(write_notebook(tmp_path / "explorer.ipynb", cells)) as notebook:
         notebook.run_cell(0)
         page = notebook.by_class("moe-explorer")
-        picture = page.locator("img")
+        picture = page.locator("img").first
         picture.wait_for()
         sources = [picture.get_attribute("src")]
 
