@@ -6,16 +6,16 @@ itself, and knows no widgets: the settings are plain values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import plots, tables
 from .cache import PolicySpec
 from .hardware import human
-from .replays import replay
+from .replays import Replay, replay
 from .settings import SOURCES
 from .timelines import Timeline, timeline
 from .trace import Trace
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
 STEPS = TOKENS = 48  # of a strip
-MOST_PICTURES = 3
+MOST_PICTURES, MOST_KEPT = 3, 64
 BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the chosen policy
 COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
 FIRST_CHOICES = (
@@ -60,25 +60,36 @@ class Chosen:
 
 
 class Shelf:
-    """A trace, its parts, and what was counted of them before: settings move often, these tables do
-    not."""
+    """A trace, its parts, and what was counted of them last: one setting moves, the others stay."""
 
     def __init__(self, trace: Trace):
         self.trace = trace
-        self._parts: dict[str | None, Trace] = {None: trace}
-        self._rates: dict[tuple, list[dict]] = {}
+        self._kept: dict[tuple, Any] = {}
+
+    def kept(self, count: Callable, *of: Hashable) -> Any:
+        """count(*of), or what it was when it was counted before."""
+        key = (count, *of)
+        if key not in self._kept:
+            if len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = count(*of)
+        return self._kept[key]
 
     def part(self, label: str | None) -> Trace:
-        if label not in self._parts:
-            self._parts[label] = self.trace.only(label)
-        return self._parts[label]
+        return self.trace if label is None else self.kept(self.trace.only, label)
 
     def rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
         """The hit rates of one policy with every number of slots."""
-        if (label, policy) not in self._rates:
-            table = tables.hit_rates(self.part(label), [policy])
-            self._rates[label, policy] = table.to_dict("records")
-        return self._rates[label, policy]
+        return self.kept(self._rates, label, policy)
+
+    def replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
+        return self.kept(self._replay, label, policy, slots)
+
+    def _rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
+        return tables.hit_rates(self.part(label), [policy]).to_dict("records")
+
+    def _replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
+        return replay(self.part(label), policy, slots)
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ def residency(shelf: Shelf, chosen: Chosen) -> Seen:
 def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
     """What all layers' caches hit and load, and what more slots or Belady would bring."""
     trace, policy, slots = shelf.part(chosen.part), chosen.policy, chosen.slots
-    now = replay(trace, policy, slots)
+    now = shelf.replay(chosen.part, policy, slots)
     decoded = max(1, sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"]))
     facts = [
         ("hit rate, decoded tokens", f"{now.decode.hit_rate:.1%}", f"{now.hits:,} hits in all"),
@@ -208,29 +219,36 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
         ),
     ]
     if slots < min(trace.experts):
-        more = replay(trace, policy, slots + 1).decode.hit_rate
+        more = shelf.replay(chosen.part, policy, slots + 1).decode.hit_rate
         told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
         room = human(sum(trace.expert_bytes))
         facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
-    best = replay(trace, "optimal", slots).decode.hit_rate
+    best = shelf.replay(chosen.part, "optimal", slots).decode.hit_rate
     facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
     return facts
 
 
 # ---------------------------------------------------------------------- time
 def time(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace, run = model_time(shelf, chosen)
+    trace, run = shelf.part(chosen.part), model_time(shelf, chosen)
     word = tables.word(trace, chosen.step)
     one = sight(time, chosen, lambda: plots.timeline(run.frame(), chosen.step, word))
-    plain = model_time(shelf, replace(chosen, guesses=0))[1] if chosen.guesses else run
+    plain = model_time(shelf, replace(chosen, guesses=0)) if chosen.guesses else run
     return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
 
-def model_time(shelf: Shelf, chosen: Chosen) -> tuple[Trace, Timeline]:
-    """The part, its experts as large as is chosen, and its timeline."""
+def model_time(shelf: Shelf, chosen: Chosen) -> Timeline:
+    """The timeline of the part, its experts as large as is chosen."""
+    minded = {name: getattr(chosen, name) for name in LOOKS["time"].minds if name != "step"}
+    if not chosen.guesses:  # then these do not matter
+        minded |= {"lookahead": 1, "source": SOURCES[0]}
+    return shelf.kept(timeline_of, shelf, Chosen(**minded))
+
+
+def timeline_of(shelf: Shelf, chosen: Chosen) -> Timeline:
     trace = shelf.part(chosen.part)
     trace = replace(trace, expert_bytes=(round(1e6 * chosen.expert),) * trace.layers)
-    run = timeline(
+    return timeline(
         trace,
         chosen.link * 1e9,
         chosen.compute / 1e3,
@@ -240,7 +258,6 @@ def model_time(shelf: Shelf, chosen: Chosen) -> tuple[Trace, Timeline]:
         lookahead=chosen.lookahead,
         guess_from=chosen.source,
     )
-    return trace, run
 
 
 def time_tiles(run: Timeline, plain: Timeline) -> Tiles:

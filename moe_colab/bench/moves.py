@@ -1,0 +1,82 @@
+"""How long the Explorer takes for a move: every setting that replays, moved and shown; one JSON
+at the end.
+
+    python -m moe_colab.bench.moves [--out FILE]
+
+Seconds in the kernel, until the picture that is sent to the page is there; a page adds its own. Of
+the shipped trace's first part, and of as many random tokens in a model of Mixtral's layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..explorer import Explorer
+from ..looks import LOOKS
+from ..trace import Trace
+from .machine import describe
+from .traces import made_up
+
+TOKENS = 96  # what the Explorer reads, if not told otherwise
+MOVES = {  # values to go through, of the controls that replay
+    "slots": (3, 5, 6, 2),
+    "policy": ("lfu", "fifo", "optimal", "random", "lru"),
+    "guesses": (1, 3, 0, 2),
+    "lookahead": (2, 1),
+    "link": (8.0, 24.0, 16.0, 12.0),
+}
+
+
+def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
+    """The median and the longest seconds of a move, by look and control."""
+    explorer, found = Explorer(trace=trace), {}
+    for look in ("slots", "residency", "time"):
+        explorer.look.value, found[look] = look, {}
+        for name in (name for name in MOVES if name in LOOKS[look].minds):
+            control, seconds = explorer.settings[name], []
+            offered = getattr(control, "options", None)
+            for value in MOVES[name]:
+                most = getattr(control, "max", value)
+                known = offered is None or value in dict(map(reversed, offered))
+                if known and (isinstance(value, str) or value <= most) and value != control.value:
+                    begin = time.perf_counter()
+                    control.value = value
+                    seconds.append(time.perf_counter() - begin)
+            if seconds:
+                found[look][name] = {
+                    "median": round(statistics.median(seconds), 3),
+                    "most": round(max(seconds), 3),
+                }
+        if explorer.error is not None or explorer.status.value:
+            raise RuntimeError(f"the Explorer failed: {explorer.status.value}")
+    explorer.close()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    small = Trace.load()
+    report: dict[str, Any] = {
+        "bench": "moves",
+        "machine": describe(torch.device("cpu")),
+        "seconds": {
+            "384 tokens x 8 layers x 8 experts": moves(small.only(small.labels[0])),
+            f"{TOKENS} tokens x 32 layers x 8 experts": moves(made_up(TOKENS, 32, 8, 2)),
+        },
+    }
+    print(json.dumps(report))
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
