@@ -103,17 +103,30 @@ def stepper(
         from .hearing import listen
 
         moments = listen(source, tokenizer, text, first or 0, count, more)
-    view = Stepper(moments, most_telling(moments), float(rate))
-    while (size := len(view.html.encode())) > LIMIT:
-        fits = max(1, int(0.97 * LIMIT / size * (moments.end - moments.first)))
-        if tokens is not None or moments.end - moments.first == 1:
-            raise MoEColabError(
-                f"{moments.end - moments.first} tokens of this model make {human(size)}, and a "
-                f"view holds {human(LIMIT)}: ask for tokens={fits}."
-            )
-        moments.end = moments.first + fits
-        view = Stepper(moments, most_telling(moments), float(rate))
+    asked = moments.end - moments.first
+    view = fitted(moments, float(rate))
+    if tokens is not None and (fits := moments.end - moments.first) < asked:
+        raise MoEColabError(
+            f"{asked} tokens of this model make more than the {human(LIMIT)} that a view holds: "
+            f"ask for tokens={fits}."
+        )
     return view
+
+
+def fitted(moments: Moments, link: float) -> Stepper:
+    """The view of as many of these moments as it can hold; the others are left out of `moments`.
+    Raises MoEColabError where it is none."""
+    while True:
+        view = Stepper(moments, most_telling(moments), link)
+        count, size = moments.end - moments.first, len(view.html.encode())
+        if size <= LIMIT:
+            return view
+        if count == 1:
+            raise MoEColabError(
+                f"a single token of this model makes {human(size)}, and a view holds "
+                f"{human(LIMIT)}: take a model of fewer layers or experts."
+            )
+        moments.end = moments.first + max(1, min(count - 1, count * LIMIT // size))
 
 
 def window(trace: Trace, policy, slots, first: int | None, count: int) -> Moments:

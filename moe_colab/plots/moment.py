@@ -15,6 +15,7 @@ from .page import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes
 
 FEW = 16  # experts whose numbers are written below their bars
 SHOWN = 16  # numbers of a vector
+MANY = {"hit": "hits", "speculative_hit": "speculative hits", "late": "late", "miss": "misses"}
 
 
 @drawn
@@ -25,7 +26,7 @@ def step(moment: Any) -> Picture:
 
     moment: of `mc.stepper(...).at(token, layer)`. Raises MoEColabError for anything else.
     """
-    if not hasattr(moment, "accesses"):
+    if not hasattr(moment, "resident"):
         raise MoEColabError(
             f"a moment is drawn here, as view.at(token, layer) of mc.stepper gives it, not "
             f"{type(moment).__name__}."
@@ -46,9 +47,8 @@ def step(moment: Any) -> Picture:
 
 def title_of(moment: Any) -> str:
     counts = [access.outcome for access in moment.accesses]
-    told = [
-        f"{counts.count(name)} {sign.name}" for name, sign in OUTCOMES.items() if name in counts
-    ]
+    told = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
+    told += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
     word = moment.text.replace("\n", "⏎").strip() or "␣"
     word = (word if len(word) <= FEW else word[: FEW - 1] + "…").replace("$", r"\$")
     return f"“{word}” at MoE layer {moment.layer}: {', '.join(told)}"

@@ -6,7 +6,7 @@ const STEPS = [
   ["logits", "The router gives every expert a number"],
   ["probabilities", "The numbers become probabilities"],
   ["top-k", "The likeliest experts are chosen"],
-  ["hit or miss", "Are they in the layer's slots?"],
+  ["cache", "Are they in the layer's slots?"],
   ["who goes", "Who makes room, and why"],
   ["copy", "What is missing is copied"],
   ["guess", "The next layer's experts are guessed"],
