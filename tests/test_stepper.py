@@ -321,6 +321,26 @@ def test_a_warm_model_is_told_as_it_is(loaded):
     assert not any(m.moe_colab_layer.listener for _, m in experts_modules(model))
 
 
+def test_a_recording_of_a_warm_model_is_told_from_empty_slots(loaded):
+    """What its first steps found was there before: those of the replay are not called hits."""
+    model, tokenizer = loaded
+    model.generate(**tokenizer("Hello there", return_tensors="pt"), max_new_tokens=5)
+    trace = mc.record_text(model, tokenizer, TEXT, prompt=1, tokens=5)
+    recorded = {
+        (row["step"], row["layer"], row["expert"]): row["outcome"] for row in trace.accesses
+    }
+    view = mc.stepper(trace, first=0)
+    first = [access for layer in EVERY_LAYER for access in view.at(0, layer).accesses]
+    assert not any(access.outcome == "hit" for access in first)
+    warm = [
+        access
+        for layer in EVERY_LAYER
+        for access in view.at(0, layer).accesses
+        if recorded[0, layer, access.expert] == 0
+    ]
+    assert warm and all(access.outcome == "miss" and access.wait is None for access in warm)
+
+
 def test_listening_changes_no_text(loaded):
     model, tokenizer = loaded
     view = mc.stepper(model, tokenizer, TEXT, more=6)

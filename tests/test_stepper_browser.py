@@ -234,6 +234,12 @@ def test_the_models_own_vectors(opened, heard):
         assert lengths / lengths.max() == pytest.approx(
             abs(expected) / abs(expected).max(), abs=0.04
         )
+        sides = """bars => bars.map(bar => { const box = bar.parentElement.getBoundingClientRect(),
+            {left, right} = bar.getBoundingClientRect();
+            return Math.sign(left + right - box.left - box.right); })"""
+        signs = steps.panel.locator("tbody .signed i").evaluate_all(sides)
+        clear = abs(expected).ravel() > 0.01 * abs(expected).max()
+        assert (np.array(signs) == np.sign(expected).ravel())[clear].all()
         steps.go(token, layer, TOP_K)
         assert [float(row[3]) for row in steps.rows()] == pytest.approx(weights)
 
