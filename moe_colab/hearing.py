@@ -71,7 +71,7 @@ def listen(
         )
     room = first + tokens
     length = min(len(tokenizer(text).input_ids), room)
-    with heard(model, offload, first) as (ears, tellers):
+    with alone(offload), heard(model, offload, first) as (ears, tellers):
         trace = record_text(
             model,
             tokenizer,
@@ -96,6 +96,17 @@ def listen(
         recorded=True,
     )
     return Moments(trace, history, first, len(trace.tokens), [ear.heard for ear in ears])
+
+
+@contextlib.contextmanager
+def alone(offload: Offload) -> Iterator[None]:
+    """No chat answers meanwhile: its layers would be heard among ours."""
+    if not offload.answering.acquire(blocking=False):
+        raise MoEColabError("this model is answering somebody now: wait until that is over.")
+    try:
+        yield
+    finally:
+        offload.answering.release()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import numpy as np
 from .cache import PolicySpec
 from .errors import MoEColabError
 from .hardware import human, parse_bytes
-from .history import Choice, replayed
+from .history import LATEST, Choice, replayed
 from .moments import Moment, Moments
 from .settings import is_whole
 from .signs import OUTCOMES
@@ -194,7 +194,7 @@ def row_of(moment: Moment) -> list[Any]:
             names.index(access.outcome),
             None if access.wait is None else round(1e3 * access.wait, 3),
             int(access.kept),
-            access.choice and [access.choice.victim, score_rows(access.choice)],
+            (one := access.choice) and [one.victim, score_rows(one, moment.history.rule)],
         ]
         for access in moment.accesses
     ]
@@ -205,11 +205,12 @@ def row_of(moment: Moment) -> list[Any]:
     return [moment.resident, accesses, guess]
 
 
-def score_rows(choice: Choice) -> list[list[float | None]]:
-    """[expert, score ...], JSON has no infinity."""
+def score_rows(choice: Choice, rule: str) -> list[list[float | None]]:
+    """[expert, score ...], who goes first by the rule first. JSON has no infinity."""
+    ranked = sorted(choice.scores.items(), key=lambda one: (one[1], one[0]), reverse=rule == LATEST)
     return [
         [expert, *(number if math.isfinite(number) else None for number in score)]
-        for expert, score in choice.scores.items()
+        for expert, score in ranked
     ]
 
 

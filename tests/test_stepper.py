@@ -372,6 +372,39 @@ def test_all_is_put_back_after_an_error(loaded):
     assert all(type(cache.policy) is LRU for cache in model.offload.pool.caches)
 
 
+def test_nobody_else_answers_meanwhile(loaded):
+    model, tokenizer = loaded
+    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering somebody"):
+        mc.stepper(model, tokenizer, TEXT)
+    assert mc.stepper(model, tokenizer, TEXT, tokens=2) and not model.offload.answering.locked()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"resident": {0: [1, 5], 2: [0]}}, {"whole_layer": True}, {"policy": "none"}]
+)
+def test_experts_that_always_or_never_stay(setting):
+    model, tokenizer = mc.load(slots=3, progress=False, **setting)
+    always = setting.get("resident", {})
+    with model.offload:
+        view = mc.stepper(model, tokenizer, TEXT, more=0)
+        hits = model.offload.stats().hits
+    seen = [
+        (moment, access)
+        for token in range(view.moments.end)
+        for layer in EVERY_LAYER
+        for moment in [view.at(token, layer)]
+        for access in moment.accesses
+    ]
+    for moment, access in seen:
+        assert set(always.get(moment.layer, ())) <= set(moment.resident)
+        if access.expert in always.get(moment.layer, ()):
+            assert access.outcome == "hit" and access.kept and access.bytes == 0
+        if not always:
+            assert not (moment.resident or access.kept or access.choice)
+    assert hits >= sum(access.outcome == "hit" for _, access in seen)
+    assert any(access.expert in always.get(m.layer, ()) for m, access in seen) == bool(always)
+
+
 class NoReasons(LRU):
     """A user's own policy that was written before there were scores."""
 

@@ -10,10 +10,10 @@ function stepper(root) {
   const now = {token: data.start[0], layer: data.start[1], step: 0};
 
   // ---------------------------------------------------------------- controls
-  const words = data.texts.map((text, i) => make("span", {
+  const words = data.texts.map((_, i) => make("span", {
     role: "option", id: `${root.id}-word${i}`, title: place_of(data, i),
     click: () => go({token: data.first + i}),
-  }, make("bdi", {}, visible(text) || `#${data.tokens[i][0]}`)));
+  }, make("bdi", {}, word_of(data, i))));
   const strip = make("div", {
     class: "text", role: "listbox", tabindex: 0, keydown: keys(along("token"), along("layer")),
     "aria-label": "The text. Left and right: token; up and down: layer",

@@ -58,6 +58,8 @@ function visible(text) {
   return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +$/, spaces => "␣".repeat(spaces.length));
 }
 
+const word_of = (data, i) => visible(data.texts[i]) || `#${data.tokens[i][0]}`;
+
 function place_of(data, i) {
   const [position, phase, together] = data.tokens[i];
   return `token ${data.first + i}, position ${position}, ` +
@@ -125,7 +127,7 @@ const DRAWN = [arrives, logits, probabilities, top_k, slots, evicted, copied, gu
 
 function arrives(data, moment) {
   const {i, layer} = moment, together = data.tokens[i][2];
-  const out = [say("The token ", make("q", {}, make("bdi", {class: "token"}, visible(data.texts[i]))),
+  const out = [say("The token ", make("q", {}, make("bdi", {class: "token"}, word_of(data, i))),
     ` (${place_of(data, i)}) has come to MoE layer ${layer} of ${data.experts.length}. `,
     together > 1 ? "All that came at once are routed at once, and their experts are fetched together." : "")];
   if (!data.input) {
@@ -208,20 +210,10 @@ function choice_of(data, moment, {expert, choice, kept}) {
   const [victim, scores] = choice, line = make("b", {}, victim === expert
     ? `Expert ${expert} is loaded and used, but not kept` : `Expert ${victim} makes room for expert ${expert}`);
   if (!scores.length) return make("div", {}, say(line, `. ${policy} does not say why.`));
-  const ranked = [...scores].sort((one, other) => compare(one.slice(1), other.slice(1)) || one[0] - other[0]);
-  if (rule.includes("last")) ranked.reverse();
-  const rows = ranked.map(([one, ...score]) =>
+  const rows = scores.map(([one, ...score]) =>
     [one, ...score.map(value => value ?? "never"), one === victim ? judged("goes", "✕", "goes") : "stays"]);
   return make("div", {}, say(line, `: ${policy} compares ${measures.join(", then ")}, and ${rule}.`),
     table(["expert", ...measures, ""], rows, `Who could go for expert ${expert}`));
-}
-
-function compare(one, other) {
-  for (let i = 0; i < one.length; i++) {
-    const a = one[i] ?? Infinity, b = other[i] ?? Infinity;
-    if (a !== b) return a < b ? -1 : 1;
-  }
-  return 0;
 }
 
 function copied(data, moment) {
