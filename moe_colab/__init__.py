@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .sensitivity import allocate as allocate
     from .sensitivity import measure_sensitivity as measure_sensitivity
     from .shelf import quantized as quantized
+    from .stepping import stepper as stepper
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
@@ -73,6 +74,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "record": "recording",
     "record_text": "reading",
     "replay": "replays",
+    "stepper": "stepping",
     "tables": "tables",  # likewise
     "timeline": "timelines",
     "verify": "store",

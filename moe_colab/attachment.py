@@ -48,6 +48,22 @@ class Handle(Protocol):
     check_stop: Callable[[], None]
 
 
+class Listener(Protocol):
+    """Told what one MoE layer computes, while there is one; must keep copies."""
+
+    def expert(self, expert: int, token: torch.Tensor, out: torch.Tensor) -> None:
+        """An expert's output [rows, H], not weighted, for the tokens [rows] of this call."""
+
+    def layer(
+        self,
+        hidden_states: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+        total: torch.Tensor,
+    ) -> None:
+        """All of the call: what the experts function was given, and what it answers [T, H]."""
+
+
 class Routing(NamedTuple):
     """What one router has said, and what the routers of later layers would say, on the host."""
 
@@ -65,6 +81,7 @@ class Layer:
         self.lock = offload.lock
         self.sum_dtype = families.sum_dtype(offload.model_type, offload.dtype)
         self.router = threading.local()  # `logits` [T, E] of this thread's forward, kept by a hook
+        self.listener: Listener | None = None
 
     def check_input(self, hidden_states: torch.Tensor) -> None:
         if hidden_states.dtype != self.offload.dtype or hidden_states.device != self.offload.device:

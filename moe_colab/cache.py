@@ -31,6 +31,8 @@ class Policy(ABC):
     host."""
     keeps_nothing = False
     """Set True and no expert stays after its use."""
+    measures: tuple[str, ...] = ()
+    """What the numbers of a score are called; a policy without scores has none."""
 
     def __init__(self, experts: int):
         self.experts = experts
@@ -51,10 +53,18 @@ class Policy(ABC):
         `newcomer` itself *bypasses* the cache: that expert is run from a scratch slot and nobody
         leaves."""
 
+    def scores(self, candidates: Sequence[int]) -> dict[int, tuple[float, ...]]:
+        """Why `victim` would answer as it does: the numbers by which it compares the candidates,
+        the first ones first; the lowest goes. Asked by views, before `victim` and never instead of
+        it; must change nothing. {}: this policy does not say."""
+        return {}
+
 
 class LRU(Policy):
     """Least recently used goes. Experts used by the same forward count as used in ascending
     order."""
+
+    measures = ("last use",)
 
     def __init__(self, experts: int):
         super().__init__(experts)
@@ -69,9 +79,14 @@ class LRU(Policy):
     def victim(self, candidates, newcomer):
         return min(candidates, key=self.last_use.__getitem__)
 
+    def scores(self, candidates):
+        return {expert: (self.last_use[expert],) for expert in candidates}
+
 
 class LFU(LRU):
     """Least often used since loading the model goes; of equals, the least recently used."""
+
+    measures = ("uses", "last use")
 
     def __init__(self, experts: int):
         super().__init__(experts)
@@ -85,9 +100,14 @@ class LFU(LRU):
     def victim(self, candidates, newcomer):
         return min(candidates, key=lambda expert: (self.uses[expert], self.last_use[expert]))
 
+    def scores(self, candidates):
+        return {expert: (self.uses[expert], self.last_use[expert]) for expert in candidates}
+
 
 class FIFO(Policy):
     """The one that came first goes, however often it was used since."""
+
+    measures = ("arrival",)
 
     def __init__(self, experts: int):
         super().__init__(experts)
@@ -100,6 +120,9 @@ class FIFO(Policy):
 
     def victim(self, candidates, newcomer):
         return min(candidates, key=self.arrival.__getitem__)
+
+    def scores(self, candidates):
+        return {expert: (self.arrival[expert],) for expert in candidates}
 
 
 class RandomChoice(Policy):

@@ -90,15 +90,18 @@ def experts_forward(
             if expert not in where:  # loaded because the whole layer is
                 continue
             token, position, rank = rows[:, where[expert]]
-            out = (
-                expert_mlp(module, hidden_states[token], weights)
-                * top_k_weights[token, position, None]
-            )
+            out = expert_mlp(module, hidden_states[token], weights)
+            if layer.listener is not None:
+                layer.listener.expert(expert, token, out)
+            out = out * top_k_weights[token, position, None]
             outputs[token, rank] = out.to(outputs.dtype)
         total = torch.zeros_like(outputs[:, 0])
         for rank in range(outputs.shape[1]):
             total += outputs[:, rank]
-    return total.to(hidden_states.dtype)
+        total = total.to(hidden_states.dtype)
+        if layer.listener is not None:
+            layer.listener.layer(hidden_states, top_k_index, top_k_weights, total)
+    return total
 
 
 def expert_mlp(

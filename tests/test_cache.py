@@ -426,3 +426,48 @@ def test_a_policy_that_spoils_what_it_is_shown_spoils_nothing():
     (step,) = cache.access([5])
     assert (step.expert, step.victim) == (5, 2) and type(step.victim) is int
     assert cache.resident == {1, 5}
+
+
+# ---------------------------------------------------------------------- why
+class Asking(Policy):
+    """Another policy, asked for its scores before every victim."""
+
+    def __init__(self, policy):
+        super().__init__(policy.experts)
+        self.policy, self.asked = policy, []
+        self.observe, self.admit, self.evict = policy.observe, policy.admit, policy.evict
+
+    def victim(self, candidates, newcomer):
+        scores = self.policy.scores(list(candidates))
+        answer = self.policy.victim(candidates, newcomer)
+        self.asked.append((list(candidates), scores, answer))
+        return answer
+
+
+@few
+@given(name=st.sampled_from(list(POLICIES)), slots=st.integers(1, E), history=histories)
+def test_the_lowest_score_goes_and_asking_changes_nothing(name, slots, history):
+    plain, asked = LayerCache(make_policy(name, E), slots), LayerCache(make_policy(name, E), slots)
+    measures = asked.policy.measures
+    asked.policy = Asking(asked.policy)
+    for event in history:
+        assert happen(plain, event) == happen(asked, event)
+    for candidates, scores, answer in asked.policy.asked:
+        assert list(scores) == (candidates if measures else [])
+        assert all(len(score) == len(measures) for score in scores.values())
+        if measures:
+            assert answer == min(scores, key=lambda expert: (scores[expert], expert))
+
+
+def test_scores_in_numbers():
+    """Experts 0, 1, 2 came in this order; 0 was used once more, then 1."""
+    told = {}
+    for name in POLICIES:
+        cache = LayerCache(make_policy(name, E), 3)
+        for expert in (0, 1, 2, 0, 1):
+            cache.access([expert])
+        told[name] = cache.policy.scores([0, 1, 2])
+    assert told["lru"] == {0: (3,), 1: (4,), 2: (2,)}
+    assert told["lfu"] == {0: (2, 3), 1: (2, 4), 2: (1, 2)}
+    assert told["fifo"] == {0: (0,), 1: (1,), 2: (2,)}
+    assert told["random"] == told["none"] == {}

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "moe_colab"
 NO_TORCH_BUT_NUMPY = [
     *("optimal", "caches", "rehearsal", "replays", "timelines", "looks", "view"),
     *(f"tables.{name}" for name in ("choices", "intervals", "routing", "slots")),
+    *("history", "moments", "stepping"),
     *(f"trace.{name}" for name in ("archive", "arrays", "builder", "frames", "route_csv", "trace")),
 ]
 NO_TORCH = [
@@ -91,9 +92,9 @@ ORDER = """
     errors interrupts counters signs hardware places sizes card model_list machine notebook
     plots view
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
-    replays timelines tables looks exercises store lowbit kernels recipe slots lowbit_modules cuda
-    placement families
-    speculation engine attachment offload recording reading dense architecture
+    replays timelines tables looks history moments exercises store lowbit kernels recipe slots
+    lowbit_modules cuda placement families
+    speculation engine attachment offload recording reading hearing stepping dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
     turn streamer answer chat markup controls panel widgets quantize_widget trace_widgets quality

@@ -13,6 +13,7 @@ from .dots import shares, specialisation
 from .heat import errors
 from .histogram import levels
 from .lanes import timeline
+from .moment import step
 from .page import Picture
 from .say import router
 from .strip import residency
@@ -36,6 +37,7 @@ __all__ = [
     "router",
     "shares",
     "specialisation",
+    "step",
     "timeline",
     "tokens",
     "transitions",

@@ -1,0 +1,260 @@
+// The nine steps of a token through a layer. Draws what it is given (moe_colab/stepping.py says what);
+// softmax, scores and sums were made where they happened.
+
+const STEPS = [
+  ["arrives", "The token arrives at the layer"],
+  ["logits", "The router gives every expert a number"],
+  ["probabilities", "The numbers become probabilities"],
+  ["top-k", "The likeliest experts are chosen"],
+  ["cache", "Are they in the layer's slots?"],
+  ["who goes", "Who makes room, and why"],
+  ["copy", "What is missing is copied"],
+  ["guess", "The next layer's experts are guessed"],
+  ["outputs", "The experts' outputs are weighed and added"],
+];
+
+// ------------------------------------------------------------------ what is known
+function moment_of(data, i, layer) {
+  const [resident, accesses, guess] = data.moments[i][layer], count = data.experts[layer];
+  const logits = slice(data.logits, data, i, layer).map(half);
+  const shares = slice(data.probabilities, data, i, layer).map(share => share / 65535);
+  return {
+    i, layer, resident, guess, count, logits: logits.slice(0, count), probabilities: shares.slice(0, count),
+    known: logits.length > 0 && !Number.isNaN(logits[0]),
+    accesses: accesses.map(([expert, outcome, wait, kept, choice]) => {
+      const [name, glyph, means] = data.signs[outcome];
+      return {expert, outcome, name, glyph, means, wait, kept, choice};
+    }),
+  };
+}
+
+// The numbers of one place in an array [N, L, ...]; none if there is no such array.
+function slice(array, data, i, layer) {
+  if (!array) return [];
+  const size = array.values.length / (data.texts.length * data.experts.length);
+  const from = (i * data.experts.length + layer) * size;
+  return [...array.values.slice(from, from + size)];
+}
+
+// The number that 16 bits stand for.
+function half(bits) {
+  const sign = bits >> 15 ? -1 : 1, power = bits >> 10 & 31, rest = bits & 1023;
+  if (power === 31) return rest ? NaN : sign * Infinity;
+  return sign * (power ? 2 ** (power - 15) * (1 + rest / 1024) : rest * 2 ** -24);
+}
+
+// Of the vectors of a place: rows of [norm, first numbers ...].
+function rows_of(array, data, moment) {
+  const wide = array.shape.at(-1), values = slice(array, data, moment.i, moment.layer);
+  return Array.from({length: values.length / wide}, (_, k) => values.slice(k * wide, (k + 1) * wide));
+}
+
+function weights_of(data, moment) {
+  return slice(data.weights, data, moment.i, moment.layer).slice(0, moment.accesses.length);
+}
+
+// ------------------------------------------------------------------ words
+function visible(text) {
+  return text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ +$/, spaces => "␣".repeat(spaces.length));
+}
+
+const word_of = (data, i) => visible(data.texts[i]) || `#${data.tokens[i][0]}`;
+
+function place_of(data, i) {
+  const [position, phase, together] = data.tokens[i];
+  return `token ${data.first + i}, position ${position}, ` +
+    (together > 1 ? `one of ${together} that came at once` : phase === "prompt" ? "alone, the first" : "decoded");
+}
+
+function about(data) {
+  const [policy, slots] = data.cache;
+  const each = new Set(slots).size === 1 ? `${slots[0]} slots a layer` : `${slots.join(", ")} slots`;
+  return `${data.model} · ${data.experts.length} MoE layers · ${policy}, ${each}`;
+}
+
+function short(number) {
+  const size = Math.abs(number);
+  return size === 0 ? "0" : size >= 1e5 || size < 1e-3 ? number.toExponential(1)
+    : number.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
+}
+
+const percent = share => `${(100 * share).toFixed(1)} %`;
+const say = (...parts) => make("p", {}, ...parts);
+const dim = text => make("p", {class: "dim"}, text);
+const NOT_HELD = "This trace does not hold the router's logits, only whom it chose.";
+
+// ------------------------------------------------------------------ drawings
+// One bar with its name and number; `from`, `to` and `line`: of the whole width, 0 to 1.
+function bar(name, from, to, number, line) {
+  const style = `left:${100 * Math.min(from, to)}%;width:${100 * Math.abs(to - from)}%`;
+  return make("div", {class: "row", "data-expert": name},
+    make("span", {class: "name"}, String(name)),
+    make("span", {class: "track"}, make("i", {style}), make("u", {style: `left:${100 * line}%`})),
+    make("span", {class: "number"}, number));
+}
+
+function bars(rows) {
+  return make("div", {class: rows.length > 16 ? "bars many" : "bars"}, ...rows);
+}
+
+// Rows of cells; a cell that is an element stands as it is.
+function table(heads, rows, name) {
+  const cell = (tag, value) => make(tag, tag === "th" ? {scope: "col"} : {}, value instanceof Node ? value : String(value));
+  return make("div", {class: "wide"}, make("table", {"aria-label": name},
+    make("thead", {}, make("tr", {}, ...heads.map(head => cell("th", head)))),
+    make("tbody", {}, ...rows.map(row => make("tr", {"data-expert": row[0] instanceof Node ? null : row[0]},
+      ...row.map(value => cell("td", value)))))));
+}
+
+// A signed number on a bar that begins in the middle.
+function signed(number, most) {
+  const share = most ? 50 * Math.abs(number) / most : 0;
+  const style = `width:${share}%;left:${number < 0 ? 50 - share : 50}%`;
+  return make("span", {class: "signed"}, make("i", {style}), make("span", {}, short(number)));
+}
+
+function sign(access) {
+  return make("span", {class: `sign ${access.name.replace(" ", "-")}`},
+    make("b", {"aria-hidden": "true"}, access.glyph), ` ${access.name}`);
+}
+
+// A word with a sign of its own.
+function judged(kind, glyph, word) {
+  return make("span", {class: kind}, make("b", {"aria-hidden": "true"}, glyph), ` ${word}`);
+}
+
+const DRAWN = [arrives, logits, probabilities, top_k, slots, evicted, copied, guessed, outputs];
+
+function arrives(data, moment) {
+  const {i, layer} = moment, together = data.tokens[i][2];
+  const out = [say("The token ", make("q", {}, make("bdi", {class: "token"}, word_of(data, i))),
+    ` (${place_of(data, i)}) has come to MoE layer ${layer} of ${data.experts.length}. `,
+    together > 1 ? "All that came at once are routed at once, and their experts are fetched together." : "")];
+  if (!data.input) {
+    return [...out, dim("A trace does not hold hidden states: give mc.stepper a model to see them.")];
+  }
+  const [norm, ...values] = rows_of(data.input, data, moment)[0];
+  const most = Math.max(...values.map(Math.abs));
+  return [...out, say(`Router and experts are shown ${data.hidden} numbers, of norm `,
+    make("b", {class: "norm"}, short(norm)), `. The first ${values.length}:`),
+  make("div", {class: "vector"}, ...values.map(value => signed(value, most)))];
+}
+
+function logits(data, moment) {
+  if (!moment.known) return [dim(NOT_HELD)];
+  const least = Math.min(0, ...moment.logits), most = Math.max(0, ...moment.logits);
+  const at = value => most > least ? (value - least) / (most - least) : 0;
+  return [say(`One logit for each of the layer's ${moment.count} experts, from 0 (the line) to the right or left.`),
+    bars(moment.logits.map((value, expert) =>
+      bar(expert, at(0), at(value), short(value), at(0))))];
+}
+
+function probabilities(data, moment) {
+  if (!moment.known) return [dim(NOT_HELD)];
+  const most = Math.max(...moment.probabilities), even = 1 / moment.count;
+  return [say(`The softmax of the logits; they sum to 1. The line is where all would be alike, ${percent(even)}.`),
+    bars(moment.probabilities.map((share, expert) =>
+      bar(expert, 0, share / most, percent(share), even / most)))];
+}
+
+function top_k(data, moment) {
+  const weights = data.weights && weights_of(data, moment);
+  const heads = ["expert", ...(moment.known ? ["logit", "probability"] : []), ...(weights ? ["weight"] : [])];
+  const rows = moment.accesses.map(({expert}, rank) => [expert,
+    ...(moment.known ? [short(moment.logits[expert]), percent(moment.probabilities[expert])] : []),
+    ...(weights ? [make("b", {}, short(weights[rank]))] : [])]);
+  const told = weights ? "The weight is the one that this model's router gives each expert, whatever its rule."
+    : "The weights that the model gave them are not in a trace: give mc.stepper a model to see them.";
+  return [say(`${moment.accesses.length} of ${moment.count}, in the router's order.`), table(heads, rows, "Chosen experts"), dim(told)];
+}
+
+function slots(data, moment) {
+  const [policy, counts] = data.cache, needed = new Map(moment.accesses.map(access => [access.expert, access]));
+  const cells = Array.from({length: moment.count}, (_, expert) => {
+    const access = needed.get(expert), there = moment.resident.includes(expert);
+    return make("li", {class: `${there ? "there" : "away"}${access ? " needed" : ""}`, "data-expert": expert},
+      make("b", {}, String(expert)), make("small", {}, there ? "in a slot" : "away"), access ? sign(access) : null);
+  });
+  const lines = moment.accesses.map(access => say(sign(access), `: expert ${access.expert}. ${sentence(access.means)}.`));
+  const together = data.tokens[moment.i][2];
+  return [say(`${moment.resident.length} of ${moment.count} experts lie in this layer's ${counts[moment.layer]} slots (${policy}) as the router speaks.` +
+      (together > 1 ? ` All ${together} tokens that came at once ask for theirs.` : "")),
+    make("ol", {class: "cells", "aria-label": "Experts of the layer"}, ...cells), ...lines,
+    data.recorded ? null : dim("Told by a replay from empty slots, not as it was recorded: nothing is guessed here.")].filter(Boolean);
+}
+
+const sentence = text => text[0].toUpperCase() + text.slice(1);
+
+const MEASURES = { // what the numbers of the policies that come with moe_colab count
+  "last use": "“Last use” counts this layer's uses of experts: the higher, the later.",
+  "uses": "“Uses” are those since the cache was made.",
+  "arrival": "“Arrival” counts the experts that came into this layer's slots.",
+  "next use": "“Next use” is the number of the forward that will need the expert: only a replay can know.",
+};
+
+function evicted(data, moment) {
+  const missing = moment.accesses.filter(access => !moment.resident.includes(access.expert));
+  if (!missing.length) return [say("Nobody has to go: all that is needed is there.")];
+  const known = data.cache[2].map(name => MEASURES[name] ?? "");
+  return [make("div", {class: "choices"}, ...missing.map(access => choice_of(data, moment, access))),
+    dim([...known, "Of those who are there, whom this forward needs is not asked to go."].join(" "))];
+}
+
+// Who goes for one missing expert, and whom the policy compared.
+function choice_of(data, moment, {expert, choice, kept}) {
+  const [policy, counts, measures, rule] = data.cache;
+  if (!choice) {
+    return make("div", {}, say(kept ? `For expert ${expert} a slot was free: nobody goes.`
+      : `Expert ${expert} is loaded, used and not kept: ${counts[moment.layer] ? "its room is needed at once" : `${policy} keeps nobody`}.`));
+  }
+  const [victim, scores] = choice, line = make("b", {}, victim === expert
+    ? `Expert ${expert} is loaded and used, but not kept` : `Expert ${victim} makes room for expert ${expert}`);
+  if (!scores.length) return make("div", {}, say(line, `. ${policy} does not say why.`));
+  const rows = scores.map(([one, ...score]) =>
+    [one, ...score.map(value => value ?? "never"), one === victim ? judged("goes", "✕", "goes") : "stays"]);
+  return make("div", {}, say(line, `: ${policy} compares ${measures.join(", then ")}, and ${rule}.`),
+    table(["expert", ...measures, ""], rows, `Who could go for expert ${expert}`));
+}
+
+function copied(data, moment) {
+  const size = data.bytes[moment.layer], seconds = 1e3 * size / data.link;
+  const rows = moment.accesses.map(access => {
+    const there = moment.resident.includes(access.expert);
+    return [access.expert, sign(access), there ? "nothing" : megabytes(size), there ? "0 ms" : `${short(seconds)} ms`,
+      access.wait === null ? "not recorded" : `${short(access.wait)} ms`];
+  });
+  return [say(`An expert of this layer takes ${megabytes(size)} (${size.toLocaleString("en")} bytes).`),
+    table(["expert", "", "copied", `at ${megabytes(data.link)}/s`, "waited"], rows, "Copies"),
+    dim("“Waited” is what compute really waited when this was recorded: nothing, where a guess had brought it, or where it came while another expert was computed.")];
+}
+
+function guessed(data, moment) {
+  if (moment.layer === data.experts.length - 1) return [say("This is the last MoE layer: there is no next one to guess for.")];
+  if (!moment.guess) return [say("No guess was made here: all of the next layer's experts were there, or nobody was asked to guess.")];
+  const [made, needed] = moment.guess, right = made.filter(guess => guess[2]).length;
+  const rows = made.map(([expert, share, came]) =>
+    [expert, percent(share), came ? judged("right", "✓", "right") : judged("wrong", "✗", "wrong")]);
+  const named = made.map(guess => guess[0]), unnamed = needed.filter(expert => !named.includes(expert));
+  return [say(`Layer ${moment.layer + 1}'s own router is shown the present hidden state already now: ${right} of ${made.length} guesses came true.`),
+    table(["expert", "probability", "the router then said"], rows, "Guesses"),
+    say(`It then asked for ${needed.length > 1 ? "experts" : "expert"} ${needed.join(", ")}` +
+      (unnamed.length ? `; of these nobody had guessed ${unnamed.join(", ")}.` : ": all of them had been guessed."))];
+}
+
+function outputs(data, moment) {
+  if (!data.outputs) {
+    return [say("A trace holds whom the router chose and what that cost, not what the experts computed: give mc.stepper a model to see it.")];
+  }
+  const weights = weights_of(data, moment), total = rows_of(data.total, data, moment)[0];
+  const found = rows_of(data.outputs, data, moment).slice(0, weights.length);
+  const most = Math.max(...[total, ...found].flatMap(row => row.slice(1).map(Math.abs)));
+  const cells = number => [...found.map(row => signed(row[number], most)), signed(total[number], most)];
+  const heads = ["", ...moment.accesses.map(({expert}) => `expert ${expert}`), "weighted sum"];
+  const rows = [
+    [make("b", {}, "weight"), ...weights.map(weight => make("b", {}, `× ${short(weight)}`)), ""],
+    [make("b", {}, "norm"), ...found.map(row => short(row[0])), short(total[0])],
+    ...total.slice(1).map((_, k) => [make("span", {class: "dim"}, `${k + 1}`), ...cells(k + 1)]),
+  ];
+  return [say(`Each expert answers with ${data.hidden} numbers (the first ${total.length - 1} below); weighed and added they are what the layer's experts give back.`),
+    table(heads, rows, "Outputs of the experts")];
+}
