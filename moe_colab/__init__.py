@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .trace_widgets import RoutingWidget as RoutingWidget
     from .trace_widgets import SpeculationWidget as SpeculationWidget
     from .widgets import ChatWidget as ChatWidget
+    from .xrays import xray as xray
 
 __version__ = "0.1.0"
 
@@ -78,6 +79,7 @@ _ROOMS = {  # public name: the room it lives in, entered when the name is first 
     "tables": "tables",  # likewise
     "timeline": "timelines",
     "verify": "store",
+    "xray": "xrays",
 }
 __all__ = ["MoEColabError", *_ROOMS]
 

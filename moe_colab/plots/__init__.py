@@ -8,6 +8,7 @@ shows itself in a notebook.
 from .ablation import ablation
 from .activity import activations, transitions
 from .bars import bits
+from .cells import xray
 from .curves import hit_rates, recall
 from .dots import shares, specialisation
 from .heat import errors
@@ -41,4 +42,5 @@ __all__ = [
     "timeline",
     "tokens",
     "transitions",
+    "xray",
 ]

@@ -123,6 +123,12 @@ class Trace:
         kept = self.forwards["label"] == self.labels.index(label)
         return Trace(**self._header(), **arrays.take(self._arrays(), kept))
 
+    def between(self, begin: int, end: int) -> Trace:
+        """The steps from `begin` to before `end`."""
+        number = np.arange(self.steps)
+        kept = (begin <= number) & (number < end)
+        return Trace(**self._header(), **arrays.take(self._arrays(), kept))
+
     @classmethod
     def merge(cls, *traces: Trace) -> Trace:
         """One trace in which the given ones happened one after the other. Raises MoEColabError
