@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MOST = 256  # tokens of one view
 LONGEST = 32  # characters of a token that are shown: the longest word, and not a page
+SCRIPTS = ("replay", "xray_state", "xray_draw", "xray_words")
 PROMPT = 4  # tokens of it, on the picture
 POLICIES = ("lru", "lfu", "fifo", "none", "optimal", "optimal-bypass")  # those of replay.js
 
@@ -76,7 +77,7 @@ def view_of(excerpt: Excerpt, tokenizer: Any, of: int) -> View:
     n, words = len(excerpt.shown), texts(excerpt, tokenizer)
     title = f"X-ray of {excerpt.trace.model}: {n} token{'s' if n > 1 else ''}"
     data = {**told(excerpt), "words": words, "of": of}
-    return View("xray", title, data, lambda: picture(excerpt, words), ("replay", "xray_draw"))
+    return View("xray", title, data, lambda: picture(excerpt, words), SCRIPTS)
 
 
 def picture(excerpt: Excerpt, words: list[str]) -> Picture:

@@ -94,7 +94,7 @@ def part_of(trace: Trace, view: View) -> Trace:
 
 
 # ---------------------------------------------------------------------- the replay on the page
-CODE = "\n".join(map(web_asset, ("view.js", "replay.js", "xray_draw.js", "xray.js")))
+CODE = "\n".join(map(web_asset, ("view.js", "replay.js", "xray_state.js")))
 REPLAY = f"""([told, wanted]) => {{
 {CODE}
 const root = document.createElement("div");
@@ -153,3 +153,189 @@ def check_states(trace: Trace, policy: str, slots: int, states: list[int]) -> No
         truth = set(table[["step", "expert", "state"]].itertuples(index=False, name=None))
         found = zip(*np.nonzero(states[:, layer]), strict=True)
         assert {(s, e, STATES[states[s, layer, e]]) for s, e in found} == truth
+
+
+# ---------------------------------------------------------------------- what the page is told
+def words_of(view: View) -> list[str]:
+    return view.data["words"]
+
+
+def unpacked(view: View, name: str) -> np.ndarray:
+    return np.asarray(view.data[name])
+
+
+def test_choices_are_those_of_the_traces_frame():
+    """Who pays, what it came to, and how probable it was, against the table that Trace.frame
+    makes."""
+    view = mc.xray(PROSE, first=20, tokens=40)
+    flat = unpacked(view, "fates")
+    fates = np.stack([flat & 15, flat >> 4], 1).reshape(40, 8, 2)
+    stream = np.arange(len(PROSE.tokens))
+    frame = PROSE.frame()
+    frame["number"] = PROSE.bounds[frame["step"]] + frame["position"] - step_past(frame)
+    chances = PROSE.logits.astype(np.float64)
+    chances = np.exp(chances) / np.exp(chances).sum(-1, keepdims=True)
+    own = frame[frame["number"].isin(stream[20:60])]
+    assert len(own) == 40 * 8 * 2
+    for row in own.itertuples():
+        place = row.number - 20, row.layer, row.rank
+        assert unpacked(view, "routing")[place] == row.expert
+        assert arrays.OUTCOMES[(fates[place] & 7) - 1] == row.outcome
+        assert (fates[place] > 7) == row.first
+        told = (unpacked(view, "chances")[place] - 1) / 254
+        assert told == pytest.approx(chances[row.number, row.layer, row.expert], abs=0.0021)
+    assert words_of(view) == [PROSE.texts[token] for token in PROSE.tokens[20:60].tolist()]
+
+
+def step_past(frame) -> np.ndarray:
+    return PROSE.forwards["past"][frame["step"]]
+
+
+def test_what_was_recorded_is_summed_by_phase():
+    view = mc.xray(PROSE)
+    frame = PROSE.between(0, len(view.data["phases"])).frame()
+    paid = frame[frame["first"]]
+    for phase, book in zip(("prompt", "decode"), view.data["recorded"]["books"], strict=True):
+        own = paid[paid["phase"] == phase]
+        assert book["accesses"] == len(own) and book["bytes_loaded"] == own["bytes"].sum()
+        for name, outcome in (
+            *(("hits", "hit"), ("speculative_hits", "speculative_hit")),
+            *(("late", "late"), ("misses", "miss"), ("loads", "miss")),
+        ):
+            assert book[name] == (own["outcome"] == outcome).sum()
+    assert view.data["recorded"]["name"] == "LRU, 4 slots, with guesses"
+    assert mc.xray(made_up(1)).data["recorded"] is None
+
+
+@pytest.mark.parametrize(
+    "experts, top_k, each", [(8, 2, ()), (128, 8, ()), (256, 8, ()), (300, 8, ()), (512, 10, ())]
+)
+def test_a_view_is_at_most_300_kB(experts, top_k, each):
+    """All of 256 tokens, 32 layers and 8 experts to a token; where that is too much, fewer
+    tokens."""
+    shape = {"layers": 32, "rows": 1, "sequences": 1, "prompt": 40, "decoded": 216, "left_out": 0}
+    trace = recorded(made_up(3, experts=experts, each=(experts,) * 32, top_k=top_k, **shape))
+    trace.logits[:] = np.random.default_rng(0).normal(size=trace.logits.shape)
+    texts = {token: f"{token} of these" for token in range(50)}
+    view = mc.xray(replace(trace, texts=texts))
+    assert len(view.html.encode()) <= LIMIT == 300_000
+    whole = len(words_of(view)) == 256 and view.data["of"] == 256
+    assert whole == (experts <= 255)
+    assert len(words_of(view)) > 100 and unpacked(view, "chances").min() > 0
+    assert unpacked(view, "routing").dtype == (np.uint8 if experts <= 255 else np.uint16)
+
+
+def test_parts_windows_and_rows():
+    trace = Trace.load()
+    assert mc.xray(trace, label="code").data["of"] == 384
+    end = mc.xray(trace, first=-10)
+    assert len(words_of(end)) == 10 and end.data["begins"] and end.data["first"] == 1526
+    assert len(end.data["phases"]) == trace.steps
+    wide = made_up(5, layers=48, experts=256, top_k=2, rows=1, sequences=1, decoded=300)
+    late = mc.xray(wide, first=-100)  # what came before does not fit
+    assert not late.data["begins"] and len(late.data["phases"]) == 100
+    assert len(late.html.encode()) <= LIMIT
+    batch = made_up(6, rows=2, sequences=1, prompt=3, decoded=4, left_out=0)
+    first, second = (mc.xray(batch, row=row) for row in (0, 1))
+    assert (unpacked(first, "routing")[:3] == batch.routing[:3]).all()
+    assert (unpacked(second, "routing")[:3] == batch.routing[3:6]).all()
+    assert (unpacked(second, "routing")[3] == batch.routing[7]).all()
+
+
+def test_texts_are_the_tokenizers_the_traces_or_numbers():
+    class Tokenizer:
+        def decode(self, ids: list[int]) -> str:
+            return f"<{ids[0]}>" if ids[0] else "long " * 2000
+
+    ids = PROSE.tokens[:5].tolist()
+    assert words_of(mc.xray(PROSE, Tokenizer(), tokens=5)) == [f"<{token}>" for token in ids]
+    assert words_of(mc.xray(replace(PROSE, texts={}), tokens=5)) == [f"[{t}]" for t in ids]
+    unknown = replace(PROSE, tokens=np.zeros_like(PROSE.tokens))
+    assert {len(word) for word in words_of(mc.xray(unknown, Tokenizer()))} == {xrays.LONGEST}
+    assert set(words_of(mc.xray(replace(PROSE, tokens=PROSE.tokens * 0 - 1)))) == {""}
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({"label": "poems"}, "no part 'poems'"),
+        ({"tokens": 257}, "1 to 256 tokens, not 257"),
+        ({"tokens": 0}, "1 to 256"),
+        ({"first": 384}, "0 to 383"),
+        ({"first": -385}, "0 to 383"),
+        ({"first": "x"}, "0 to 383"),
+        ({"row": 1}, "row must be 0 to 0"),
+        ({"tokenizer": 3}, "method decode"),
+    ],
+)
+def test_errors_are_one_sentence(settings, told):
+    with pytest.raises(mc.MoEColabError, match=told) as error:
+        mc.xray(PROSE, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_trace_is_refused():
+    with pytest.raises(mc.MoEColabError, match="nothing in this trace"):
+        mc.xray(PROSE.between(0, 0))
+
+
+# ---------------------------------------------------------------------- the twin
+@pytest.mark.parametrize("known", [True, False])
+def test_the_twin_shows_the_same(known):
+    trace = PROSE if known else replace(PROSE, accesses=PROSE.accesses[:0])
+    view = mc.xray(trace)
+    picture = view.picture
+    axes, numbers = picture.axes[0], range(28, 52)  # the prompt's last tokens, and decoded ones
+    experts = {
+        (round(text.get_position()[0] + 0.17), text.get_position()[1]): int(text.get_text())
+        for text in axes.texts
+    }
+    truth = {}
+    for column, number in enumerate(numbers):
+        for layer in range(8):
+            for rank in (0, 1):
+                place = column, pytest.approx(layer - 0.45 + 0.45 * (rank + 0.5))
+                truth[column, layer, rank] = PROSE.routing[number, layer, rank]
+                (found,) = [e for (x, y), e in experts.items() if (x, y) == place]
+                assert found == truth[column, layer, rank]
+    assert len(experts) == len(truth) == 24 * 8 * 2
+    drawn = [(line.get_gid(), round(line.get_xydata()[0][0] - 0.28)) for line in axes.lines]
+    for column, number in enumerate(numbers[4:], 4):
+        step = number - 31  # after one of 32 tokens
+        for name in ("hit", "miss"):
+            if known:
+                own = PROSE.accesses[PROSE.accesses["step"] == step]
+                count = (own["outcome"] == arrays.OUTCOMES.index(name)).sum()
+            else:
+                tabled = [tables.residency(PROSE, layer, "lru", 4) for layer in range(8)]
+                count = sum(((t["step"] == step) & (t["state"] == name)).sum() for t in tabled)
+            assert drawn.count((name, column)) == count
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[4] == "upon" and len(labels) == 24
+    shades = [p.get_facecolor()[3] for p in axes.patches if p.get_gid() == "chance"]
+    assert len(shades) == len(truth) and 0 < min(shades) < max(shades) <= 0.36
+    title = picture.get_suptitle()
+    assert title.startswith("As recorded: " if known else "Replayed with lru, 4 slots: ")
+    assert f"{sum(name == 'miss' for name, _ in drawn)} of " in title
+
+
+def test_a_twin_of_many_experts_has_room_for_their_numbers():
+    trace = recorded(made_up(8, layers=20, experts=128, top_k=4, rows=1, sequences=1, decoded=40))
+    picture = mc.xray(trace).picture
+    picture.draw_without_rendering()
+    axes = picture.axes[0]
+    assert len({round(text.get_position()[0]) for text in axes.texts}) == 18
+    assert {text.get_position()[1] for text in axes.texts} == set(range(20))  # first choices alone
+    strange = replace(trace, texts=dict.fromkeys(range(50), "$a_{\n\x00 and very long"))
+    label = mc.xray(strange).picture.axes[0].get_xticklabels()[3].get_text()
+    assert label == r"\$a_{⏎· a…" and mc.xray(strange).picture.png()
+
+
+def test_bad_tables_of_choices_are_one_sentence():
+    row = {"number": 3, "text": "", "layer": 0, "rank": 0, "expert": 1, "chance": float("nan")}
+    row |= {"outcome": "", "first": True}
+    assert plots.xray([row]).axes[0].texts[0].get_text() == "1"
+    for table, first in (([], None), ([{"number": 3}], None), ([row], 4)):
+        with pytest.raises(mc.MoEColabError) as error:
+            plots.xray(table, first)
+        assert "\n" not in str(error.value)

@@ -100,14 +100,13 @@ function drawGrid(view, canvas, box) {
   const cells = gridCells(view, box.scrollLeft, box.scrollTop, width, height);
   view.drawn.grid = cells;
   const current = cells.filter(cell => cell.token === view.current);
-  pen.fillStyle = pen.colour("field");
-  for (const cell of current) pen.fillRect(cell.x, 0, cell.w - 3, height);
   for (const cell of cells) drawCell(pen, cell, size);
   drawMargins(pen, view, cells, width, height);
   pen.strokeStyle = pen.colour("focus");
-  pen.lineWidth = 2;
+  if (current.length) pen.strokeRect(current[0].x + .5, HEAD - 1.5, size.cell - 4, height);
+  pen.lineWidth = 2.5;
   for (const cell of current) {
-    if (cell.layer === view.layer) pen.strokeRect(cell.x + 1, cell.y + 1, cell.w - 5, cell.h - 4);
+    if (cell.layer === view.layer) pen.strokeRect(cell.x + .5, cell.y, cell.w - 4, cell.h - 2);
   }
 }
 
@@ -141,14 +140,16 @@ function drawMargins(pen, view, cells, width, height) {
   pen.fillRect(0, 0, MARGIN, height);
   const seen = new Set();
   for (const {token, layer, x, y, w, h} of cells) {
-    if (!seen.has(`l${layer}`)) {
-      const bold = layer === view.layer;
-      if (y > HEAD - h / 2) write(pen, layer, MARGIN - 8, y + h / 2, {align: "right", bold, colour: bold ? "fg" : "dim"});
-    }
+    if (!seen.has(`l${layer}`) && y > HEAD - h / 2) drawLayer(pen, view, layer, y + h / 2);
     if (!seen.has(`t${token}`) && x > MARGIN - 4) drawWord(pen, view, token, x, w);
     seen.add(`l${layer}`).add(`t${token}`);
   }
   write(pen, "layer", 2, HEAD / 2, {size: 10, colour: "dim", align: "left"});
+}
+
+function drawLayer(pen, view, layer, middle) {
+  const bold = layer === view.layer;
+  write(pen, layer, MARGIN - 8, middle, {align: "right", bold, colour: bold ? "fg" : "dim"});
 }
 
 function drawWord(pen, view, token, x, w) {
@@ -193,8 +194,8 @@ function drawExperts(view, canvas, width) {
   const cells = view.drawn.experts = expertCells(view, width);
   for (const cell of cells) (size.names ? drawTick : drawSlot)(pen, cell);
   for (let layer = 0; layer < view.layers; layer++) {
-    const y = 2 + layer * size.line, bold = layer === view.layer;
-    write(pen, layer, MARGIN - 8, y + size.high / 2, {align: "right", bold, colour: bold ? "fg" : "dim"});
+    const y = 2 + layer * size.line;
+    drawLayer(pen, view, layer, y + size.high / 2);
     if (size.names) drawNames(pen, view, cells, layer, y, width, size);
   }
 }
@@ -202,7 +203,7 @@ function drawExperts(view, canvas, width) {
 // A cell: solid where the expert has a slot, dashed where it has none.
 function drawSlot(pen, {expert, state, x, y, w, h}) {
   const used = state > IDLE, away = state === AWAY || state === PASSING;
-  if (!away) {
+  if (state === IDLE) {  // no colour stands out on it
     pen.fillStyle = pen.colour("field");
     pen.fillRect(x + 1, y, w - 3, h);
   }
