@@ -18,7 +18,7 @@ from .page import DIM, INK, Picture, drawn, need, records
 MOST, WIDE = 24, 18  # tokens that are legible on a page of this width, and with numbers over 99
 ROOM = 24  # lines of numbers: with more layers than half of it, each has its first choice only
 LONGEST = 9  # letters of a token
-DARKEST = 0.36  # how much ink the shade of a probability of 1 takes
+DARKEST = 0.34  # how much ink the shade of a probability of 1 takes
 
 
 @drawn

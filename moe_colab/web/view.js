@@ -36,7 +36,7 @@ function labelled(text, control) {
 function slider(text, least, most, value, changed) {
   const shown = make("output", {}, String(value));
   const input = make("input", {
-    type: "range", min: least, max: most, step: 1, value,
+    type: "range", min: least, max: most, step: 1, value, "aria-label": text,
     input: () => { shown.textContent = input.value; changed(Number(input.value)); },
   });
   const whole = labelled(text, input);
@@ -45,7 +45,7 @@ function slider(text, least, most, value, changed) {
 }
 
 function menu(text, options, value, changed) {
-  const select = make("select", {change: () => changed(select.value)},
+  const select = make("select", {"aria-label": text, change: () => changed(select.value)},
     ...options.map(([name, key]) => make("option", {value: key, selected: key === value}, name)));
   return {whole: labelled(text, select), select};
 }

@@ -20,6 +20,8 @@ function paper(root, canvas, width, height) {
   pen.textBaseline = "middle";
   pen.family = style.fontFamily;
   pen.colour = name => style.getPropertyValue(`--${name}`).trim();
+  pen.fillStyle = pen.colour("bg");
+  pen.fillRect(0, 0, width, height);
   return pen;
 }
 
@@ -113,7 +115,7 @@ function drawGrid(view, canvas, box) {
 function drawCell(pen, {x, y, chosen}, size) {
   chosen.slice(0, size.chips).forEach(({expert, chance, state, paid}, rank) => {
     const middle = y + 1 + rank * LINE + LINE / 2;
-    pen.globalAlpha = chance === null ? 0 : .04 + .32 * chance;
+    pen.globalAlpha = chance === null ? 0 : .04 + .3 * chance;
     pen.fillStyle = pen.colour("fg");
     pen.fillRect(x + 3, middle - LINE / 2 + 1, size.digits, LINE - 2);
     pen.globalAlpha = 1;
