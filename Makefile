@@ -19,7 +19,8 @@ COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py 
 	tests/test_models.py tests/test_shards.py tests/test_notebook.py tests/test_lowbit.py \
 	tests/test_quantization.py tests/test_lowbit_dense.py tests/test_quality.py tests/test_sensitivity.py \
 	tests/test_kernels.py tests/test_plots.py tests/test_quantize_widget.py tests/test_trace.py tests/test_replays.py \
-	tests/test_tables.py tests/test_routing_tables.py tests/test_routing_figures.py tests/test_trace_figures.py tests/test_trace_widgets.py tests/test_bench_paper.py
+	tests/test_tables.py tests/test_routing_tables.py tests/test_routing_figures.py tests/test_trace_figures.py \
+	tests/test_trace_widgets.py tests/test_bench_paper.py tests/test_xray.py
 
 # Which tests: `make test-all` runs the full matrices too.
 SELECT := not full

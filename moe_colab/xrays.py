@@ -65,18 +65,19 @@ def xray(
         )
     while True:
         for excerpt in excerpts(trace, row, first, int(tokens), LIMIT):
-            view = view_of(excerpt, tokenizer, len(stream_of(trace, row)))
+            view = view_of(excerpt, tokenizer, of=len(stream_of(trace, row)), row=int(row))
             size, shown = len(view.html.encode()), len(excerpt.shown)
             if size <= LIMIT or shown == 1:
                 return view
         tokens = max(1, min(shown - 1, shown * LIMIT // size))
 
 
-def view_of(excerpt: Excerpt, tokenizer: Any, of: int) -> View:
-    """of: tokens of the row, in the whole trace."""
+def view_of(excerpt: Excerpt, tokenizer: Any, **place: int) -> View:
+    """place: what else the page is told of where in the trace these tokens are: `of` so many, in
+    which `row`."""
     n, words = len(excerpt.shown), texts(excerpt, tokenizer)
     title = f"X-ray of {excerpt.trace.model}: {n} token{'s' if n > 1 else ''}"
-    data = {**told(excerpt), "words": words, "of": of}
+    data = {**told(excerpt), **place, "words": words}
     return View("xray", title, data, lambda: picture(excerpt, words), SCRIPTS)
 
 
@@ -105,6 +106,7 @@ def told(excerpt: Excerpt) -> dict[str, Any]:
         "bytes": list(trace.expert_bytes),
         "first": excerpt.first,
         "begins": excerpt.begins,
+        "rows": int(trace.forwards["rows"].max()),
         "step": excerpt.steps.astype(np.uint32),
         "phases": trace.forwards["phase"].astype(np.uint8),
         "nobody": nobody,

@@ -340,6 +340,22 @@ def test_merging_is_associative(seeds):
     assert_same(Trace.merge(a, b, c), Trace.merge(a, Trace.merge(b, c)))
 
 
+@few
+@given(seed=st.integers(0, 10**6), data=st.data())
+def test_steps_are_taken_out_and_put_together_again(seed, data):
+    trace = made_up(seed)
+    cut = data.draw(st.integers(0, trace.steps))
+    first, second = trace.between(0, cut), trace.between(cut, trace.steps)
+    assert (first.steps, second.steps) == (cut, trace.steps - cut)
+    for layer in range(trace.layers):
+        assert first.needed(layer) + second.needed(layer) == trace.needed(layer)
+    for name in ("accesses", "guesses"):
+        whole = getattr(trace, name)
+        late = getattr(second, name).copy()
+        late["step"] += cut
+        assert (np.concatenate([getattr(first, name), late]) == whole).all()
+
+
 def test_only_traces_of_one_model_are_merged():
     with pytest.raises(mc.MoEColabError, match="differ"):
         Trace.merge(made_up(1), made_up(1, layers=3))

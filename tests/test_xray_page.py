@@ -4,6 +4,7 @@ tokens are, and by mouse or keys alike."""
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from itertools import pairwise
 
 import numpy as np
@@ -284,6 +285,7 @@ HOSTILE = [
 
 
 @pytest.mark.browser
+@pytest.mark.filterwarnings("error:Glyph")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_a_hostile_token_harms_nothing(theme, chromium):
     tokens = np.arange(len(PROSE.tokens), dtype=np.int32) % len(HOSTILE)
@@ -352,6 +354,27 @@ def mixed(one: str, other: str, share: float) -> str:
     return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in parts)
 
 
+@pytest.mark.browser
+def test_a_row_of_a_batch_and_what_it_says_of_the_others(chromium):
+    """Two rows alike: the first one pays for both, and the table counts what both need."""
+    single = PROSE.between(0, 60)
+    forwards = single.forwards.copy()
+    forwards["rows"] = 2
+    twice = np.concatenate([np.tile(np.arange(a, b), 2) for a, b in pairwise(single.bounds)])
+    parts = {name: getattr(single, name)[twice] for name in ("tokens", "routing", "logits")}
+    batch = replace(single, forwards=forwards, accesses=single.accesses[:0], **parts)
+    for row in (0, 1):
+        with plain_page(chromium, mc.xray(batch, row=row).document) as watched:
+            page = watched.page
+            assert f"row {row} of 2" in page.locator(".title").inner_text()
+            assert "also those that are not shown" in page.locator(".notes").inner_text()
+            assert page.evaluate(TABLE)["replayed"] == numbers_of(mc.replay(single, "lru", 4))
+            costs = state_of(page)["costs"]
+            assert len(costs) == len(single.tokens)
+            assert all((cost["shared"] == 16) == (row == 1) for cost in costs[32:])
+            watched.check_quiet()
+
+
 # ---------------------------------------------------------------------- many experts
 def route_csv(path, experts: int, layers: int = 6, tokens: int = 24, top_k: int = 4):
     """A trace of another engine: a prompt of 8 tokens, then decoded ones; no texts, no logits."""
@@ -399,6 +422,21 @@ def test_many_experts_are_ticks_with_names(experts, tmp_path, chromium):
         wanted = f"layer {used['layer']}, expert {used['expert']}: {name}"
         assert page.get_by_text(wanted).count() == 1
         assert all(len(chosen) == 4 for chosen in drawn_choices(state).values())
+        watched.check_quiet()
+
+
+@pytest.mark.browser
+def test_it_works_in_a_sandboxed_frame_of_colab(prose, chromium):
+    """As every output of Colab is: no origin, and a theme that stands on the frame's page."""
+    inner = prose.document.replace('<html lang="en">', '<html lang="en" theme="dark">')
+    frame = f'<iframe sandbox="allow-scripts" width="900" height="900" srcdoc="{escape(inner)}">'
+    with plain_page(chromium, f"<!doctype html><title>-</title>{frame}</iframe>") as watched:
+        inside = watched.page.frame_locator("iframe")
+        inside.locator(".token").nth(50).click()
+        watched.page.keyboard.press("ArrowRight")
+        assert "token 51" in inside.locator(".told").inner_text()
+        found = watched.page.frames[1].evaluate(COLOUR_AT, [".grid", 1, 1])
+        assert found == "#1f2124"
         watched.check_quiet()
 
 

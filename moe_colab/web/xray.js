@@ -25,8 +25,9 @@ function build(view) {
 }
 
 function heading({data, tokens}) {
-  const part = tokens < data.of ? `, tokens ${data.first} to ${data.first + tokens - 1} of ${data.of}` : "";
-  return `${data.model}: what ${tokens} token${tokens > 1 ? "s" : ""} cost${part}`;
+  const part = tokens < data.of ? `, ${data.first} to ${data.first + tokens - 1} of ${data.of}` : "";
+  const row = data.rows > 1 ? `, row ${data.row} of ${data.rows}` : "";
+  return `${data.model}: what ${tokens} token${tokens > 1 ? "s" : ""} cost${part}${row}`;
 }
 
 // quiet: too quick to be read aloud.
@@ -119,7 +120,9 @@ function statesOf(view) {
   const name = make("div", {class: "name"});
   const plain = () => view.shown === RECORDED
     ? "the experts that this token's step needed (who lay idle was not recorded)"
-    : `the experts after this token's step: ${view.widest > WIDEST_DIGITS ? "higher" : "framed"}, those that have a slot`;
+    : "the experts after this token's step: " + (view.widest > WIDEST_DIGITS
+      ? "higher, those with a slot; floating, what was used and not kept"
+      : "framed, those with a slot; dashed, what was used and not kept");
   const say = cell => {
     name.textContent = cell ? `layer ${cell.layer}, expert ${cell.expert}: ${stateOf(view, cell)}` : plain();
   };

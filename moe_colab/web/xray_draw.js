@@ -6,6 +6,7 @@
 
 const LINE = 15, HEAD = 20, MARGIN = 34;  // a line of choices, the words above, the layers' numbers
 const WIDEST_DIGITS = 32;  // experts of a layer that each get a cell with a number in it
+const NAME = 38, TICKS = 14;  // room for a glyph and a number, and for a line of ticks
 
 // ------------------------------------------------------------------ paper
 // A canvas of this size, clean, and what to draw with: colours as the page has them now.
@@ -77,7 +78,7 @@ function gridSize(view) {
   const chips = layers * Math.min(choices, 2) <= 24 ? Math.min(choices, 2) : 1;
   const digits = 8 + 7 * String(widest - 1).length;
   const bars = 4 * (choices - chips);
-  const cell = Math.max(30, digits + 13 + (bars && bars + 4) + 6);
+  const cell = Math.max(30, digits + 22 + (bars && bars + 5));
   return {chips, digits, cell, line: chips * LINE + 4,
     width: MARGIN + cell * view.tokens, height: HEAD + (chips * LINE + 4) * layers};
 }
@@ -124,7 +125,7 @@ function drawCell(pen, {x, y, chosen}, size) {
     else ring(pen, x + size.digits + 10, middle);
   });
   chosen.slice(size.chips).forEach((choice, place) => drawBar(pen, choice,
-    x + size.digits + 20 + 4 * place, y + size.line - 4, size.line - 6));
+    x + size.digits + 19 + 4 * place, y + size.line - 4, size.line - 6));
 }
 
 // A further choice: the higher, the more it cost; a dot where another token has paid.
@@ -173,8 +174,8 @@ function expertSize(view, width) {
     return {cell, line: 24, across: view.widest, lines: 1, high: 20, names: 0};
   }
   const across = Math.min(view.widest, 128), lines = Math.ceil(view.widest / across);
-  const names = Math.min(width / 2, 14 + view.choices * 38);
-  return {across, lines, names, high: 12, cell: (width - MARGIN - names) / across, line: Math.max(18, 14 * lines + 6)};
+  const names = Math.min(width / 2, 14 + view.choices * NAME);
+  return {across, lines, names, high: 12, cell: (width - MARGIN - names) / across, line: Math.max(18, TICKS * lines + 6)};
 }
 
 function expertCells(view, width) {
@@ -184,7 +185,7 @@ function expertCells(view, width) {
     for (let expert = 0; expert < count; expert++) {
       cells.push({layer, expert, state: states[expert], w: size.cell, h: size.high,
         x: MARGIN + expert % size.across * size.cell,
-        y: 2 + layer * size.line + Math.floor(expert / size.across) * 14});
+        y: 2 + layer * size.line + Math.floor(expert / size.across) * TICKS});
     }
   });
   return cells;
@@ -202,7 +203,7 @@ function drawExperts(view, canvas, width) {
   }
 }
 
-// A cell: solid where the expert has a slot, dashed where it has none.
+// A cell: framed where the expert has a slot, dashed where it was used and has none.
 function drawSlot(pen, {expert, state, x, y, w, h}) {
   const used = state > IDLE, away = state === AWAY || state === PASSING;
   if (state === IDLE) {  // no colour stands out on it
@@ -220,25 +221,28 @@ function drawSlot(pen, {expert, state, x, y, w, h}) {
   if (roomy) glyph(pen, state, x + w / 2 + 7, y + h / 2);
 }
 
+// A tick that was used and not kept does not reach down to the line.
 function drawTick(pen, {state, x, y, w, h}) {
   const used = state > IDLE, height = used ? h : state === IDLE ? 6 : 1.5;
   const wide = used ? Math.max(3, w - 1) : Math.max(1, w - 1);
   pen.fillStyle = pen.colour(used ? colourOf(state) : "dim");
-  pen.fillRect(x + (w - wide) / 2, y + h - height, wide, height);
+  pen.fillRect(x + (w - wide) / 2, y + h - height, wide, state === PASSING ? height / 2 : height);
 }
 
 // Those that were used, what cost most first, as many as there is room for.
 function drawNames(pen, view, cells, layer, y, width, size) {
   const used = cells.filter(cell => cell.layer === layer && cell.state > IDLE)
     .sort((a, b) => b.state - a.state || a.expert - b.expert);
-  const room = Math.max(1, Math.floor((size.names - 14) / 38) - (used.length * 38 > size.names - 14));
-  used.slice(0, room).forEach(({expert, state}, place) => {
-    const x = width - size.names + 14 + place * 38;
-    glyph(pen, state, x, y + 6, 3.6);
-    write(pen, expert, x + 7, y + 6.5, {align: "left"});
+  const across = Math.max(1, Math.floor((size.names - 14) / NAME)), room = across * size.lines;
+  const left = place => width - size.names + 14 + place % across * NAME;
+  const middle = place => y + 6 + Math.floor(place / across) * TICKS;
+  const named = used.length > room ? room - 1 : used.length;
+  used.slice(0, named).forEach(({expert, state}, place) => {
+    glyph(pen, state, left(place), middle(place), 3.6);
+    write(pen, expert, left(place) + 7, middle(place) + .5, {align: "left"});
   });
-  if (used.length > room) {
-    write(pen, `+ ${used.length - room}`, width - size.names + 10 + room * 38, y + 6.5, {align: "left", colour: "dim"});
+  if (used.length > named) {
+    write(pen, `+ ${used.length - named}`, left(named) - 4, middle(named) + .5, {align: "left", colour: "dim"});
   }
 }
 

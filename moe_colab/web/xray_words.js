@@ -94,7 +94,7 @@ function choiceInWords(view, {expert, chance, state, paid}) {
 
 function stateInWords(view, state) {
   return {[AWAY]: "has no slot", [IDLE]: "has a slot, idle", [PASSING]: "miss, not kept",
-    [UNKNOWN]: "outcome not known"}[state] ?? view.data.signs[STATE[state]].name;
+    [UNKNOWN]: "needed, outcome not known here"}[state] ?? view.data.signs[STATE[state]].name;
 }
 
 // The recording, the replay and Belady's bound, each in a line.
@@ -145,6 +145,7 @@ function notesOf(view) {
   const notes = [
     "In one step (a whole prompt is one) an expert is loaded once; the first token that needs it pays.",
     `A replay begins with empty slots at ${start}; it guesses nothing. Belady knows what comes, up to the last token here.`,
+    data.rest_of.values.length ? "The table counts all tokens of the steps from there on, also those that are not shown." : null,
     data.recorded ? "Recorded are loads that were asked for, not those of guesses." : "What was loaded when this ran was not recorded.",
     data.chances ? null : "The router's probabilities are not known: there is no shade.",
     data.whole_layer ? "Whole layers were loaded: loads that no token needed count in the first line only." : null,
