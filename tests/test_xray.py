@@ -321,7 +321,7 @@ def test_a_twin_of_many_experts_has_room_for_their_numbers():
     assert {text.get_position()[1] for text in axes.texts} == set(range(20))  # first choices alone
     strange = replace(trace, texts=dict.fromkeys(range(50), "$a_{\n\x00 and very long"))
     label = mc.xray(strange).picture.axes[0].get_xticklabels()[3].get_text()
-    assert label == r"\$a_{⏎· a…" and mc.xray(strange).picture.png()
+    assert label == r"\$a_{⏎□ a…" and mc.xray(strange).picture.png()
 
 
 def test_bad_tables_of_choices_are_one_sentence():

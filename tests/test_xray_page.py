@@ -355,6 +355,25 @@ def mixed(one: str, other: str, share: float) -> str:
 
 
 @pytest.mark.browser
+def test_a_window_counts_from_the_traces_beginning(chromium):
+    """Its slots are those that the tokens before have left; the step is whole of which it shows a
+    piece."""
+    view = mc.xray(PROSE, first=130, tokens=10)  # in the second text's prompt, of 32 tokens
+    part = PROSE.between(0, len(view.data["phases"]))
+    assert len(part.tokens) == 160 and part.forwards["length"][-1] == 32
+    with plain_page(chromium, view.document) as watched:
+        page = watched.page
+        choose(page, "fifo", 5)
+        assert page.evaluate(TABLE)["replayed"] == numbers_of(mc.replay(part, "fifo", 5))
+        page.get_by_label("Token", exact=True).fill("133")
+        state = state_of(page)
+        assert state["current"] == 3 and "token 133 " in page.locator(".told").inner_text()
+        found = {(layer, e): s for layer, e, s in state["experts"] if s}
+        assert found == states_at(part, "fifo", 5, part.steps - 1)
+        watched.check_quiet()
+
+
+@pytest.mark.browser
 def test_a_row_of_a_batch_and_what_it_says_of_the_others(chromium):
     """Two rows alike: the first one pays for both, and the table counts what both need."""
     single = PROSE.between(0, 60)

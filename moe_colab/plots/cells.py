@@ -8,13 +8,12 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..errors import MoEColabError
 from ..signs import OUTCOMES
-from .page import DIM, INK, Picture, drawn, need, records
+from .page import DIM, INK, Picture, drawn, need, readable, records, unformatted
 
 MOST, WIDE = 24, 18  # tokens that are legible on a page of this width, and with numbers over 99
 ROOM = 24  # lines of numbers: with more layers than half of it, each has its first choice only
@@ -124,15 +123,4 @@ def handles(rows: Sequence[dict]) -> list[Line2D]:
 
 
 def word(text: str, number: int) -> str:
-    """A token as a label: any text, and nothing that matplotlib would read as mathematics."""
-    text = "".join(map(printable, text.replace("\n", "⏎")))
-    text = text.strip() or ("␣" if text else str(number))
-    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return text.replace("$", r"\$")
-
-
-def printable(letter: str) -> str:
-    """Itself, or a box where our font has no picture of it: matplotlib would warn of each."""
-    if not letter.isprintable():
-        return "·"
-    return letter if get_font(findfont("DejaVu Sans")).get_char_index(ord(letter)) else "□"
+    return unformatted(readable(text, LONGEST)) if text else str(number)

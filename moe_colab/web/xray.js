@@ -18,8 +18,8 @@ function build(view) {
   const grid = gridOf(view), states = statesOf(view), told = readoutOf(view);
   view.root.append(
     make("div", {class: "title"}, heading(view)), text.box, moved.bar, told.line, bar, table.box,
-    make("div", {class: "name"}, "where each token was sent, layer by layer: the number is the expert" +
-      (view.data.chances ? ", the shade the router's probability" : "")), grid.box,
+    make("div", {class: "name"}, "where each token was sent, layer by layer: the number is the " +
+      (view.data.chances ? "expert, the shade the router's probability" : "expert")), grid.box,
     states.name, states.box, legendOf(view), notesOf(view));
   view.parts = [text.show, moved.show, told.show, table.show, grid.show, states.show];
 }
@@ -45,14 +45,21 @@ function hover(view, token, layer = view.layer) {
   view.show();
 }
 
+function choose(view, layer) {
+  view.layer = Math.max(0, Math.min(view.layers - 1, layer));
+  view.show();
+}
+
 // One set of keys for the text and both pictures.
+const ACROSS = {
+  ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity,
+};
 function keys(view, after = () => {}) {
   return event => {
-    const move = {ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity}[event.key];
-    const up = {ArrowUp: -1, ArrowDown: 1}[event.key];
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (move) pin(view, view.pinned + move);
-    else if (up) { view.layer = Math.max(0, Math.min(view.layers - 1, view.layer + up)); view.show(); }
+    const across = ACROSS[event.key], down = {ArrowUp: -1, ArrowDown: 1}[event.key];
+    if (across) pin(view, view.pinned + across);
+    else if (down) choose(view, view.layer + down);
     else if (event.key === "Enter" || event.key === " ") pin(view, view.current);
     else return;
     event.preventDefault();
@@ -71,28 +78,34 @@ function controlsOf(view) {
   const show = menu("Show", [...data.recorded ? [["as recorded", RECORDED]] : [],
     ["replayed", REPLAYED]], view.shown, value => { view.shown = value; view.recount(); });
   const policy = menu("Policy", POLICIES, view.policy, changed(value => { view.policy = value; }));
-  const slots = slider("Slots a layer", 1, view.widest, view.slots, changed(value => { view.slots = value; }));
+  const slots = slider("Slots a layer", 1, view.widest, view.slots,
+    changed(value => { view.slots = value; }));
   const bar = make("div", {class: "bar"}, show.whole, policy.whole, slots.whole);
 
-  const place = slider("Token", 0, view.tokens - 1, view.pinned, value => pin(view, value));
+  const place = slider("Token", data.first, data.first + view.tokens - 1, data.first + view.pinned,
+    value => pin(view, value - data.first));
   const play = player(() => {
     if (view.pinned === view.tokens - 1) return false;
     pin(view, view.pinned + 1, true);
   }, 350);
   play.button.addEventListener("click", () => { if (view.pinned === view.tokens - 1) pin(view, 0); });
   const moved = {bar: make("div", {class: "bar move"}, play.button, place.whole),
-    show: () => { place.set(view.pinned); }};
+    show: () => { place.set(data.first + view.pinned); }};
   return {bar, moved};
 }
 
 // ------------------------------------------------------------------ the pictures
 function gridOf(view) {
+  const pointed = touch => event => {
+    const cell = under(view.drawn.grid, event);
+    if (cell) touch(cell);
+  };
   const canvas = make("canvas", {
-    tabindex: 0, role: "application", "aria-label": "tokens by layers; the arrow keys walk, the words above tell",
-    mousemove: event => { const cell = under(view.drawn.grid, event); if (cell) hover(view, cell.token, cell.layer); },
+    tabindex: 0, role: "application",
+    "aria-label": "tokens by layers; the arrow keys walk, the words above tell",
+    mousemove: pointed(cell => hover(view, cell.token, cell.layer)),
     mouseleave: () => hover(view, null),
-    click: event => { const cell = under(view.drawn.grid, event); if (cell) pin(view, cell.token); },
-    keydown: keys(view),
+    click: pointed(cell => pin(view, cell.token)), keydown: keys(view),
   });
   const size = gridSize(view), room = make("div", {class: "room"}, canvas);
   room.style.width = `${size.width}px`;
@@ -124,13 +137,15 @@ function statesOf(view) {
       ? "higher, those with a slot; floating, what was used and not kept"
       : "framed, those with a slot; dashed, what was used and not kept");
   const say = cell => {
-    name.textContent = cell ? `layer ${cell.layer}, expert ${cell.expert}: ${stateOf(view, cell)}` : plain();
+    name.textContent = !cell ? plain()
+      : `layer ${cell.layer}, expert ${cell.expert}: ${stateOf(view, cell)}`;
   };
   const canvas = make("canvas", {
-    tabindex: 0, role: "application", "aria-label": "the experts of every layer; the words above tell of one layer",
+    tabindex: 0, role: "application",
+    "aria-label": "the experts of every layer; the words above tell of one layer",
     mousemove: event => say(under(view.drawn.experts, event)),
     mouseleave: () => say(),
-    click: event => { const cell = under(view.drawn.experts, event); if (cell) { view.layer = cell.layer; view.show(); } },
+    click: event => choose(view, under(view.drawn.experts, event)?.layer ?? view.layer),
     keydown: keys(view),
   });
   const box = make("div", {class: "states"}, canvas);
@@ -151,10 +166,15 @@ function follow(view) {
   const again = () => { if (view.root.isConnected) view.show(); else stop(); };
   const sized = new ResizeObserver(again), themed = new MutationObserver(again);
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const stop = () => { sized.disconnect(); themed.disconnect(); dark.removeEventListener("change", again); };
+  const stop = () => {
+    sized.disconnect();
+    themed.disconnect();
+    dark.removeEventListener("change", again);
+  };
   sized.observe(view.root);
+  const attributeFilter = ["theme", "data-jp-theme-light"];  // those that view.css asks for
   for (const element of [document.documentElement, document.body]) {
-    themed.observe(element, {attributes: true, attributeFilter: ["theme", "data-jp-theme-light", "class"]});
+    themed.observe(element, {attributes: true, attributeFilter});
   }
   dark.addEventListener("change", again);
 }

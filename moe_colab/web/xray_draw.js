@@ -98,7 +98,8 @@ function gridCells(view, left, top, width, height) {
 }
 
 function drawGrid(view, canvas, box) {
-  const size = gridSize(view), width = box.clientWidth, height = Math.min(size.height, box.clientHeight);
+  const size = gridSize(view), width = box.clientWidth;
+  const height = Math.min(size.height, box.clientHeight);
   const pen = paper(view.root, canvas, width, height);
   const cells = gridCells(view, box.scrollLeft, box.scrollTop, width, height);
   view.drawn.grid = cells;
@@ -175,7 +176,8 @@ function expertSize(view, width) {
   }
   const across = Math.min(view.widest, 128), lines = Math.ceil(view.widest / across);
   const names = Math.min(width / 2, 14 + view.choices * NAME);
-  return {across, lines, names, high: 12, cell: (width - MARGIN - names) / across, line: Math.max(18, TICKS * lines + 6)};
+  const cell = (width - MARGIN - names) / across;
+  return {across, lines, names, cell, high: 12, line: Math.max(18, TICKS * lines + 6)};
 }
 
 function expertCells(view, width) {
@@ -242,7 +244,8 @@ function drawNames(pen, view, cells, layer, y, width, size) {
     write(pen, expert, left(place) + 7, middle(place) + .5, {align: "left"});
   });
   if (used.length > named) {
-    write(pen, `+ ${used.length - named}`, left(named) - 4, middle(named) + .5, {align: "left", colour: "dim"});
+    const more = `+ ${used.length - named}`;
+    write(pen, more, left(named) - 4, middle(named) + .5, {align: "left", colour: "dim"});
   }
 }
 

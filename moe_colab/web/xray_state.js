@@ -66,7 +66,7 @@ class XRay {
     }
     return out;
   }
-  // What a token cost over all layers: {away: 0, ..., hit: 3, miss: 1, shared: 2, bytes}.
+  // What a token cost over all layers: accesses by outcome, those that others paid, and bytes.
   cost(token) {
     const out = {hit: 0, speculative_hit: 0, late: 0, miss: 0, unknown: 0, shared: 0, bytes: 0};
     for (let layer = 0; layer < this.layers; layer++) {
@@ -79,8 +79,8 @@ class XRay {
     return out;
   }
   word(token) {
-    const word = this.data.words[token];
-    return word.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, "␣") || String(this.data.first + token);
+    const word = this.data.words[token].replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +$/, "␣");
+    return word || String(this.data.first + token);
   }
   recount() {
     this.costs = Array.from({length: this.tokens}, (_, token) => this.cost(token));

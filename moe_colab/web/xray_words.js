@@ -2,6 +2,8 @@
 //
 // Knows the view (xray_state.js) and makes elements; changes the view by pin, hover and keys alone.
 
+const HOTTEST = 34;  // percent of a miss's colour behind a word: it can still be read
+
 // ------------------------------------------------------------------ the text
 function textOf(view) {
   const pieces = view.data.words.map((_, token) => pieceOf(view, token));
@@ -40,7 +42,8 @@ function pieceOf(view, token) {
 
 // The bar below a token, as long as it is: misses, late ones, speculative hits, hits.
 function price(view, piece, token) {
-  const cost = view.costs[token], names = ["miss", "late", "speculative_hit", "hit", "unknown", "shared"];
+  const cost = view.costs[token];
+  const names = ["miss", "late", "speculative_hit", "hit", "unknown", "shared"];
   const parts = names.filter(name => cost[name]).map(name =>
     make("span", {class: name, style: `flex-grow:${cost[name]}`}));
   piece.querySelector(".cost").replaceChildren(...parts);
@@ -49,8 +52,10 @@ function price(view, piece, token) {
   const count = worst in glyphs && worst !== "hit" ? String(cost[worst]) : "";
   piece.querySelector(".sign").replaceChildren(make("b", {class: worst ?? ""}, sign), count);
   const all = names.reduce((sum, name) => sum + cost[name], 0);
-  piece.style.setProperty("--heat", `${Math.round(34 * (cost.miss + cost.late) / Math.max(1, all))}%`);
-  piece.setAttribute("aria-label", `token ${view.data.first + token}, ${view.word(token)}: ${inWords(cost)}`);
+  const heat = HOTTEST * (cost.miss + cost.late) / Math.max(1, all);
+  piece.style.setProperty("--heat", `${Math.round(heat)}%`);
+  piece.setAttribute("aria-label",
+    `token ${view.data.first + token}, ${view.word(token)}: ${inWords(cost)}`);
 }
 
 function inWords(cost) {
@@ -99,13 +104,15 @@ function stateInWords(view, state) {
 
 // The recording, the replay and Belady's bound, each in a line.
 function numbersOf(view) {
-  const body = make("tbody", {}), heads = ["", "hit rate, decoded", "hit rate, prompt", "loads", "moved"];
+  const heads = ["", "hit rate, decoded", "hit rate, prompt", "loads", "moved"];
+  const body = make("tbody", {});
   const box = make("table", {"aria-label": "all tokens and layers together"},
     make("thead", {}, make("tr", {}, ...heads.map(head => make("th", {scope: "col"}, head)))), body);
   const show = () => {
     const {recorded} = view.data, name = POLICIES.find(([, key]) => key === view.policy)[0];
     view.numbers = [
-      ...recorded ? [[RECORDED, `recorded${recorded.name && ": "}${recorded.name}`, recorded.books]] : [],
+      ...recorded
+        ? [[RECORDED, `recorded${recorded.name && ": "}${recorded.name}`, recorded.books]] : [],
       [REPLAYED, `replayed: ${name}, ${view.slots} slots`, summed(view.replay(view.policy).books)],
       ["bound", `Belady, ${view.slots} slots`, summed(view.replay("optimal").books)],
     ];
@@ -141,16 +148,23 @@ function legendOf({data}) {
 
 function notesOf(view) {
   const {data, widest, choices} = view;
-  const start = data.begins ? "the trace's beginning" : `token ${data.first}: what came before does not fit in here`;
+  const start = data.begins ? "the trace's beginning"
+    : `token ${data.first}: what came before does not fit in here`;
   const notes = [
     "In one step (a whole prompt is one) an expert is loaded once; the first token that needs it pays.",
-    `A replay begins with empty slots at ${start}; it guesses nothing. Belady knows what comes, up to the last token here.`,
-    data.rest_of.values.length ? "The table counts all tokens of the steps from there on, also those that are not shown." : null,
-    data.recorded ? "Recorded are loads that were asked for, not those of guesses." : "What was loaded when this ran was not recorded.",
-    data.chances ? null : "The router's probabilities are not known: there is no shade.",
-    data.whole_layer ? "Whole layers were loaded: loads that no token needed count in the first line only." : null,
-    widest > WIDEST_DIGITS ? "A tick is an expert: low without a slot, higher with one, full and named at the right if it was used." : null,
-    choices > gridSize(view).chips ? "Beside a number: the router's further choices, the higher the costlier." : null,
+    `A replay begins with empty slots at ${start}; it guesses nothing. Belady knows what comes, up to ` +
+      "the last token here.",
+    data.rest_of.values.length &&
+      "The table counts all tokens of the steps from there on, also those that are not shown.",
+    data.recorded ? "Recorded are loads that were asked for, not those of guesses."
+      : "What was loaded when this ran was not recorded.",
+    !data.chances && "The router's probabilities are not known: there is no shade.",
+    data.whole_layer &&
+      "Whole layers were loaded: loads that no token needed count in the first line only.",
+    widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full and " +
+      "named at the right if it was used.",
+    choices > gridSize(view).chips &&
+      "Beside a number: the router's further choices, the higher the costlier.",
     "Keys: ← → tokens, ↑ ↓ layers, Home, End; click or Enter pins.",
   ];
   return make("div", {class: "notes dim"}, notes.filter(note => note).join(" "));
