@@ -246,10 +246,8 @@ def model_time(shelf: Shelf, chosen: Chosen) -> Timeline:
 
 
 def timeline_of(shelf: Shelf, chosen: Chosen) -> Timeline:
-    trace = shelf.part(chosen.part)
-    trace = replace(trace, expert_bytes=(round(1e6 * chosen.expert),) * trace.layers)
     return timeline(
-        trace,
+        shelf.part(chosen.part).sized(round(1e6 * chosen.expert)),
         chosen.link * 1e9,
         chosen.compute / 1e3,
         chosen.policy,

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from .. import plots
@@ -26,7 +25,7 @@ TOKEN = "prose", 122  # a label of the trace, and a step of it: right guesses an
 def speculate() -> plots.Picture:
     """One token at a T4's proportions, experts as large as Mixtral's."""
     trace = Trace.load().only(TOKEN[0])
-    large = replace(trace, expert_bytes=(16 * CHUNK,) * trace.layers)
+    large = trace.sized(16 * CHUNK)
     run = timeline(large, "12GB/s", 1e-3, slots=SLOTS, speculate=2)
     return plots.timeline(run.frame(), TOKEN[1], word(trace, TOKEN[1]).strip())
 

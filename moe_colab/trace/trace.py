@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..cache import Tokens
 from ..errors import MoEColabError
+from ..hardware import parse_bytes
 from ..places import shipped_trace
 from . import archive, arrays, frames, route_csv
 
@@ -155,6 +156,14 @@ class Trace:
                     part[rows], column, getattr(trace, names), header[names]
                 )
         return cls(**header, **arrays.join(parts))
+
+    def sized(self, expert: int | str) -> Trace:
+        """The same with experts of so many bytes, a number or "67.1MB", in every layer: what its
+        routing would cost a larger model. Raises MoEColabError for what is no number of bytes."""
+        nbytes = parse_bytes(expert)
+        if not nbytes > 0:
+            raise MoEColabError(f"an expert has bytes, not {expert!r}.")
+        return replace(self, expert_bytes=(nbytes,) * self.layers)
 
     # ------------------------------------------------------------------ files
     def save(self, path: str | os.PathLike[str]) -> Path:
