@@ -96,8 +96,8 @@ def check_evidence(answer: object) -> Reply:
         [
             (
                 error,
-                "0.04 is the difference, 0.031 the standard error of a share: divide the one by the "
-                "other.",
+                "0.04 is the difference, 0.031 the standard error of a share: divide the one by "
+                "the other.",
             ),
             (
                 (SEEN - EVEN) / (EVEN * (1 - EVEN) / TOKENS),
