@@ -10,6 +10,7 @@ from moe_colab import exercises
 from moe_colab.exercises import (
     check_active,
     check_belady,
+    check_evidence,
     check_group_bits,
     check_lru,
     check_mixtral_bits,
@@ -22,6 +23,7 @@ from moe_colab.sample import kept_bytes
 CHECKS = [
     check_weight,
     check_active,
+    check_evidence,
     check_group_bits,
     check_mixtral_bits,
     check_lru,
@@ -67,6 +69,22 @@ def test_mixtrals_active_parameters():
     assert "not the size" in check_active(14).text
     assert "all of the attention" in check_active(whole / 4e9).text
     assert check_active(20).text.startswith("too high")
+
+
+def test_a_share_over_few_tokens_is_no_evidence():
+    """Of 20,000 texts of 200 tokens that were sent by dice, every fifth is as far from even."""
+    import numpy as np
+
+    shares = np.random.default_rng(1).binomial(200, 0.25, 20_000) / 200
+    errors = (0.29 - 0.25) / shares.std()
+    assert check_evidence(errors).right and check_evidence("1.3").right
+    assert check_evidence(0.04 / (0.29 * 0.71 / 200) ** 0.5).right  # by what was seen
+    assert 0.17 < (abs(shares - 0.25) > 0.0399).mean() < 0.23
+    assert "not evidence" in check_evidence(1.3).text
+    for answer in (0.04, 0.0306):
+        assert "divide the one" in check_evidence(answer).text
+    assert "variance" in check_evidence(42.67).text
+    assert check_evidence(3).text.startswith("too high")
 
 
 def test_the_bits_of_a_group_are_those_that_a_store_takes():

@@ -363,3 +363,64 @@ def test_even_on_average_is_not_even_now():
     assert last.max() > 3.9 and 0.08 < last.min() < 0.125
     alone = tables.activations(TRACE, top_k=1)
     assert (alone["share"] / alone["uniform"]).max() > times["all"].max()
+
+
+def test_experts_of_the_last_layer_have_topics():
+    """Notebook 07, section 1."""
+    busiest = np.array(
+        [tables.specialisation(TRACE, layer).groupby("label")["share"].max() for layer in range(8)]
+    )
+    assert sorted(TRACE.labels) == ["chat", "code", "french", "prose"]
+    for column in (1, 2, 3):
+        assert busiest[:, column].argmax() == 7
+    assert busiest[7, 1:3] == pytest.approx([0.99, 0.98], abs=0.006)
+    assert busiest[0].argmax() == 2 and (busiest.argmax(axis=1) == 2).sum() >= 5  # French
+    assert busiest[:, 0].max() < 0.5  # conversations
+    last = tables.specialisation(TRACE, 7).set_index(["label", "expert"])["share"]
+    for label in ("code", "french"):
+        own = last[label].idxmax()
+        assert max(last[other][own] for other in TRACE.labels if other != label) < 0.25
+
+
+def test_the_same_words_go_elsewhere_in_code():
+    """Notebook 07, section 2: tokens that occur in conversations, code and prose."""
+    where: dict[int, set[str]] = {}
+    for place, _, label, *_ in each_token(TRACE):
+        where.setdefault(int(TRACE.tokens[place]), set()).add(label)
+    common = {token for token, labels in where.items() if {"chat", "code", "prose"} <= labels}
+    assert {" the", " is", ","} <= {TRACE.texts[token] for token in common}
+    sent = {label: [] for label in TRACE.labels}
+    for place, _, label, *_ in each_token(TRACE):
+        if int(TRACE.tokens[place]) in common:
+            sent[label].append(2 in went(TRACE, place, 7))
+    assert all(sent["code"]) and max(np.mean(sent[label]) for label in ("chat", "prose")) < 0.13
+    pairs: dict[int, dict[int, list]] = {0: {}, 7: {}}  # layer, token: where it was sent
+    for place, token in enumerate(TRACE.tokens.tolist()):
+        for layer, found in pairs.items():
+            found.setdefault(token, []).append(tuple(sorted(went(TRACE, place, layer))))
+    usual = {}  # how often a token that comes again goes its usual way
+    for layer, found in pairs.items():
+        again = [ways for ways in found.values() if len(ways) > 1]
+        same = sum(max(map(ways.count, ways)) for ways in again)
+        usual[layer] = same / sum(map(len, again))
+    assert usual[0] > 0.9 and usual[7] < 0.55
+
+
+def test_an_expert_says_something_about_the_next_layers():
+    """Notebook 07, section 3: pairs of 64 between layers 6 and 7, outside of their intervals."""
+    outside = {}
+    for label in (None, *TRACE.labels):
+        frame = tables.transitions(TRACE if label is None else TRACE.only(label), 6)
+        off = (frame["low"] > frame["independent"]) | (frame["high"] < frame["independent"])
+        outside[label] = int(off.sum())
+        if label is None:
+            likely = frame[(frame["low"] > frame["independent"]) & (frame["tokens"] >= 8)]
+            assert 1.8 < likely["lift"].max() < 2.4
+    whole = outside.pop(None)
+    assert 28 <= whole <= 36 and all(10 < one < whole for one in outside.values())
+    order = np.random.default_rng(0).permutation(len(TRACE.tokens))
+    routing = TRACE.routing.copy()
+    routing[:, 7] = routing[order, 7]
+    frame = tables.transitions(replace(TRACE, routing=routing), 6)
+    off = (frame["low"] > frame["independent"]) | (frame["high"] < frame["independent"])
+    assert off.sum() <= 8

@@ -13,11 +13,12 @@ from pathlib import Path
 from .. import plots
 from ..homes import CHUNK
 from ..places import benchmark
-from ..tables import hit_rates, tokens, word
+from ..tables import hit_rates, specialisation, tokens, word
 from ..timelines import timeline
 from ..trace import Trace
 
 SLOTS = 4  # of 8
+TOPICS = 7  # a layer: the last
 STRIP = "prose", 7  # a label of the trace, and a layer
 TOKEN = "prose", 122  # a label of the trace, and a step of it: right guesses and a wrong one
 
@@ -35,6 +36,7 @@ FIGURES = {
     "quantize": lambda: plots.pareto(benchmark("quality")["rows"]),
     "cache": lambda: plots.hit_rates(hit_rates(Trace.load()), SLOTS),
     "speculate": speculate,
+    "topics": lambda: plots.specialisation(specialisation(Trace.load(), TOPICS)),
 }
 
 

@@ -1,4 +1,4 @@
-"""02, where does each token go?"""
+"""02, where does each token go? 07, do experts have topics?"""
 
 from __future__ import annotations
 
@@ -70,5 +70,43 @@ def check_active(answer: object) -> Reply:
             ),
             (mixtral_active(1), "that is with one expert a layer; the router chooses two."),
             (math.nan, "two eighths of the experts' weights, and all of the others."),
+        ],
+    )
+
+
+# ---------------------------------------------------------------------- 07: topics
+SEEN, EVEN, TOKENS = 0.29, 0.25, 200  # a share, the one it is compared with, tokens
+
+
+def standard_errors(share: float = SEEN, even: float = EVEN, tokens: int = TOKENS) -> float:
+    """How many of them the share is from an even one, if tokens were independent."""
+    return (share - even) / math.sqrt(even * (1 - even) / tokens)
+
+
+def check_evidence(answer: object) -> Reply:
+    """Standard errors between a share of 0.29 over 200 tokens and 0.25."""
+    error = math.sqrt(EVEN * (1 - EVEN) / TOKENS)
+    return judge(
+        answer,
+        standard_errors(),
+        0.06,  # with the variance of the share that was seen: 1.25
+        f"0.04 / √(0.25 · 0.75 / 200) = {standard_errors():.1f}: not evidence. Chance alone goes "
+        "so far, up or down, in every fifth count, and the tokens of one text are not even "
+        "independent.",
+        [
+            (
+                error,
+                "0.04 is the difference, 0.031 the standard error of a share: divide the one by "
+                "the other.",
+            ),
+            (
+                (SEEN - EVEN) / (EVEN * (1 - EVEN) / TOKENS),
+                "take the root: p (1 − p) / n is the variance of a share, not its standard error.",
+            ),
+            (
+                math.nan,
+                "the standard error of a share p over n tokens is the root of p (1 − p) / n. How "
+                "often does it fit into 0.29 − 0.25?",
+            ),
         ],
     )
