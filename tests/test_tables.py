@@ -77,7 +77,10 @@ def test_recall_is_counted_from_the_arrays():
             own = own[(own["at"] == row.layer - row.lookahead) & (own["place"] < 3)]
             needed, found = needed + len(chosen), found + len(chosen & set(own["expert"].tolist()))
         assert (row.needed, row.guessed) == (needed, found)
-        assert row.recall == found / needed
+        assert row.recall == found / needed and row.chance == 3 / 8
+        assert 0 <= row.low < row.recall < row.high <= 1
+        alone = 1.96 * (row.recall * (1 - row.recall) / needed) ** 0.5  # if all were independent
+        assert row.high - row.low > 1.9 * alone
 
 
 def test_settings_that_cannot_be_are_one_sentence():

@@ -112,11 +112,20 @@ def test_a_point_of_a_curve_is_a_replay():
 def test_recall_has_a_line_for_each_source_and_lookahead():
     table = tables.recall(PROSE, 2)
     picture = plots.recall(table)
-    found = lines(picture.axes[0])
-    assert len(found) == 4
+    axes = picture.axes[0]
+    found = lines(axes)
+    assert len(found) == 5
     points = found["from the router's input, 2 layers ahead"]
     own = table[(table["source"] == "router_input") & (table["lookahead"] == 2)]
-    assert points == own[["layer", "recall"]].to_numpy().tolist()
+    assert [[round(x), y] for x, y in points] == own[["layer", "recall"]].to_numpy().tolist()
+    assert found["at random"] == [[layer, 2 / 8] for layer in range(1, 8)]
+    drawn = [
+        (round(x), low, high)
+        for bars in axes.collections
+        for (x, low), (_, high) in (part.tolist() for part in bars.get_segments())
+    ]
+    wanted = table[["layer", "low", "high"]].itertuples(index=False, name=None)
+    assert sorted(drawn) == pytest.approx(sorted(wanted))
     one = table[(table["source"] == "layer_output") & (table["lookahead"] == 1)]
     share = one["guessed"].sum() / one["needed"].sum()
     assert f"{share:.0%} from the layer's output" in picture.get_suptitle()

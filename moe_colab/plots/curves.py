@@ -22,6 +22,7 @@ SOURCES = {
     "layer_output": (GREEN, "o", "from the layer's output"),
     "router_input": (ORANGE, "s", "from the router's input"),
 }
+APART = 0.07  # of a layer
 AHEAD = {1: ("-", "1 layer ahead"), 2: (DASHED, "2 layers ahead")}
 PHASES = {"decode": "decoded tokens", "prompt": "the prompt"}
 
@@ -80,25 +81,40 @@ def rates_title(rows: list[dict], slots: int | None) -> str:
 @drawn
 def recall(table: Any) -> Picture:
     """Of the experts that a layer needs, how many were guessed before its router spoke: by layer, a
-    line for each source and lookahead.
+    line for each source and lookahead, with 95 % intervals; dotted, what guesses at random would
+    get.
 
     table: of mc.tables.recall. Raises MoEColabError for a table without rows or without one of the
     columns.
     """
     rows = records(table)
-    need(rows, "recalls", "source", "lookahead", "layer", "recall", "needed", "guessed")
+    counts = ("recall", "needed", "guessed", "low", "high", "chance")
+    need(rows, "recalls", "source", "lookahead", "layer", *counts)
     picture = Picture(3.6, recall_title(rows))
     axes = picture.subplots()
-    for source, ahead in dict.fromkeys((row["source"], row["lookahead"]) for row in rows):
+    ways = list(dict.fromkeys((row["source"], row["lookahead"]) for row in rows))
+    for place, (source, ahead) in enumerate(ways):
         own = [row for row in rows if (row["source"], row["lookahead"]) == (source, ahead)]
         own.sort(key=lambda row: row["layer"])
         colour, marker, name = SOURCES[source]
         line, far = AHEAD[ahead]
+        aside = APART * (place - (len(ways) - 1) / 2)  # or the intervals hide each other
+        at, shares = [row["layer"] + aside for row in own], [row["recall"] for row in own]
         axes.plot(
-            [row["layer"] for row in own], [row["recall"] for row in own],
+            at, shares,
             color=colour, marker=marker, linestyle=line, linewidth=1.6, markersize=6,
             markerfacecolor=colour if ahead == 1 else "white", label=f"{name}, {far}",
         )  # fmt: skip
+        below, above = ([abs(row[end] - row["recall"]) for row in own] for end in ("low", "high"))
+        axes.errorbar(
+            at, shares, [below, above], fmt="none", ecolor=colour, elinewidth=1, capsize=2
+        )
+    by_layer = {row["layer"]: row["chance"] for row in rows}
+    layers = sorted(by_layer)
+    axes.plot(
+        layers, [by_layer[layer] for layer in layers],
+        color=DIM, linestyle=DOTTED, linewidth=1.6, label="at random",
+    )  # fmt: skip
     axes.set(xlabel="MoE layer that was guessed for", ylabel="share of its experts")
     share_axis(axes)
     picture.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)

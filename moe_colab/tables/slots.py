@@ -17,7 +17,8 @@ from ..counters import PHASES
 from ..errors import MoEColabError
 from ..settings import SOURCES, check_slots
 from ..trace import Trace
-from .choices import check_layer, text_of
+from .choices import blocks, check_layer, text_of
+from .intervals import shares
 
 if TYPE_CHECKING:
     import pandas
@@ -96,7 +97,8 @@ def hit_rates(
 def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     """How many of the experts that a decoded token needed had been guessed: one row for each source
     of guesses, lookahead and layer that was guessed for, with the columns source, lookahead, layer,
-    needed, guessed, recall.
+    needed, guessed, recall (guessed / needed), low and high (its 95 % interval, as of
+    intervals.shares) and chance (what guesses at random would get).
 
     guesses: experts of a layer, the likeliest first. Raises MoEColabError where the trace does not
     hold so many.
@@ -114,19 +116,21 @@ def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     frame = frame[(frame["place"] < guesses) & decode[frame["step"]]]
     frame = frame.assign(lookahead=frame["layer"] - frame["at"])
     frame = frame[frame["lookahead"] > 0]
-    needed = [
-        sum(
-            len(experts)
-            for experts, counts in zip(trace.needed(layer), decode, strict=True)
-            if counts
-        )
-        for layer in range(trace.layers)
-    ]
-    rows = []
+    block, rows = blocks(trace)[trace.bounds[:-1]], []
     for source in (name for name in SOURCES if name in trace.sources):
-        own = frame[frame["source"] == source]
-        for (ahead, layer), right in own.groupby(["lookahead", "layer"])["right"]:
-            found = int(right.sum())
-            rows.append((source, ahead, layer, needed[layer], found, found / needed[layer]))
-    names = ["source", "lookahead", "layer", "needed", "guessed", "recall"]
+        for (ahead, layer), own in frame[frame["source"] == source].groupby(["lookahead", "layer"]):
+            named = set(zip(own["step"], own["expert"], strict=True))
+            needed = [
+                (step, expert)
+                for step, experts in enumerate(trace.needed(layer))
+                if decode[step]
+                for expert in experts
+            ]
+            right = np.array([[need in named] for need in needed])
+            found = shares(right, block[[step for step, _ in needed]])
+            share, low, high = (float(x[0]) for x in (found.share, found.low, found.high))
+            chance = min(1.0, guesses / trace.experts[layer])
+            counted = (found.of, int(found.tokens[0]), share, low, high, chance)
+            rows.append((source, ahead, layer, *counted))
+    names = ["source", "lookahead", "layer", "needed", "guessed", "recall", "low", "high", "chance"]
     return pd.DataFrame(rows, columns=names)
