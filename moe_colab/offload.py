@@ -82,7 +82,7 @@ class Offload:
         self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
         self._working = lowbit_modules.working_bytes(model, self._kernels)
         if settings.slots == AUTO:
-            dense = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            dense = dense_bytes(model)
             top_k = families.top_k(model.config)
             self._slots = placement.fitting_slots(
                 self.entries,
@@ -181,6 +181,16 @@ class Offload:
         with self.lock:
             return self.pool.census()
 
+    def memory(self) -> list[dict[str, object]]:
+        """Where this model's bytes lie, for mc.plots.memory: a row for each place ("device",
+        "host", "disk") and part, with its bytes. An expert counts where its home is; slots and
+        spares are room for copies of others."""
+        with self.lock:
+            self.pool.check_open()
+            return placement.places(
+                self._blocks, self._slots, self._resident, self.homes, dense_bytes(self._model())
+            )
+
     @property
     def store_bytes(self) -> int:
         """All experts together."""
@@ -267,6 +277,11 @@ class Offload:
                 link.start(self.homes[number][expert], block, link.mark(), True).wait()
             permanent.append(blocks)
         return permanent
+
+
+def dense_bytes(model: torch.nn.Module) -> int:
+    """Of all but the experts."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def make_link(device: torch.device) -> Link:

@@ -6,6 +6,7 @@ Knows sizes and memory. Knows no transformers model; the pool uses what is made 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -138,3 +139,31 @@ def free_memory(device: torch.device) -> int:
         return available_memory()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
+
+
+def places(
+    blocks: Sequence[int],
+    slots: Sequence[int],
+    resident: Resident,
+    homes: Sequence[Sequence[Any]],
+    dense: int,
+) -> list[dict[str, Any]]:
+    """Where the bytes of a model lie: rows of place ("device", "host", "disk"), part and bytes; a
+    part that has none is left out. blocks: what room for one expert takes, by layer; homes: of
+    every expert; dense: bytes of all but the experts."""
+    tiers = {"host": 0, "disk": 0}
+    for number, layer in enumerate(homes):
+        for expert, home in enumerate(layer):
+            if expert not in resident[number]:  # the device is its home
+                tiers[home.tier] += home.nbytes
+    stay = beside_slots(blocks, resident) - (spares := beside_slots(blocks, [()] * len(blocks)))
+    parts = (
+        ("device", "all but the experts", dense),
+        ("device", "slots", sum(n * block for n, block in zip(slots, blocks, strict=True))),
+        ("device", "experts that stay", stay),
+        ("device", "spares", spares),
+        ("host", "experts", tiers["host"]),
+        ("disk", "experts", tiers["disk"]),
+    )
+    names = ("place", "part", "bytes")
+    return [dict(zip(names, part, strict=True)) for part in parts if part[2]]

@@ -576,7 +576,7 @@ def homes(model) -> list[list[str]]:
 @pytest.mark.parametrize("resident", [{}, {0: [3]}, {1: [0, 5, 7]}, {0: range(8), 1: range(8)}])
 @pytest.mark.parametrize("hosted", [0, 1, 5, 16])
 def test_every_expert_has_one_home_and_outputs_do_not_change(
-    store, logits, policy, resident, hosted
+    store, plain, logits, policy, resident, hosted
 ):
     model, _ = mc.load(store, slots=2, policy=policy, resident=resident, ram=hosted * BLOB + 10)
     at_home = {(layer, expert) for layer, experts in resident.items() for expert in experts}
@@ -594,6 +594,21 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
         assert census["home_disk"] == LAYERS * EXPERTS - len(at_home) - in_host
         blocks = LAYERS * 2 + placement.SPARES + len(at_home)
         assert census["ready"] + census["loading"] + census["free"] == blocks
+    memory = {(row["place"], row["part"]): row["bytes"] for row in model.offload.memory()}
+    tensors = [*plain.named_parameters(), *plain.named_buffers()]
+    dense = sum(tensor.nbytes for name, tensor in tensors if ".experts." not in name)
+    assert memory.pop(("device", "all but the experts")) == dense
+    assert memory == {
+        place: count * BLOB
+        for place, count in {
+            ("device", "slots"): LAYERS * 2,
+            ("device", "spares"): placement.SPARES,
+            ("device", "experts that stay"): len(at_home),
+            ("host", "experts"): in_host,
+            ("disk", "experts"): LAYERS * EXPERTS - len(at_home) - in_host,
+        }.items()
+        if count
+    }
     model.offload.slots = 4  # homes are for the session
     assert homes(model) == found
     assert torch.equal(model(IDS).logits, logits)

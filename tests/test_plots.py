@@ -308,8 +308,38 @@ def test_a_frame_alone_has_its_own_bytes():
     within(picture)
 
 
+MEMORY = [
+    {"place": "device", "part": "all but the experts", "bytes": 3.8e9},
+    {"place": "device", "part": "slots", "bytes": 10.5e9},
+    {"place": "device", "part": "spares", "bytes": 0.1e9},
+    {"place": "host", "part": "experts", "bytes": 17.1e9},
+]
+
+
+def test_memory_is_what_lies_where_beside_what_there_is():
+    picture = plots.memory(MEMORY, {"device": 15e9, "host": 12e9, "disk": 100e9})
+    shown = {place: nbytes for place, nbytes in bars(picture).items() if nbytes}
+    assert shown == {
+        ("device", "all but the experts"): 3.8,
+        ("device", "slots"): pytest.approx(10.5),
+        ("device", "spares"): pytest.approx(0.1),
+        ("host memory", "experts"): pytest.approx(17.1),
+    }
+    (axes,) = picture.axes
+    limits = [line.get_segments()[0].tolist() for line in axes.collections]
+    assert [(x, (low + high) / 2) for (x, low), (_, high) in limits] == [(15, 0), (12, 1)]
+    told = [text.get_text() for text in axes.texts]
+    assert told == ["14.40 GB of 15.00", "17.10 GB of 12.00"]
+    assert picture.get_suptitle() == "More than there is: host memory"
+    assert plots.memory(MEMORY).get_suptitle() == (
+        "Where the bytes lie: 46% device, 54% host memory"
+    )
+    within(picture)
+
+
 # ---------------------------------------------------------------------- how they look
 def all_pictures(report):
+    yield plots.memory(MEMORY, {"host": 12e9})
     yield plots.errors(with_dense(error_frame(8, 8), 8))
     yield plots.pareto(quality_rows())
     yield plots.bits(report)

@@ -7,7 +7,7 @@ shows itself in a notebook.
 
 from .ablation import ablation
 from .activity import activations, transitions
-from .bars import bits
+from .bars import bits, memory
 from .cells import xray
 from .curves import hit_rates, recall
 from .dots import shares, specialisation
@@ -32,6 +32,7 @@ __all__ = [
     "front",
     "hit_rates",
     "levels",
+    "memory",
     "pareto",
     "recall",
     "residency",

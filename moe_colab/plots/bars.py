@@ -1,7 +1,8 @@
-"""Where the bytes of a store go."""
+"""Where the bytes go: those of a store, and those of a model at work."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -102,12 +103,77 @@ def title_of(parts: dict, total: int, unit: str, factor: float) -> str:
     return f"{total / factor:.2f} {unit}: {told}"
 
 
-def draw(axes: Axes, place: int, kinds: dict[str, int], factor: float) -> None:
+def draw(
+    axes: Axes, place: int, kinds: dict[str, int], factor: float, colours: Mapping[str, str] = KINDS
+) -> None:
     start = 0
     for kind, nbytes in kinds.items():
-        colour = KINDS[kind]
+        colour = colours[kind]
         axes.barh(
             place, nbytes / factor, left=start / factor, height=0.62, label=kind,
             color=colour, edgecolor="white", hatch=HATCHES[colour], linewidth=0.8,
         )  # fmt: skip
         start += nbytes
+
+
+PLACES = {"device": "device", "host": "host memory", "disk": "disk"}
+PARTS = {
+    "all but the experts": DIM,
+    "slots": GREEN,
+    "spares": PINK,
+    "experts that stay": INK,
+    "experts": ORANGE,
+}
+
+
+@drawn
+def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
+    """What lies where: a bar for the device, one for host memory and one for the disk, each made of
+    its parts, and a line at what there is.
+
+    rows: of `model.offload.memory()`: place ("device", "host", "disk"), part, bytes. limits: bytes
+    that a place has. Raises MoEColabError for a table without rows or without one of the columns.
+    """
+    rows, limits = records(rows), dict(limits or {})
+    need(rows, "memory", "place", "part", "bytes")
+    places = [place for place in PLACES if any(row["place"] == place for row in rows)]
+    total = {p: sum(row["bytes"] for row in rows if row["place"] == p) for p in places}
+    limits = {place: limit for place, limit in limits.items() if place in places}
+    unit, factor = unit_of(max(*total.values(), *limits.values(), 1))
+    picture = Picture(1.5 + 0.62 * len(places), memory_title(total, limits))
+    axes = picture.subplots()
+    for at, place in enumerate(places):
+        kinds = dict.fromkeys(PARTS, 0)
+        for row in rows:
+            if row["place"] == place:
+                kinds[row["part"]] += row["bytes"]
+        draw(axes, at, kinds, factor, PARTS)
+        told = f"{total[place] / factor:.2f} {unit}"
+        if place in limits:
+            axes.vlines(limits[place] / factor, at - 0.42, at + 0.42, color=INK, linewidth=2.2)
+            told += f" of {limits[place] / factor:.2f}"
+        end = max(total[place], limits.get(place, 0))
+        axes.annotate(
+            told, (end / factor, at), xytext=(6, 0), textcoords="offset points", va="center",
+            color=INK, bbox=PATCH,
+        )  # fmt: skip
+    axes.set_yticks(range(len(places)), [PLACES[place] for place in places])
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_xlim(0, 1.3 * max(*total.values(), *limits.values(), 1) / factor)
+    axes.tick_params(axis="y", length=0)
+    plain_axes(axes, "x")
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    used = [part for part in PARTS if any(row["part"] == part for row in rows)]
+    picture.legend([unique[part] for part in used], used, loc="outside lower left", ncols=5)
+    return picture
+
+
+def memory_title(total: Mapping[str, float], limits: Mapping[str, float]) -> str:
+    over = [PLACES[place] for place in limits if total[place] > limits[place]]
+    if over:
+        return f"More than there is: {' and '.join(over)}"
+    whole = sum(total.values())
+    told = ", ".join(f"{total[p] / whole:.0%} {PLACES[p]}" for p in total)
+    return f"Where the bytes lie: {told}"
