@@ -420,6 +420,14 @@ def test_it_shows_itself_in_jupyterlab(lab, tmp_path):
             first.get_by_role("button", name="next").click()
             assert int(place.evaluate("panel => panel.dataset.step")) == int(before) + 1
             first.get_by_role("listbox").press("ArrowRight")
+            first.get_by_label("layer", exact=True).fill("3")
+            assert "layer 3" in first.inner_text()
+            first.get_by_role("button", name="play").click()
+            notebook.page.wait_for_function(
+                "step => document.querySelector('.moe-view [role=tabpanel]').dataset.step > step",
+                arg=place.evaluate("panel => panel.dataset.step"),
+            )
+            first.get_by_role("button", name="pause").click()
             second = notebook.page.locator(".moe-view [role=tabpanel]").nth(1)
             assert second.evaluate("panel => panel.dataset.step") == "0"  # nothing is shared
         assert notebook.page.locator(".jp-OutputArea img:visible").count() == 0

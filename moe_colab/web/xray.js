@@ -161,9 +161,14 @@ function stateOf(view, {state}) {
   return unsaid ? "not needed (who lay idle was not recorded)" : stateInWords(view, state);
 }
 
-// Draw again when the page changes its size or its colours, as long as the view is on it.
+// Draw again when the page changes its size or its colours, as long as the view is on it. In the
+// next frame: while JupyterLab changes its theme, nothing has a width.
 function follow(view) {
-  const again = () => { if (view.root.isConnected) view.show(); else stop(); };
+  let asked = 0;
+  const again = () => {
+    cancelAnimationFrame(asked);
+    asked = requestAnimationFrame(() => { if (view.root.isConnected) view.show(); else stop(); });
+  };
   const sized = new ResizeObserver(again), themed = new MutationObserver(again);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const stop = () => {
