@@ -390,6 +390,26 @@ def test_a_trace_of_one_step_is_drawn_too():
         assert EVERY[name](small).png()
 
 
+def test_a_layer_that_left_all_tokens_out():
+    """It has no numbers to be drawn."""
+    routing = CODE.routing.copy()
+    routing[:, 3] = -1
+    silent = replace(CODE, routing=routing)
+    table = tables.activations(silent)
+    picture = plots.activations(table)
+    for drawn in maps(picture):
+        assert np.isnan(drawn[3]).all() and np.isfinite(drawn[[2, 4]]).all()
+    assert picture.png() and plots.tokens(tables.tokens(silent, 3)).png()
+    for refused in (
+        lambda: plots.shares(table, 3),
+        lambda: plots.specialisation(tables.specialisation(silent, 3)),
+        lambda: plots.transitions(tables.transitions(silent, 3)),
+        lambda: plots.flows(tables.transitions(silent, 1, hops=2)),
+    ):
+        with pytest.raises(mc.MoEColabError, match=r"layer|nothing to draw"):
+            refused()
+
+
 def test_bad_tables_are_one_sentence():
     activations = tables.activations(CODE)
     for draw in (
