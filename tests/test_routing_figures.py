@@ -213,22 +213,20 @@ def test_bands_are_the_ways_of_tokens():
 
 
 def test_bands_begin_and_end_at_their_experts():
-    """At each layer the bands that leave an expert fill its bar, and so do those that arrive."""
+    """At each layer the bands that leave an expert lie in its bar, one below the other, from its
+    top to its end; and so do those that arrive."""
     axes = plots.flows(tables.transitions(CODE, 2, hops=2)).axes[0]
-    bars = [(round(p.get_x() + 0.05), p.get_y(), p.get_height()) for p in axes.patches]
     bands = [b for b in axes.collections if b.get_gid() in ("more", "rest")]
     corners = [path.vertices for found in bands for path in found.get_paths()]
-    for layer, top, high in bars:
-        for side, at in (("from", 0), ("to", 3)):
-            column = layer if side == "from" else layer - 1
-            own = [
-                (points[at][1], points[7 - at][1])
-                for points in corners
-                if int(points[0][0]) == column
-                and top - 1e-9 <= (points[at][1] + points[7 - at][1]) / 2 <= top + high + 1e-9
-            ]
+    for patch in axes.patches:
+        layer, top, high = round(patch.get_x() + 0.05), patch.get_y(), patch.get_height()
+        for column, at in ((layer, 0), (layer - 1, 3)):  # where bands leave, where they arrive
+            ends = [(p[at][1], p[7 - at][1]) for p in corners if int(p[0][0]) == column]
+            own = sorted(end for end in ends if top <= sum(end) / 2 <= top + high)
             if column in (0, 1):
-                assert sum(end - begin for begin, end in own) == pytest.approx(high)
+                assert own[0][0] == pytest.approx(top) and own[-1][1] == pytest.approx(top + high)
+                for (_, end), (begin, _) in pairwise(own):
+                    assert begin == pytest.approx(end)
 
 
 def test_many_experts_are_drawn_as_a_few_and_the_rest():
@@ -263,6 +261,14 @@ def test_a_strip_writes_every_token_and_its_experts():
     by_chance = tables.tokens(CODE, 6, 24, 30)["probability"].tolist()
     shade = text.colormaps["cividis"]
     assert colours == [pytest.approx(shade(odd)) for odd in by_chance]
+    axes = picture.axes[0]
+    (found,) = (one for one in axes.collections if one.get_gid() == "experts")
+    boxes = [path.get_extents() for path in found.get_paths()]
+    assert len({(box.x0, box.y0) for box in boxes}) == 60
+    for number, (box, digit) in enumerate(zip(boxes, axes.texts[30:], strict=True)):
+        assert box.contains(*digit.get_position())
+        above = axes.texts[number // 2].get_position()  # two experts below each token
+        assert digit.get_position() == pytest.approx((above[0], above[1] + 1 + number % 2))
     italics = [t.get_fontstyle() == "italic" for t in picture.axes[0].texts[:30]]
     assert italics == [place < 32 for place in range(24, 54)]  # the prompt
     (frame,) = picture.axes[0].patches
@@ -388,6 +394,26 @@ def test_a_trace_of_one_step_is_drawn_too():
     small = made_up(3, steps=1)
     for name in ("activations", "shares", "specialisation", "transitions", "flows", "tokens"):
         assert EVERY[name](small).png()
+
+
+def test_a_layer_that_left_all_tokens_out():
+    """It has no numbers to be drawn."""
+    routing = CODE.routing.copy()
+    routing[:, 3] = -1
+    silent = replace(CODE, routing=routing)
+    table = tables.activations(silent)
+    picture = plots.activations(table)
+    for drawn in maps(picture):
+        assert np.isnan(drawn[3]).all() and np.isfinite(drawn[[2, 4]]).all()
+    assert picture.png() and plots.tokens(tables.tokens(silent, 3)).png()
+    for refused in (
+        lambda: plots.shares(table, 3),
+        lambda: plots.specialisation(tables.specialisation(silent, 3)),
+        lambda: plots.transitions(tables.transitions(silent, 3)),
+        lambda: plots.flows(tables.transitions(silent, 1, hops=2)),
+    ):
+        with pytest.raises(mc.MoEColabError, match=r"layer|nothing to draw"):
+            refused()
 
 
 def test_bad_tables_are_one_sentence():

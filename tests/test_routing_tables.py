@@ -113,6 +113,17 @@ def test_fewer_choices_are_the_first_and_more_are_the_next_by_logits():
     assert set(tables.activations(CODE, top_k=8)["share"]) == {1.0}
 
 
+def test_a_routers_own_choices_come_first_whatever_its_logits_say():
+    """Some families choose by more than the logits: groups, a bias."""
+    dice = np.random.default_rng(7)
+    trace = replace(CODE, logits=dice.normal(size=CODE.logits.shape).astype(np.float16))
+    frame = tables.tokens(trace, 2, 0, 20, top_k=5)
+    for place in range(20):
+        own, logits = went(trace, place, 2), trace.logits[place, 2].tolist()
+        rest = sorted(set(range(8)) - set(own), key=lambda expert: -logits[expert])
+        assert frame[frame["place"] == place]["expert"].tolist() == own + rest[:3]
+
+
 # ---------------------------------------------------------------------- intervals
 def test_an_interval_holds_the_truth_where_tokens_follow_each_other():
     """Texts made up here, in which a token mostly goes where the one before it went: of 95 %
@@ -143,6 +154,18 @@ def test_independent_tokens_have_wilsons_interval():
         for end in (low, high):
             errors = abs(share - end) / math.sqrt(end * (1 - end) / 4000)
             assert errors == pytest.approx(1.96, rel=0.15)  # what blocks seem to be worth varies
+
+
+def test_four_blocks_by_hand():
+    """2, 4, 6 and 8 of 10 tokens: half of all. The blocks' shares have a variance of 0.2 / 3, their
+    mean a quarter of it; independent tokens of that variance would be 15. Four blocks tell little:
+    Student's quantile is 3.182 instead of 1.96."""
+    goes = np.concatenate([np.arange(10) < count for count in (2, 4, 6, 8)])
+    found = intervals.shares(goes[:, None], np.arange(40) // 10)
+    n, z = 0.25 / (0.2 / 3 / 4) * (1.96 / 3.182) ** 2, 1.96
+    half = z * math.sqrt(0.25 / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert found.high[0] - 0.5 == pytest.approx(half, rel=0.01)
+    assert found.low[0] == pytest.approx(1 - found.high[0])
 
 
 def test_intervals_at_the_ends():

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
@@ -125,7 +126,7 @@ def test_recall_has_a_line_for_each_source_and_lookahead():
         for (x, low), (_, high) in (part.tolist() for part in bars.get_segments())
     ]
     wanted = table[["layer", "low", "high"]].itertuples(index=False, name=None)
-    assert sorted(drawn) == pytest.approx(sorted(wanted))
+    assert np.array(sorted(drawn)) == pytest.approx(np.array(sorted(wanted)))
     one = table[(table["source"] == "layer_output") & (table["lookahead"] == 1)]
     share = one["guessed"].sum() / one["needed"].sum()
     assert f"{share:.0%} from the layer's output" in picture.get_suptitle()

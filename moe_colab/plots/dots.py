@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from ..errors import MoEColabError
 from .grid import label
 from .page import DIM, GREEN, INK, ORANGE, PALE, PINK, Picture, drawn, need, plain_axes, records
 
@@ -36,6 +37,8 @@ def shares(table: Any, layer: int | None = None) -> Picture:
     layer = min((row["layer"] for row in rows), default=0) if layer is None else layer
     rows = [row for row in rows if row["layer"] == layer]
     need(rows, f"shares of layer {layer}", "layer", *COLUMNS)
+    if not rows[0]["uniform"] > 0:
+        raise MoEColabError(f"layer {layer} sent no token anywhere: there is nothing to draw.")
     rows.sort(key=lambda row: row["expert"])
     picture = Picture(3.3, shares_title(rows, layer))
     axes, places = picture.subplots(), [row["expert"] for row in rows]

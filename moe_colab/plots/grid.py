@@ -41,7 +41,7 @@ def draw_cells(
         if not math.isnan(value):
             axes.text(
                 column, row, tell(value), ha="center", va="center", fontsize=8.5,
-                color=readable_on(image.cmap(scale(value))),
+                color=readable_on(image.cmap(scale(value))), in_layout=False,
             )  # fmt: skip
     return image
 

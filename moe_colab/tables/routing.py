@@ -105,6 +105,8 @@ def transitions(
 def ways(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[tuple]:
     """The rows of `transitions` between a layer and the next, but for the layer's number."""
     both = kept & (trace.routing[:, layer : layer + 2] != NOBODY).any(axis=2).all(axis=1)
+    if not both.any():
+        raise MoEColabError(f"no token of this trace was sent on from layer {layer} to the next.")
     here, block = sent(trace, layer, both)
     there, _ = sent(trace, layer + 1, both)
     independent = there.mean(axis=0)
