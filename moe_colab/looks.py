@@ -78,12 +78,18 @@ class Shelf:
     def part(self, label: str | None) -> Trace:
         return self.trace if label is None else self.kept(self.trace.only, label)
 
+    def sized(self, label: str | None, megabytes: float) -> Trace:
+        return self.kept(self._sized, label, megabytes)
+
     def rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
         """The hit rates of one policy with every number of slots."""
         return self.kept(self._rates, label, policy)
 
     def replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
         return self.kept(self._replay, label, policy, slots)
+
+    def _sized(self, label: str | None, megabytes: float) -> Trace:
+        return self.part(label).sized(round(1e6 * megabytes))
 
     def _rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
         return tables.hit_rates(self.part(label), [policy]).to_dict("records")
@@ -232,7 +238,7 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
 def time(shelf: Shelf, chosen: Chosen) -> Seen:
     trace, run = shelf.part(chosen.part), model_time(shelf, chosen)
     word = tables.word(trace, chosen.step)
-    one = sight(time, chosen, lambda: plots.timeline(run.frame(), chosen.step, word))
+    one = sight(time, chosen, lambda: plots.timeline(run.during(chosen.step), chosen.step, word))
     plain = model_time(shelf, replace(chosen, guesses=0)) if chosen.guesses else run
     return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
@@ -247,7 +253,7 @@ def model_time(shelf: Shelf, chosen: Chosen) -> Timeline:
 
 def timeline_of(shelf: Shelf, chosen: Chosen) -> Timeline:
     return timeline(
-        shelf.part(chosen.part).sized(round(1e6 * chosen.expert)),
+        shelf.sized(chosen.part, chosen.expert),
         chosen.link * 1e9,
         chosen.compute / 1e3,
         chosen.policy,

@@ -75,9 +75,32 @@ class Timeline:
         bytes, guess (a copy that was asked for before the router had spoken: "right" or "wrong";
         else "no"). A copy's step is the one in which it was asked for; one that a more urgent copy
         has interrupted has several rows."""
+        return self._frame(slice(None))
+
+    def during(self, step: int) -> pandas.DataFrame:
+        """The rows of `frame` that belong to a step, or whose copies are under way meanwhile."""
+        events = self.events
+        own = (events["step"] == step) & (events["kind"] != KINDS.index("copy"))
+        if not own.any():
+            return self._frame(own)
+        begin, end = events["begin"][own].min(), events["end"][own].max()
+        copies = events["kind"] == KINDS.index("copy")
+        return self._frame(own | (copies & (events["end"] > begin) & (events["begin"] < end)))
+
+    def as_dict(self) -> dict[str, Any]:
+        out = {name: asdict(getattr(self, name)) for name in ("total", "prompt", "decode")}
+        return {
+            **out,
+            "tokens_per_second": self.tokens_per_second,
+            "stall_share": self.stall_share,
+            "clock": asdict(self.clock),
+            "stats": self.stats.as_dict(),
+        }
+
+    def _frame(self, which: Any) -> pandas.DataFrame:
         import pandas as pd
 
-        events = self.events
+        events = self.events[which]
         phases = np.array([PHASES.index(phase) for phase in self.phases], np.int8)
         frame = pd.DataFrame(
             {
@@ -89,16 +112,6 @@ class Timeline:
         guess = pd.Categorical.from_codes(events["guess"].astype(np.int8), GUESSES)
         seconds = frame["end"] - frame["begin"]
         return frame.assign(seconds=seconds, bytes=events["bytes"], guess=guess)
-
-    def as_dict(self) -> dict[str, Any]:
-        out = {name: asdict(getattr(self, name)) for name in ("total", "prompt", "decode")}
-        return {
-            **out,
-            "tokens_per_second": self.tokens_per_second,
-            "stall_share": self.stall_share,
-            "clock": asdict(self.clock),
-            "stats": self.stats.as_dict(),
-        }
 
     def __repr__(self) -> str:
         return (

@@ -99,7 +99,8 @@ class ClockLink(VirtualLink):
         if ticket is None:
             self.moving = None
             return
-        size = min(self.chunk, ticket.home.nbytes - ticket.moved)
+        left = ticket.home.nbytes - ticket.moved
+        size = left if ticket.urgent else min(self.chunk, left)  # nobody overtakes what is urgent
         ticket.state = MOVING
         ticket.moved += size
         self.moving = (ticket, at + size / self.rate)

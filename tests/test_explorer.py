@@ -3,16 +3,19 @@ generated anew."""
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
 from browser import write_notebook
-from conftest import first_layers
+from conftest import ROOT, first_layers
 from test_timelines import made_up
 
 import moe_colab as mc
 from moe_colab import looks, plots, tables
+from moe_colab.bench.moves import moves
+from moe_colab.bench.traces import made_up as made_up_trace
 from moe_colab.looks import LOOKS
 from moe_colab.trace import Trace
 
@@ -164,6 +167,19 @@ def test_a_trace_alone_can_be_looked_at():
     widget.close()
     shipped = mc.Explorer()
     assert shipped.trace.labels == TRACE.labels and told(shipped) == ""
+
+
+def test_moves_were_timed_and_the_table_can_be_made_again():
+    """Under 0.3 s, as a median over the values of each setting."""
+    table = json.loads((ROOT / "assets" / "benchmarks" / "moves.json").read_text())
+    for found in table["seconds"].values():
+        assert [*found] == ["slots", "residency", "time"] and found["time"]["link"]
+        for look in found.values():
+            assert all(seconds["median"] < 0.3 for seconds in look.values())
+    again = moves(made_up_trace(6, 2, 8, 2))
+    assert [set(look) for look in again.values()] == [
+        {"slots", "policy"}, {"slots", "policy"}, {"slots", "policy", "link"},
+    ]  # fmt: skip
 
 
 def test_in_a_notebook_it_reads_and_every_control_moves_the_picture(lab, tmp_path):

@@ -94,7 +94,8 @@ def measure(folder: Path) -> None:
     stats = model.offload.stats()
     dense = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     report = {"at_start": at_start, "loaded": loaded, "peak": peak(), "dense": dense}
-    print(json.dumps({**report, "experts_loaded": stats.loads, "bytes": stats.bytes_loaded}))
+    report |= {"experts_loaded": stats.loads, "bytes": stats.bytes_loaded}
+    print(json.dumps({**report, "wasted": stats.bytes_wasted}))
 
 
 def measure_one_matrix() -> None:
@@ -139,7 +140,8 @@ def test_no_more_memory_than_dense_slots_and_two_experts(tmp_path):
             allowed = report["dense"] + (LAYERS * SLOTS + 2) * EXPERT_BYTES + SLACK
             assert allowed < 0.75 * size  # all experts at once would not pass
             assert report["experts_loaded"] > LAYERS * SLOTS
-            assert report["bytes"] == report["experts_loaded"] * EXPERT_BYTES
+            pieces = report["bytes"] - report["experts_loaded"] * EXPERT_BYTES
+            assert 0 <= pieces <= report["wasted"]  # of guesses that were called back
             assert report["peak"] - report["at_start"] < allowed, (what, report)
     finally:
         shutil.rmtree(folder)

@@ -165,3 +165,17 @@ def test_speeds_and_times_are_read_as_they_are_written():
 def test_wrong_settings_are_refused(setting, said):
     with pytest.raises(mc.MoEColabError, match=said):
         mc.timeline(made_up(1), **{"slots": 2, **setting})
+
+
+def test_during_a_step_are_its_rows_and_the_copies_under_way():
+    trace = made_up(5)
+    run = mc.timeline(trace, "1GB/s", 1e-3, slots=2)
+    frame = run.frame()
+    for step in range(trace.steps):
+        own = frame[(frame["step"] == step) & (frame["kind"] != "copy")]
+        begin, end = own["begin"].min(), own["end"].max()
+        meanwhile = (frame["kind"] == "copy") & (frame["end"] > begin) & (frame["begin"] < end)
+        wanted = frame[frame.index.isin(own.index) | meanwhile].reset_index(drop=True)
+        found = run.during(step)
+        assert found.equals(wanted) and 0 < len(found) < len(frame)
+    assert run.during(trace.steps).empty

@@ -39,8 +39,12 @@ def stays_of(axes) -> set[tuple[int, int]]:
 
 def bars(axes, gid: str) -> list[tuple[float, float, float]]:
     """(lane, begin, end), in milliseconds."""
-    found = [patch for patch in axes.patches if patch.get_gid() == gid]
-    return [(p.get_y() + p.get_height() / 2, p.get_x(), p.get_x() + p.get_width()) for p in found]
+    found = [path.get_extents() for many in drawn_as(axes, gid) for path in many.get_paths()]
+    return [((box.y0 + box.y1) / 2, box.x0, box.x1) for box in found]
+
+
+def drawn_as(axes, gid: str) -> list:
+    return [some for some in axes.collections if some.get_gid() == gid]
 
 
 def lines(axes) -> dict:
@@ -177,7 +181,7 @@ def test_hatched_and_crossed_are_right_and_wrong_guesses(run):
         own = copies[(copies["step"] == step) & (copies["guess"] == sign)]
         wanted = sorted((1e3 * (own["begin"] - start)).tolist())
         assert sorted(begin for _, begin, _ in bars(axes, sign)) == pytest.approx(wanted)
-        patch = next(patch for patch in axes.patches if patch.get_gid() == sign)
+        (patch,) = drawn_as(axes, sign)
         assert patch.get_hatch()
     plain = mc.timeline(PROSE, **CLOCK).frame()
     assert set(plain["guess"]) == {"no"}

@@ -58,9 +58,11 @@ def timeline(table: Any, step: int, word: str = "") -> Picture:
     ]
     picture = Picture(3.1, title_of(own, under_way, step, word))
     axes = picture.subplots()
+    shown: dict[str, list[dict]] = {}
     for row in own + under_way:
-        begin, until = max(row["begin"], start), min(row["end"], end)
-        bar(axes, row, 1e3 * (begin - start), 1e3 * (until - begin), 1e3 * (end - start))
+        shown.setdefault(sign_of(row), []).append(row)
+    for sign, some in shown.items():
+        draw(axes, sign, some, start, end)
     name_layers(axes, own, start)
     axes.set_xlim(0, 1e3 * (end - start))
     axes.set_ylim(len(LANES) - 0.5, -0.85)
@@ -68,7 +70,6 @@ def timeline(table: Any, step: int, word: str = "") -> Picture:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("milliseconds, modelled")
     plain_axes(axes, "x")
-    shown = {sign_of(row) for row in own + under_way}
     picture.legend(
         handles=[handle(sign) for sign in BARS if sign in shown],
         loc="outside lower left", ncols=3,
@@ -80,20 +81,25 @@ def sign_of(row: dict) -> str:
     return row["guess"] if row["kind"] == "copy" else row["kind"]
 
 
-def bar(axes: Axes, row: dict, begin: float, wide: float, whole: float) -> None:
-    """One event, in milliseconds."""
-    sign, lane = sign_of(row), LANES.index(row["kind"])
+def draw(axes: Axes, sign: str, rows: Sequence[dict], start: float, end: float) -> None:
+    """All events of one sign, as one thing: many are drawn at once."""
+    lane, whole = LANES.index(rows[0]["kind"]), 1e3 * (end - start)
+    spans = []
+    for row in rows:
+        begin, until = max(row["begin"], start), min(row["end"], end)
+        spans.append((1e3 * (begin - start), 1e3 * (until - begin)))
     face, edge, hatch, _ = BARS[sign]
-    (patch,) = axes.barh(
-        lane, wide, left=begin, height=HEIGHT, color=face, edgecolor=edge, hatch=hatch,
+    bars = axes.broken_barh(
+        spans, (lane - HEIGHT / 2, HEIGHT), facecolor=face, edgecolor=edge, hatch=hatch,
         linewidth=0.6,
     )  # fmt: skip
-    patch.set_gid(sign)
-    if row["kind"] == "copy" and wide > WIDE_ENOUGH * whole:
-        axes.text(
-            begin + wide / 2, lane, str(row["expert"]), ha="center", va="center", fontsize=8.5,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
+    bars.set_gid(sign)
+    for row, (begin, wide) in zip(rows, spans, strict=True):
+        if row["kind"] == "copy" and wide > WIDE_ENOUGH * whole:
+            axes.text(
+                begin + wide / 2, lane, str(row["expert"]), ha="center", va="center", fontsize=8.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
 
 
 def name_layers(axes: Axes, own: Sequence[dict], start: float) -> None:
