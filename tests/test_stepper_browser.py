@@ -376,7 +376,7 @@ def test_marks_stand_out_and_nothing_is_told_by_colour_alone(opened, heard, them
     pages = [in_hex(shown), "#ffffff" if theme == "light" else "#383838"]
     for colour in colours:
         for page in pages:
-            assert contrast(in_hex(colour), page) >= 2.95, (colour, page)
+            assert contrast(in_hex(colour), page) >= 3, (colour, page)
     assert (contrast(pages[0], "#000000") < 3) == (theme == "dark")
     steps.go(2, 1, SLOTS)
     for sign in steps.column(".sign"):

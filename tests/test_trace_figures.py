@@ -199,7 +199,7 @@ def test_signs_differ_by_more_than_colour_and_stand_out():
     ):
         assert len(set(signs)) == len(signs)
     used = [to_hex(s[0]) for t in (curves.POLICIES, curves.SOURCES) for s in t.values()]
-    assert min(page.contrast(colour, "#ffffff") for colour in used) >= 3 - 0.05
+    assert min(page.contrast(colour, "#ffffff") for colour in used) >= 3
 
 
 @pytest.mark.parametrize("name", ["routing", "cache", "speculate", "topics"])
