@@ -211,6 +211,7 @@ def test_mouse_and_keys_walk_the_text(prose, chromium):
             page.keyboard.press(key)
             assert state_of(page)["layer"] == wanted
         assert page.locator(".told").inner_text().count("layer 1: expert") == 1
+        token.nth(20).hover()
         page.keyboard.press("Enter")
         page.mouse.move(2, 2)
         assert state_of(page)["current"] == 20
@@ -481,6 +482,8 @@ def test_two_views_of_a_notebook_leave_each_other_alone(lab, tmp_path):
         page.keyboard.press("Enter")
         pinned = "() => [...document.querySelectorAll('.moe-view')].map(root => root.view.pinned)"
         assert page.evaluate(pinned) == [42, 32]
+        views.nth(0).locator(".token").nth(20).hover()
+        assert "token 20" in views.nth(0).locator(".told").inner_text()
         views.nth(1).get_by_label("Policy").select_option("fifo")
         views.nth(1).get_by_label("Slots a layer").fill("6")
         assert "replayed: FIFO, 6 slots" in views.nth(1).inner_text()
