@@ -19,7 +19,7 @@ from .errors import MoEColabError
 from .history import LOWEST, History, Telling, watch
 from .moments import Computed, Moments
 from .offload import Offload
-from .reading import record_text
+from .reading import alone, ids_of, record_ids
 from .settings import SPECULATE
 
 
@@ -70,15 +70,15 @@ def listen(
             "neither."
         )
     room = first + tokens
-    length = min(len(tokenizer(text).input_ids), room)
+    ids = ids_of(tokenizer, text, room)
     with alone(offload), heard(model, offload, first) as (ears, tellers):
-        trace = record_text(
+        trace = record_ids(
             model,
             tokenizer,
-            text,
+            ids,
+            label="",
             prompt=1,
-            tokens=room,
-            more=min(more, room - length),
+            more=min(more, room - ids.shape[1]),
             speculate=offload.speculate or SPECULATE,
             lookahead=offload.lookahead,
             sources=[offload.guess_from],
@@ -96,17 +96,6 @@ def listen(
         recorded=True,
     )
     return Moments(trace, history, first, len(trace.tokens), [ear.heard for ear in ears])
-
-
-@contextlib.contextmanager
-def alone(offload: Offload) -> Iterator[None]:
-    """No chat answers meanwhile: its layers would be heard among ours."""
-    if not offload.answering.acquire(blocking=False):
-        raise MoEColabError("this model is answering somebody now: wait until that is over.")
-    try:
-        yield
-    finally:
-        offload.answering.release()
 
 
 @contextlib.contextmanager

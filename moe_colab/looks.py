@@ -185,7 +185,7 @@ def domains(shelf: Shelf, chosen: Chosen) -> Seen:
 
 def transitions(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
-    layer = min(chosen.layer, trace.layers - 2)
+    layer = max(0, min(chosen.layer, trace.layers - 2))  # the last one leads nowhere
     return Seen(
         [sight(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
     )

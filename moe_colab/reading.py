@@ -45,17 +45,40 @@ def record_text(
     stand aside, so that any replay with as many guesses can be made of the trace; its settings are
     as before afterwards. With several `sources` of guesses all is read as often; outcomes and times
     are those of the first reading. Raises MoEColabError for a text without tokens, numbers that
-    cannot be, or what mc.record refuses.
+    cannot be, while a chat answers, or what mc.record refuses.
     """
     if prompt < 1 or tokens < 1 or more < 0 or not sources:
         raise MoEColabError("prompt and tokens must be 1 at least, more 0, and sources not empty.")
+    ids = ids_of(tokenizer, text, tokens)
+    with alone(handle_of(model)):
+        return record_ids(model, tokenizer, ids, label, prompt, more, speculate, lookahead, sources)
+
+
+def ids_of(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
+    """int64 [1, T]: the text's first tokens, so many at the most. Raises MoEColabError where there
+    are none."""
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     if not ids.shape[1]:
         raise MoEColabError("there is no token in this text: write a few words.")
+    return ids
+
+
+def record_ids(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    ids: torch.Tensor,
+    label: str,
+    prompt: int,
+    more: int,
+    speculate: int,
+    lookahead: int,
+    sources: Sequence[str],
+) -> Trace:
+    """What record_text does with the ids of a text, for whoever is alone with the model."""
     readings = []
     for source in sources:
         with (
-            guessing(model, speculate, lookahead, source),
+            guessing(handle_of(model), speculate, lookahead, source),
             record(model, tokenizer, label=label) as trace,
         ):
             read(model, ids, prompt, more)
@@ -81,12 +104,29 @@ def read(model: torch.nn.Module, ids: torch.Tensor, prompt: int = PROMPT, more: 
         said = model(said.logits[:, -1:].argmax(-1), use_cache=True, **past)
 
 
-@contextlib.contextmanager
-def guessing(model: torch.nn.Module, speculate: int, lookahead: int, source: str) -> Iterator[None]:
-    """For a while, guess so much, whether it pays or not."""
+def handle_of(model: torch.nn.Module) -> Offload:
+    """Raises MoEColabError where there is none."""
     handle = getattr(model, "offload", None)
     if not isinstance(handle, Offload):
         raise MoEColabError("only a model of mc.load() can be recorded, and this one is not.")
+    return handle
+
+
+@contextlib.contextmanager
+def alone(handle: Offload) -> Iterator[None]:
+    """No chat answers meanwhile: what it makes the model do would be recorded too. Raises
+    MoEColabError while one does."""
+    if not handle.answering.acquire(blocking=False):
+        raise MoEColabError("this model is answering somebody now: wait until that is over.")
+    try:
+        yield
+    finally:
+        handle.answering.release()
+
+
+@contextlib.contextmanager
+def guessing(handle: Offload, speculate: int, lookahead: int, source: str) -> Iterator[None]:
+    """For a while, guess so much, whether it pays or not."""
     names = ("speculate", "lookahead", "guess_from", "stand_aside")
     before = [getattr(handle, name) for name in names]
     try:

@@ -67,6 +67,13 @@ def test_the_settings_come_back_after_an_error(loaded):
     assert model.offload.guessing == before
 
 
+def test_nothing_is_read_while_a_chat_answers(loaded):
+    model = loaded[0]
+    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering somebody"):
+        mc.record_text(*loaded, TEXT)
+    assert mc.record_text(*loaded, TEXT, tokens=2) and not model.offload.answering.locked()
+
+
 @pytest.mark.parametrize(
     ("text", "settings", "words"),
     [
