@@ -18,7 +18,7 @@ from .panel import menu, slider, told
 from .quality import DOMAINS, evaluation_texts
 from .reading import record_text
 from .trace import Trace
-from .trace_widgets import TraceWidget
+from .trace_widgets import TraceWidget, of_one_model
 
 LETTERS = 700  # of a text that is offered
 OWN = "a text of your own"
@@ -94,11 +94,3 @@ class Explorer(TraceWidget):
 
     def _offer(self, change: Any) -> None:
         self.words.value = self.offered[change["new"]]
-
-
-def of_one_model(one: Trace, other: Trace) -> bool:
-    return (one.model, one.experts, one.expert_bytes) == (
-        other.model,
-        other.experts,
-        other.expert_bytes,
-    )

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import plots, tables
 from .cache import PolicySpec
+from .errors import MoEColabError
 from .hardware import human
 from .replays import Replay, replay
 from .settings import SOURCES
@@ -185,7 +186,9 @@ def domains(shelf: Shelf, chosen: Chosen) -> Seen:
 
 def transitions(shelf: Shelf, chosen: Chosen) -> Seen:
     trace = shelf.part(chosen.part)
-    layer = max(0, min(chosen.layer, trace.layers - 2))  # the last one leads nowhere
+    if trace.layers < 2:
+        raise MoEColabError("this model has one MoE layer: no other one follows it.")
+    layer = min(chosen.layer, trace.layers - 2)  # the last one leads nowhere
     return Seen(
         [sight(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
     )
@@ -217,21 +220,26 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
     now = shelf.replay(chosen.part, policy, slots)
     decoded = max(1, sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"]))
     facts = [
-        ("hit rate, decoded tokens", f"{now.decode.hit_rate:.1%}", f"{now.hits:,} hits in all"),
+        ("hit rate, decoded tokens", rate(now), f"{now.hits:,} hits in all"),
         (
             "loaded for a token",
             human(now.decode.bytes_loaded / decoded),
             f"{now.decode.loads / decoded:.2f} experts",
         ),
     ]
-    if slots < min(trace.experts):
+    if slots < min(trace.experts) and now.decode.accesses:
         more = shelf.replay(chosen.part, policy, slots + 1).decode.hit_rate
         told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
         room = human(sum(trace.expert_bytes))
         facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
-    best = shelf.replay(chosen.part, "optimal", slots).decode.hit_rate
-    facts.append(("the best with these slots", f"{best:.1%}", "Belady, who knows what comes"))
+    best = rate(shelf.replay(chosen.part, "optimal", slots))
+    facts.append(("the best with these slots", best, "Belady, who knows what comes"))
     return facts
+
+
+def rate(counts: Replay) -> str:
+    """Of the decoded tokens, where there are any."""
+    return f"{counts.decode.hit_rate:.1%}" if counts.decode.accesses else "–"
 
 
 # ---------------------------------------------------------------------- time

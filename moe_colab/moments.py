@@ -132,10 +132,23 @@ class Moments:
             history=self.history,
         )
 
+    def agree(self) -> bool:
+        """Was every expert there when the recording says so? A model that was recorded warm finds
+        some that a replay from empty slots must load."""
+        return all(
+            self._there(step, layer, expert) == (outcome == "hit")
+            for (step, layer, expert), (outcome, _) in self.accesses.items()
+        )
+
     # ------------------------------------------------------------------ inside
+    def _there(self, step: int, layer: int, expert: int) -> bool:
+        """By the history."""
+        found = self.history.found[layer][step]
+        return expert in found.resident or expert in self.history.always[layer]
+
     def _access(self, step: int, layer: int, expert: int, found: Found) -> Access:
         """By the history; where the recording says the same, also how it was there or came."""
-        there = expert in found.resident or expert in self.history.always[layer]
+        there = self._there(step, layer, expert)
         outcome, wait = "hit" if there else "miss", None
         recorded = self.accesses.get((step, layer, expert))
         if recorded is not None and there == (recorded[0] == "hit"):

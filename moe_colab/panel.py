@@ -69,7 +69,14 @@ class Panel(ABC):
     @told
     def update(self) -> None:
         """Count anew what is chosen, and show it."""
-        self.show()
+        try:
+            self.show()
+        except Exception:
+            self.facts.value = ""
+            for image in self.pictures:  # of other settings
+                image.layout.display = "none"
+            raise
+        self.picture.layout.display = ""
         self.say("")
 
     @abstractmethod
@@ -77,7 +84,8 @@ class Panel(ABC):
         """What is chosen, counted anew."""
 
     def say(self, text: str, bad: bool = False) -> None:
-        self.status.value = markup.status(text, bad) if text else ""
+        told = markup.status(text, bad) if text else ""
+        self.status.value = f'<div role="status">{told}</div>' if told else ""
 
     def close(self) -> None:
         """Take the panel off the page."""

@@ -95,6 +95,8 @@ class Ahead:
             rows = rows[rows["source"] == trace.sources.index(source)]
         else:
             rows = rows[:0]
+        if not len(rows) and not trace.forwards["phase"].any():
+            return  # a prompt alone, which a new model reads without guessing
         far = rows["layer"] - rows["at"]
         most = rows["place"].max(initial=-1) + 1, far.max(initial=0)
         if guesses > most[0] or lookahead > most[1]:

@@ -174,7 +174,7 @@ def told(moments: Moments) -> dict[str, Any]:
         "experts": list(trace.experts),
         "bytes": list(trace.expert_bytes),
         "cache": [history.policy, list(history.slots), list(history.measures), history.rule],
-        "recorded": history.recorded,
+        "recorded": history.recorded and moments.agree(),
         "signs": [[sign.name, sign.glyph, sign.means] for sign in OUTCOMES.values()],
         "texts": [shortened(moment.text) for moment in column],
         "tokens": [[moment.position, moment.phase, moment.together] for moment in column],

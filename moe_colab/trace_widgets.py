@@ -11,6 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 import ipywidgets as w
+import numpy as np
 
 from .card import card, tiles
 from .errors import MoEColabError
@@ -60,25 +61,31 @@ class TraceWidget(Panel):
         shown = [control for field, control in self.settings.items() if field in minded]
         choose = [self.look] if len(looks) > 1 else []
         super().__init__(name, choose, shown, above=above, pictures=MOST_PICTURES)
+        self.trace: Trace | None = None
         self.fit(trace)
 
     def fit(self, trace: Trace) -> None:
-        """Show this trace: the controls offer what it has, and keep what they can."""
+        """Show this trace: the controls offer what it has; of one of the same model they keep what
+        they can."""
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
+        fresh = self.trace is None or not of_one_model(self.trace, trace)
         self.trace, self.shelf = trace, Shelf(trace)
         self._drawn: dict[w.Image, tuple] = {}
-        experts = min(trace.experts)
-        decoded = [step for step, forward in enumerate(trace.forwards) if forward["phase"]]
+        self._titles: dict[w.Image, str] = {}
+        experts, top_k = min(trace.experts), trace.routing.shape[2]
+        decoded = np.flatnonzero(trace.forwards["phase"]).tolist()
         held = int(trace.guesses["place"].max(initial=-1)) + 1
         far = max(1, (trace.guesses["layer"] - trace.guesses["at"]).max(initial=1))
-        top_k, own = trace.routing.shape[2], max(trace.expert_bytes) / 1e6
-        labels = [label for label in trace.labels if len(trace.labels) > 1]
+        own = max(trace.expert_bytes) / 1e6
+        labels = [trace.labels[number] for number in np.unique(trace.forwards["label"])]
+        sources = held_sources(trace) or trace.sources or SOURCES[:1]
         with self.quiet():
-            offer(self.part, [*((label, label) for label in labels), (ALL, None)])
+            parts = [(label, label) for label in labels if len(labels) > 1]
+            offer(self.part, [*parts, (ALL, None)])
             offer(self.layer, [(str(layer), layer) for layer in range(trace.layers)])
             offer(self.lookahead, AHEAD[:far])
-            offer(self.source, [(NAMES.get(s, s), s) for s in trace.sources or SOURCES[:1]])
+            offer(self.source, [(NAMES.get(source, source), source) for source in sources])
             for control, most, value in (
                 (self.slots, experts, min(4, experts)),
                 (self.place, len(trace.tokens) - 1, min(PLACE, len(trace.tokens) - 1)),
@@ -88,8 +95,10 @@ class TraceWidget(Panel):
                 (self.guesses, held, min(2, held)),
             ):
                 control.max = most
-                control.value = value
-            self.expert.value = own if own >= SMALL else EXPERT
+                if fresh:
+                    control.value = value
+            if fresh:
+                self.expert.value = own if own >= SMALL else EXPERT
         self.update()
 
     @property
@@ -107,14 +116,17 @@ class TraceWidget(Panel):
         seen = look.see(self.shelf, Chosen(**{f: c.value for f, c in self.settings.items()}))
         for image, sight in zip_longest(self.pictures, seen.sights):
             self.draw(image, sight)
-        told = bool(seen.tiles)
-        self.facts.value = card(seen.title, tiles(seen.tiles), seen.remark) if told else ""
+        if seen.tiles:
+            self.facts.value = card(seen.title, tiles(seen.tiles), seen.remark)
+        else:  # for who cannot see the picture
+            self.facts.value = card(self._titles[self.picture], "", "")
 
     def draw(self, image: w.Image, sight: Sight | None) -> None:
         """What was drawn of the same things stays."""
         image.layout.display = "none" if sight is None else ""
         if sight is not None and self._drawn.get(image) != sight.of:
-            image.value = sight.draw().png()
+            picture = sight.draw()
+            image.value, self._titles[image] = picture.png(), picture.get_suptitle()
             self._drawn[image] = sight.of
 
 
@@ -165,3 +177,22 @@ def offer(control: w.Dropdown, options: list[tuple[str, Any]]) -> None:
     control.options = options
     values = [value for _, value in options]
     control.value = before if before in values and before is not None else values[0]
+
+
+def of_one_model(one: Trace, other: Trace) -> bool:
+    return (one.model, one.experts, one.expert_bytes) == (
+        other.model,
+        other.experts,
+        other.expert_bytes,
+    )
+
+
+def held_sources(trace: Trace) -> list[str]:
+    """Those from which every part with decoded steps holds guesses."""
+    label, guesses = trace.forwards["label"], trace.guesses
+    parts = set(label[trace.forwards["phase"] > 0].tolist())
+    return [
+        name
+        for number, name in enumerate(trace.sources)
+        if parts <= set(label[guesses["step"][guesses["source"] == number]].tolist())
+    ]

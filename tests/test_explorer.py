@@ -166,7 +166,64 @@ def test_a_trace_alone_can_be_looked_at():
     assert "no model" in widget.status.value
     widget.close()
     shipped = mc.Explorer()
-    assert shipped.trace.labels == TRACE.labels and told(shipped) == ""
+    assert shipped.trace.labels == TRACE.labels and "times an even share" in told(shipped)
+
+
+def test_a_part_can_be_looked_at_alone():
+    """Its labels are those of the whole trace; its steps are of one."""
+    for label in TRACE.labels:
+        widget = mc.Explorer(trace=TRACE.only(label))
+        assert [value for _, value in widget.part.options] == [None]
+        for look in LOOKS:
+            widget.look.value = look
+            told(widget)
+        assert (
+            mc.replay(TRACE.only(label), slots=4).hits == widget.shelf.replay(None, "lru", 4).hits
+        )
+        widget.close()
+
+
+def test_settings_stay_when_a_text_is_added_and_what_it_lacks_is_not_offered(explorer):
+    explorer.look.value = "time"
+    explorer.source.value, explorer.slots.value, explorer.guesses.value = "layer_output", 6, 4
+    explorer.top_k.value, explorer.expert.value, explorer.link.value = 3, 30, 24
+    explorer.length.value = 20
+    explorer.record()
+    kept = (explorer.slots, explorer.guesses, explorer.top_k, explorer.expert, explorer.link)
+    assert [control.value for control in kept] == [6, 4, 3, 30, 24]
+    assert [value for _, value in explorer.source.options] == ["router_input"]  # all parts hold it
+    told(explorer)
+
+
+def test_a_prompt_alone_has_no_rate_of_decoded_tokens(explorer):
+    explorer.words.value, explorer.look.value = "Good day", "slots"
+    explorer.record()
+    explorer.part.value = explorer.trace.labels[-1]
+    assert "|hit rate, decoded tokens||–|" in told(explorer)
+    explorer.look.value = "time"
+    told(explorer)
+
+
+def test_after_an_error_nothing_old_is_shown(explorer, monkeypatch):
+    def broken(*_):
+        raise mc.MoEColabError("no luck")
+
+    monkeypatch.setattr(tables, "specialisation", broken)
+    explorer.look.value = "domains"
+    assert "no luck" in explorer.status.value and explorer.facts.value == ""
+    assert {image.layout.display for image in explorer.pictures} == {"none"}
+    explorer.look.value = "transitions"
+    assert told(explorer) and explorer.picture.layout.display == ""
+
+
+def test_words_of_a_text_are_no_formula_in_a_figure(explorer):
+    explorer.kind.value = "a text of your own"
+    explorer.words.value, explorer.length.value = "Costs $x_{a and $y today, 世界 \x07 for all", 24
+    explorer.record()
+    explorer.look.value = "domains"
+    told(explorer)
+    explorer.look.value = "routing"
+    told(explorer)
 
 
 def test_moves_were_timed_and_the_table_can_be_made_again():

@@ -403,6 +403,43 @@ def test_experts_of_the_last_layer_have_topics():
     for label in ("code", "french"):
         own = last[label].idxmax()
         assert max(last[other][own] for other in TRACE.labels if other != label) < 0.25
+    apart = []
+    for layer in range(8):
+        rows = tables.specialisation(TRACE, layer).set_index(["label", "expert"])
+        others = rows["high"].drop("french").groupby("expert").max()
+        apart.append((rows["low"]["french"] > others).any())
+    assert apart == [True] * 6 + [False, True]
+
+
+def test_topics_help_a_cache_less_than_one_would_think():
+    """Notebook 07, section 5; and notebook 05, section 3."""
+    hits = {label: mc.replay(TRACE.only(label), slots=4).decode.hit_rate for label in TRACE.labels}
+    assert {label: round(rate, 2) for label, rate in hits.items()} == {
+        "chat": 0.64, "code": 0.67, "french": 0.67, "prose": 0.64,
+    }  # fmt: skip
+
+    def missed(label: str, tokens: int) -> list[tuple[str, list[int]]]:
+        """(text, the layers of its misses) of the decoded tokens among the first ones."""
+        part, found = TRACE.only(label), {}
+        for layer in range(8):
+            table = tables.residency(part, layer, "lru", 4)
+            for row in table[table["state"] == "miss"].itertuples():
+                found.setdefault(row.step, []).append(layer)
+        steps = range(1, tokens - 32 + 1)
+        return [(part.texts[int(part.tokens[31 + s])], found.get(s, [])) for s in steps]
+
+    chat = missed("chat", 128)
+    counts = [len(layers) for _, layers in chat]
+    assert (min(counts), max(counts)) == (2, 14)
+    ends = [len(layers) for text, layers in chat if "end" in text and "<" in text]
+    assert min(ends) >= 10 and max(ends) == 14 and len(ends) == 4
+    code, first, second = TRACE.only("code"), 0, 0
+    table = tables.residency(code, 7, "lru", 4)
+    missing = {(row.step, row.expert) for row in table[table["state"] == "miss"].itertuples()}
+    for step in range(1, 65):
+        one, two = code.routing[31 + step, 7].tolist()
+        first, second = first + ((step, one) not in missing), second + ((step, two) not in missing)
+    assert first >= 60 and second < 56
 
 
 def test_the_same_words_go_elsewhere_in_code():

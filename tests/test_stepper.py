@@ -520,3 +520,15 @@ def test_the_picture_of_a_trace_says_what_it_lacks_and_bears_any_token():
     assert picture._suptitle.get_window_extent().x1 <= picture.bbox.width
     used = {bar.get_hatch() for bar in parts["scores"].patches}
     assert len(used) == 2  # not by colour alone
+
+
+def test_a_recording_of_a_warm_model_is_told_as_a_replay():
+    """Its slots held experts that a replay from empty slots must load."""
+    model, tokenizer = mc.load(slots=4, progress=False)
+    with model.offload:
+        cold, warm = (
+            mc.record_text(model, tokenizer, TEXT, prompt=4, speculate=0) for _ in range(2)
+        )
+    assert warm.settings == cold.settings
+    assert mc.stepper(cold, first=0, tokens=6).data["recorded"]
+    assert not mc.stepper(warm, first=0, tokens=6).data["recorded"]

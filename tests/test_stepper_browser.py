@@ -420,7 +420,8 @@ def test_it_shows_itself_in_jupyterlab(lab, tmp_path):
             first.get_by_role("button", name="next").click()
             assert int(place.evaluate("panel => panel.dataset.step")) == int(before) + 1
             first.get_by_role("listbox").press("ArrowRight")
-            first.get_by_label("layer", exact=True).fill("3")
+            first.get_by_label("layer", exact=True).fill("2")
+            first.get_by_label("layer", exact=True).press("ArrowRight")
             assert "layer 3" in first.inner_text()
             first.get_by_role("button", name="play").click()
             notebook.page.wait_for_function(

@@ -486,6 +486,9 @@ def test_two_views_of_a_notebook_leave_each_other_alone(lab, tmp_path):
         assert "token 20" in views.nth(0).locator(".told").inner_text()
         views.nth(1).get_by_label("Policy").select_option("fifo")
         views.nth(1).get_by_label("Slots a layer").fill("6")
+        for key, wanted in (("ArrowLeft", 5), ("ArrowDown", 4), ("ArrowUp", 5), ("ArrowRight", 6)):
+            views.nth(1).get_by_label("Slots a layer").press(key)  # the notebook leaves them alone
+            assert f"replayed: FIFO, {wanted} slots" in views.nth(1).inner_text()
         assert "replayed: FIFO, 6 slots" in views.nth(1).inner_text()
         shown = "() => [...document.querySelectorAll('.moe-view')].map(root => root.view.shown)"
         assert page.evaluate(shown) == ["recorded", "replayed"]

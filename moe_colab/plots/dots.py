@@ -12,13 +12,28 @@ from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
 from .grid import label
-from .page import DIM, GREEN, INK, ORANGE, PALE, PINK, Picture, drawn, need, plain_axes, records
+from .page import (
+    DIM,
+    GREEN,
+    INK,
+    ORANGE,
+    PALE,
+    PINK,
+    Picture,
+    drawn,
+    need,
+    plain_axes,
+    readable,
+    records,
+    unformatted,
+)
 
 SIGNS = [  # colour and marker of a label
     *((GREEN, "o"), (ORANGE, "s"), (PINK, "^"), (INK, "D"), (DIM, "P")),
     *((GREEN, "v"), (ORANGE, "X"), (PINK, "*"), (INK, "<"), (DIM, ">")),
 ]
 FEW = 32  # experts whose bars have an edge
+LONGEST = 16  # letters of a label
 MOST = 12  # experts whose kinds of text can be told apart
 COLUMNS = ("expert", "share", "low", "high", "uniform")
 WHISKER = {"linestyle": "", "elinewidth": 1.2, "capsize": 2.5}
@@ -45,7 +60,7 @@ def shares(table: Any, layer: int | None = None) -> Picture:
     told = [not row["low"] <= row["uniform"] <= row["high"] for row in rows]
     axes.bar(
         places, [row["share"] for row in rows], width=0.72, linewidth=0.8,
-        color=[DIM if one else PALE for one in told], edgecolor=INK if len(rows) <= FEW else "none",
+        color=[DIM if one else PALE for one in told], edgecolor=INK if len(rows) <= FEW else DIM,
     )  # fmt: skip
     whiskers(axes, places, rows, INK, gid="interval")
     frame(axes, rows, f"expert of layer {layer}")
@@ -87,7 +102,7 @@ def specialisation(table: Any, experts: Sequence[int] | None = None) -> Picture:
         colour, marker = SIGNS[number % len(SIGNS)]
         aside = 0.7 * ((number + 0.5) / len(labels) - 0.5)
         places = [shown.index(row["expert"]) + aside for row in own]
-        whiskers(axes, places, own, colour, marker=marker, label=one or "all of it")
+        whiskers(axes, places, own, colour, marker=marker, label=named(one))
     frame(axes, [r for r in rows if r["expert"] in shown], f"expert of layer {rows[0]['layer']}")
     axes.set_xticks(range(len(shown)), list(map(str, shown)))
     for border in range(1, len(shown)):
@@ -114,13 +129,18 @@ def specialisation_title(rows: Sequence[dict]) -> str:
         others = [r["share"] for r in rows if r["expert"] == row["expert"] and r is not row]
         if others and row["low"] > row["uniform"] and row["share"] - max(others) > best[0]:
             told = (
-                f"Layer {row['layer']}: {row['share']:.0%} of {row['label']} is sent to expert "
-                f"{row['expert']}, at most {max(others):.0%} of any other text"
+                f"Layer {row['layer']}: {row['share']:.0%} of {named(row['label'])} is sent to "
+                f"expert {row['expert']}, at most {max(others):.0%} of any other text"
             )
             best = row["share"] - max(others), told
     if len({row["label"] for row in rows}) == 1:
         return f"Layer {rows[0]['layer']}: this trace holds one kind of text only"
     return best[1] or "No kind of text surely stands out from the others"
+
+
+def named(label: str) -> str:
+    """A kind of text, which may be a text's own words."""
+    return unformatted(readable(label, LONGEST)) if label else "all of it"
 
 
 def whiskers(axes: Axes, places: Sequence, rows: Sequence[dict], colour: str, **settings) -> None:

@@ -13,7 +13,8 @@ from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
 from ..signs import OUTCOMES, PINK
-from .page import PALE, Picture, drawn, need, plain_axes, readable, records, unformatted
+from .grid import label
+from .page import DIM, PALE, Picture, drawn, need, plain_axes, readable, records, unformatted
 
 SIGNS = {  # colour, marker and name of a state
     "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
@@ -24,6 +25,7 @@ SIGNS = {  # colour, marker and name of a state
 MOST = 96  # steps that can be told apart
 ROOM_FOR_TOKENS = 64  # steps
 LONGEST = 9  # letters of a token
+LINE, TALLEST = 0.26, 8.0  # inches of an expert, and of all of them
 
 
 @drawn
@@ -42,10 +44,10 @@ def residency(table: Any, first: int = 0, steps: int = 48) -> Picture:
     if not shown:
         last = max(row["step"] for row in rows)
         raise MoEColabError(f"there is no step {first} to draw: the last one is {last}.")
-    picture = Picture(1.9 + 0.26 * experts, title_of(shown))
+    picture = Picture(1.9 + min(LINE * experts, TALLEST), title_of(shown))
     axes = picture.subplots()
     draw_stays(axes, shown)
-    draw_states(axes, shown)
+    draw_states(axes, shown, min(7.0, max(4.0, 50 * TALLEST / experts)))
     words = {row["step"]: word(row) for row in shown}
     frame(axes, words, experts)
     states = {row["state"] for row in shown}
@@ -76,31 +78,33 @@ def draw_stays(axes: Axes, shown: Sequence[dict]) -> None:
     for expert, first, last in stays:
         left, right, low, high = first - 0.5, last + 0.5, expert - 0.36, expert + 0.36
         bars.append([(left, low), (right, low), (right, high), (left, high)])
-    axes.add_collection(PolyCollection(bars, color=PALE, linewidth=0, gid="slot"))
+    axes.add_collection(
+        PolyCollection(bars, facecolor=PALE, edgecolor=DIM, linewidth=0.8, gid="slot")
+    )
 
 
-def draw_states(axes: Axes, shown: Sequence[dict]) -> None:
+def draw_states(axes: Axes, shown: Sequence[dict], size: float) -> None:
     """The signs of a state, all in one line that is not drawn."""
     for state, (colour, marker, _) in SIGNS.items():
         own = [(row["step"], row["expert"]) for row in shown if row["state"] == state]
         if marker and own:
             axes.plot(
-                *zip(*own, strict=True), marker=marker, color=colour, linestyle="", markersize=7,
-                markeredgecolor="white", gid=state,
+                *zip(*own, strict=True), marker=marker, color=colour, linestyle="", markersize=size,
+                markeredgecolor="white", markeredgewidth=size / 7, gid=state,
             )  # fmt: skip
 
 
 def word(row: dict) -> str:
     if row["phase"] == "prompt":
         return "(prompt)"
-    return unformatted(readable(row["token"], LONGEST))
+    return unformatted(readable(row["token"], LONGEST)) if row["token"] else ""
 
 
 def frame(axes: Axes, words: dict[int, str], experts: int) -> None:
     steps = sorted(words)
     axes.set_xlim(steps[0] - 0.6, steps[-1] + 0.6)
     axes.set_ylim(experts - 0.4, -0.6)
-    axes.set_yticks(range(experts))
+    label(axes.yaxis, [str(expert) for expert in range(experts)])
     axes.set_ylabel("expert")
     axes.tick_params(axis="y", length=0)
     if len(steps) <= ROOM_FOR_TOKENS and any(words.values()):
@@ -115,5 +119,5 @@ def frame(axes: Axes, words: dict[int, str], experts: int) -> None:
 def handle(state: str) -> Patch | Line2D:
     colour, marker, name = SIGNS[state]
     if not marker:
-        return Patch(color=colour, label=name)
+        return Patch(facecolor=colour, edgecolor=DIM, label=name)
     return Line2D([], [], marker=marker, color=colour, linestyle="", label=name)

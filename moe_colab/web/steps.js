@@ -180,7 +180,7 @@ function slots(data, moment) {
   return [say(`${moment.resident.length} of ${moment.count} experts lie in this layer's ${counts[moment.layer]} slots (${policy}) as the router speaks.` +
       (together > 1 ? ` All ${together} tokens that came at once ask for theirs.` : "")),
     make("ol", {class: "cells", "aria-label": "Experts of the layer"}, ...cells), ...lines,
-    data.recorded ? null : dim("Told by a replay from empty slots, not as it was recorded: nothing is guessed here.")].filter(Boolean);
+    data.recorded ? null : dim("Told by a replay from empty slots, which is not in all what was recorded: nothing is guessed here.")].filter(Boolean);
 }
 
 const sentence = text => text[0].toUpperCase() + text.slice(1);
@@ -197,7 +197,7 @@ function evicted(data, moment) {
   if (!missing.length) return [say("Nobody has to go: all that is needed is there.")];
   const known = data.cache[2].map(name => MEASURES[name] ?? "");
   return [make("div", {class: "choices"}, ...missing.map(access => choice_of(data, moment, access))),
-    dim([...known, "Of those who are there, whom this forward needs is not asked to go."].join(" "))];
+    dim([...known, "Of those who are there, whom this forward needs is not asked to go as long as anybody else can."].join(" "))];
 }
 
 // Who goes for one missing expert, and whom the policy compared.

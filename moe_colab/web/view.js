@@ -33,10 +33,13 @@ function labelled(text, control) {
   return make("label", {}, make("span", {}, text), control);
 }
 
+// A notebook has keys of its own, and would take those that move a control.
+function own_keys(event) { event.stopPropagation(); }
+
 function slider(text, least, most, value, changed) {
   const shown = make("output", {}, String(value));
   const input = make("input", {
-    type: "range", min: least, max: most, step: 1, value, "aria-label": text,
+    type: "range", min: least, max: most, step: 1, value, "aria-label": text, keydown: own_keys,
     input: () => { shown.textContent = input.value; changed(Number(input.value)); },
   });
   const whole = labelled(text, input);
@@ -45,7 +48,8 @@ function slider(text, least, most, value, changed) {
 }
 
 function menu(text, options, value, changed) {
-  const select = make("select", {"aria-label": text, change: () => changed(select.value)},
+  const select = make("select",
+    {"aria-label": text, keydown: own_keys, change: () => changed(select.value)},
     ...options.map(([name, key]) => make("option", {value: key, selected: key === value}, name)));
   return {whole: labelled(text, select), select};
 }
