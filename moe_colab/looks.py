@@ -1,31 +1,32 @@
 """Ways to look at a trace: each a figure, the numbers beside it, and the settings that it minds.
 
-Knows tables, replays and timelines, who count, and `plots`, who draws; counts and draws nothing
-itself, and knows no widgets: the settings are plain values.
+Knows tables and `counted`, who count, and `plots`, who draws; counts and draws nothing itself, and
+knows no widgets: the settings are plain values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from . import plots, tables
 from .cache import PolicySpec
+from .counted import Counted
 from .errors import MoEColabError
 from .hardware import human
-from .replays import Replay, replay
+from .replays import Replay
 from .settings import SOURCES
-from .timelines import Timeline, timeline
+from .timelines import Timeline
 from .trace import Trace
 
 if TYPE_CHECKING:
     import pandas
 
 STEPS = TOKENS = 48  # of a strip
-MOST_PICTURES, MOST_KEPT = 3, 64
+MOST_PICTURES = 3
 BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the chosen policy
 COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
 FIRST_CHOICES = (
@@ -60,45 +61,6 @@ class Chosen:
     step: int = 0
 
 
-class Shelf:
-    """A trace, its parts, and what was counted of them last: one setting moves, the others stay."""
-
-    def __init__(self, trace: Trace):
-        self.trace = trace
-        self._kept: dict[tuple, Any] = {}
-
-    def kept(self, count: Callable, *of: Hashable) -> Any:
-        """count(*of), or what it was when it was counted before."""
-        key = (count, *of)
-        if key not in self._kept:
-            if len(self._kept) >= MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = count(*of)
-        return self._kept[key]
-
-    def part(self, label: str | None) -> Trace:
-        return self.trace if label is None else self.kept(self.trace.only, label)
-
-    def sized(self, label: str | None, megabytes: float) -> Trace:
-        return self.kept(self._sized, label, megabytes)
-
-    def rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
-        """The hit rates of one policy with every number of slots."""
-        return self.kept(self._rates, label, policy)
-
-    def replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
-        return self.kept(self._replay, label, policy, slots)
-
-    def _sized(self, label: str | None, megabytes: float) -> Trace:
-        return self.part(label).sized(round(1e6 * megabytes))
-
-    def _rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
-        return tables.hit_rates(self.part(label), [policy]).to_dict("records")
-
-    def _replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
-        return replay(self.part(label), policy, slots)
-
-
 @dataclass(frozen=True)
 class Sight:
     """A picture that can be drawn, and all that it depends on."""
@@ -123,17 +85,17 @@ class Look:
 
     name: str
     minds: tuple[str, ...]
-    see: Callable[[Shelf, Chosen], Seen]
+    see: Callable[[Counted, Chosen], Seen]
 
 
 # ---------------------------------------------------------------------- routing
-def activity(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace = shelf.part(chosen.part)
+def activity(counted: Counted, chosen: Chosen) -> Seen:
+    trace = counted.part(chosen.part)
     return Seen([sight(activity, chosen, lambda: plots.activations(tables.activations(trace)))])
 
 
-def routing(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace, place = shelf.part(chosen.part), chosen.place
+def routing(counted: Counted, chosen: Chosen) -> Seen:
+    trace, place = counted.part(chosen.part), chosen.place
     layer, top_k = chosen.layer, chosen.top_k
     strip = tables.tokens(trace, layer, place - place % TOKENS, TOKENS, top_k)
     spread = tables.activations(trace, top_k=top_k)
@@ -177,15 +139,15 @@ def heard(trace: Trace) -> bool:
     )
 
 
-def domains(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace, layer = shelf.trace, chosen.layer
+def domains(counted: Counted, chosen: Chosen) -> Seen:
+    trace, layer = counted.trace, chosen.layer
     return Seen(
         [sight(domains, chosen, lambda: plots.specialisation(tables.specialisation(trace, layer)))]
     )
 
 
-def transitions(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace = shelf.part(chosen.part)
+def transitions(counted: Counted, chosen: Chosen) -> Seen:
+    trace = counted.part(chosen.part)
     if trace.layers < 2:
         raise MoEColabError("this model has one MoE layer: no other one follows it.")
     layer = min(chosen.layer, trace.layers - 2)  # the last one leads nowhere
@@ -200,24 +162,24 @@ def sight(look: Callable, chosen: Chosen, draw: Callable[[], plots.Picture]) -> 
 
 
 # ---------------------------------------------------------------------- the cache
-def slots(shelf: Shelf, chosen: Chosen) -> Seen:
+def slots(counted: Counted, chosen: Chosen) -> Seen:
     policies = dict.fromkeys([*BOUNDS, chosen.policy])
-    rows = [row for policy in policies for row in shelf.rates(chosen.part, policy)]
+    rows = [row for policy in policies for row in counted.rates(chosen.part, policy)]
     one = sight(slots, chosen, lambda: plots.hit_rates(rows, chosen.slots))
-    return Seen([one], cache_tiles(shelf, chosen), "All layers", COUNTED)
+    return Seen([one], cache_tiles(counted, chosen), "All layers", COUNTED)
 
 
-def residency(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace = shelf.part(chosen.part)
+def residency(counted: Counted, chosen: Chosen) -> Seen:
+    trace = counted.part(chosen.part)
     table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
     one = sight(residency, chosen, lambda: plots.residency(table, chosen.first, STEPS))
-    return Seen([one], cache_tiles(shelf, chosen), "All layers", COUNTED)
+    return Seen([one], cache_tiles(counted, chosen), "All layers", COUNTED)
 
 
-def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
+def cache_tiles(counted: Counted, chosen: Chosen) -> Tiles:
     """What all layers' caches hit and load, and what more slots or Belady would bring."""
-    trace, policy, slots = shelf.part(chosen.part), chosen.policy, chosen.slots
-    now = shelf.replay(chosen.part, policy, slots)
+    trace, policy, slots = counted.part(chosen.part), chosen.policy, chosen.slots
+    now = counted.replay(chosen.part, policy, slots)
     decoded = max(1, sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"]))
     facts = [
         ("hit rate, decoded tokens", rate(now), f"{now.hits:,} hits in all"),
@@ -228,11 +190,11 @@ def cache_tiles(shelf: Shelf, chosen: Chosen) -> Tiles:
         ),
     ]
     if slots < min(trace.experts) and now.decode.accesses:
-        more = shelf.replay(chosen.part, policy, slots + 1).decode.hit_rate
+        more = counted.replay(chosen.part, policy, slots + 1).decode.hit_rate
         told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
         room = human(sum(trace.expert_bytes))
         facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
-    best = rate(shelf.replay(chosen.part, "optimal", slots))
+    best = rate(counted.replay(chosen.part, "optimal", slots))
     facts.append(("the best with these slots", best, "Belady, who knows what comes"))
     return facts
 
@@ -243,32 +205,20 @@ def rate(counts: Replay) -> str:
 
 
 # ---------------------------------------------------------------------- time
-def time(shelf: Shelf, chosen: Chosen) -> Seen:
-    trace, run = shelf.part(chosen.part), model_time(shelf, chosen)
+def time(counted: Counted, chosen: Chosen) -> Seen:
+    trace, run = counted.part(chosen.part), model_time(counted, chosen)
     word = tables.word(trace, chosen.step)
     one = sight(time, chosen, lambda: plots.timeline(run.during(chosen.step), chosen.step, word))
-    plain = model_time(shelf, replace(chosen, guesses=0)) if chosen.guesses else run
+    plain = model_time(counted, replace(chosen, guesses=0)) if chosen.guesses else run
     return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
 
-def model_time(shelf: Shelf, chosen: Chosen) -> Timeline:
+def model_time(counted: Counted, chosen: Chosen) -> Timeline:
     """The timeline of the part, its experts as large as is chosen."""
-    minded = {name: getattr(chosen, name) for name in LOOKS["time"].minds if name != "step"}
-    if not chosen.guesses:  # then these do not matter
-        minded |= {"lookahead": 1, "source": SOURCES[0]}
-    return shelf.kept(timeline_of, shelf, Chosen(**minded))
-
-
-def timeline_of(shelf: Shelf, chosen: Chosen) -> Timeline:
-    return timeline(
-        shelf.sized(chosen.part, chosen.expert),
-        chosen.link * 1e9,
-        chosen.compute / 1e3,
-        chosen.policy,
-        chosen.slots,
-        speculate=chosen.guesses,
-        lookahead=chosen.lookahead,
-        guess_from=chosen.source,
+    ahead = (chosen.guesses, chosen.lookahead, chosen.source)
+    return counted.timeline(
+        *(chosen.part, chosen.expert, chosen.policy, chosen.slots, chosen.link, chosen.compute),
+        *(ahead if chosen.guesses else (0, 1, SOURCES[0])),  # without guesses the rest is the same
     )
 
 

@@ -14,9 +14,10 @@ import ipywidgets as w
 import numpy as np
 
 from .card import card, tiles
+from .counted import Counted
 from .errors import MoEColabError
 from .hardware import parse_bytes
-from .looks import LOOKS, MOST_PICTURES, Chosen, Shelf, Sight, heard
+from .looks import LOOKS, MOST_PICTURES, Chosen, Sight, heard
 from .panel import Panel, decimal, menu, slider
 from .settings import SOURCES
 from .trace import Trace
@@ -70,7 +71,7 @@ class TraceWidget(Panel):
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
         fresh = self.trace is None or not of_one_model(self.trace, trace)
-        self.trace, self.shelf = trace, Shelf(trace)
+        self.trace, self.counted = trace, Counted(trace)
         self._drawn: dict[w.Image, tuple] = {}
         self._titles: dict[w.Image, str] = {}
         experts, top_k = min(trace.experts), trace.routing.shape[2]
@@ -104,7 +105,7 @@ class TraceWidget(Panel):
     @property
     def chosen(self) -> Trace:
         """The part of the trace that is shown."""
-        return self.shelf.part(self.part.value)
+        return self.counted.part(self.part.value)
 
     def show(self) -> None:
         look, trace = LOOKS[self.look.value], self.chosen
@@ -113,7 +114,7 @@ class TraceWidget(Panel):
             self.first.max = self.step.max = trace.steps - 1
         for field, control in self.settings.items():
             control.layout.display = "" if field in look.minds else "none"
-        seen = look.see(self.shelf, Chosen(**{f: c.value for f, c in self.settings.items()}))
+        seen = look.see(self.counted, Chosen(**{f: c.value for f, c in self.settings.items()}))
         for image, sight in zip_longest(self.pictures, seen.sights):
             self.draw(image, sight)
         if seen.tiles:

@@ -178,7 +178,7 @@ def test_a_part_can_be_looked_at_alone():
             widget.look.value = look
             told(widget)
         assert (
-            mc.replay(TRACE.only(label), slots=4).hits == widget.shelf.replay(None, "lru", 4).hits
+            mc.replay(TRACE.only(label), slots=4).hits == widget.counted.replay(None, "lru", 4).hits
         )
         widget.close()
 

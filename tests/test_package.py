@@ -15,7 +15,7 @@ from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
 NO_TORCH_BUT_NUMPY = [
-    *("optimal", "caches", "rehearsal", "replays", "timelines", "looks", "view"),
+    *("optimal", "caches", "rehearsal", "replays", "timelines", "counted", "looks", "view"),
     *("excerpt", "xrays"),
     *(f"tables.{name}" for name in ("choices", "intervals", "routing", "slots")),
     *("history", "moments", "stepping"),
@@ -93,8 +93,8 @@ ORDER = """
     errors interrupts counters signs hardware places sizes card model_list machine notebook
     plots view
     homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
-    replays timelines tables looks history moments excerpt xrays exercises store lowbit kernels
-    recipe slots lowbit_modules cuda placement families
+    replays timelines tables counted looks history moments excerpt xrays exercises store lowbit
+    kernels recipe slots lowbit_modules cuda placement families
     speculation engine attachment offload recording reading hearing stepping dense architecture
     hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
     shelf sample forecast
