@@ -18,7 +18,7 @@ from .panel import menu, slider, told
 from .quality import DOMAINS, evaluation_texts
 from .reading import record_text
 from .trace import Trace
-from .trace_widgets import TraceWidget, of_one_model
+from .trace_widgets import TraceWidget
 
 LETTERS = 700  # of a text that is offered
 OWN = "a text of your own"
@@ -80,7 +80,7 @@ class Explorer(TraceWidget):
             )
         finally:
             self.go.disabled = False
-        self.fit(Trace.merge(self.trace, mine) if of_one_model(self.trace, mine) else mine)
+        self.fit(Trace.merge(self.trace, mine) if self.trace.is_like(mine) else mine)
         if len(self.trace.labels) > 1:
             self.part.value = mine.labels[0]
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from . import plots, tables
 from .cache import PolicySpec
 from .counted import Counted
@@ -133,10 +131,7 @@ def routing_tiles(own: pandas.DataFrame, spread: pandas.DataFrame) -> Tiles:
 
 def heard(trace: Trace) -> bool:
     """Does it hold what all its routers said?"""
-    return not any(
-        np.isnan(trace.logits[:, layer, :experts]).any()
-        for layer, experts in enumerate(trace.experts)
-    )
+    return all(map(trace.holds_logits, range(trace.layers)))
 
 
 def domains(counted: Counted, chosen: Chosen) -> Seen:

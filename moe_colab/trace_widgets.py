@@ -70,7 +70,7 @@ class TraceWidget(Panel):
         they can."""
         if not trace.steps:
             raise MoEColabError("there is nothing in this trace: record a generation first.")
-        fresh = self.trace is None or not of_one_model(self.trace, trace)
+        fresh = self.trace is None or not self.trace.is_like(trace)
         self.trace, self.counted = trace, Counted(trace)
         self._drawn: dict[w.Image, tuple] = {}
         self._titles: dict[w.Image, str] = {}
@@ -178,14 +178,6 @@ def offer(control: w.Dropdown, options: list[tuple[str, Any]]) -> None:
     control.options = options
     values = [value for _, value in options]
     control.value = before if before in values and before is not None else values[0]
-
-
-def of_one_model(one: Trace, other: Trace) -> bool:
-    return (one.model, one.experts, one.expert_bytes) == (
-        other.model,
-        other.experts,
-        other.expert_bytes,
-    )
 
 
 def held_sources(trace: Trace) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -53,15 +53,9 @@ def bits(report: Any) -> Picture:
         if weights.get(part):
             told += f", {8 * end / weights[part]:.2f} bits a weight"
         axes.text(end / factor, place, told, va="center", color=INK, bbox=PATCH)
-    axes.set_yticks(range(len(parts)), list(parts))
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
+    frame(axes, list(parts), unit)
     axes.set_xlim(0, 1.42 * max(sum(kinds.values()) for kinds in parts.values()) / factor)
-    axes.tick_params(axis="y", length=0)
-    plain_axes(axes, "x")
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    picture.legend(unique.values(), unique.keys(), loc="outside lower left", ncols=4)
+    explain(picture, axes, KINDS, 4)
     return picture
 
 
@@ -157,16 +151,10 @@ def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
             told, (end / factor, at), xytext=(6, 0), textcoords="offset points", va="center",
             color=INK, bbox=PATCH,
         )  # fmt: skip
-    axes.set_yticks(range(len(places)), [PLACES[place] for place in places])
-    axes.invert_yaxis()
-    axes.set_xlabel(unit)
+    frame(axes, [PLACES[place] for place in places], unit)
     axes.set_xlim(0, 1.3 * max(*total.values(), *limits.values(), 1) / factor)
-    axes.tick_params(axis="y", length=0)
-    plain_axes(axes, "x")
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
     used = [part for part in PARTS if any(row["part"] == part for row in rows)]
-    picture.legend([unique[part] for part in used], used, loc="outside lower left", ncols=5)
+    explain(picture, axes, used, 5)
     return picture
 
 
@@ -177,3 +165,19 @@ def memory_title(total: Mapping[str, float], limits: Mapping[str, float]) -> str
     whole = sum(total.values())
     told = ", ".join(f"{total[p] / whole:.0%} {PLACES[p]}" for p in total)
     return f"Where the bytes lie: {told}"
+
+
+def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
+    """A bar for each name, from the top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.tick_params(axis="y", length=0)
+    plain_axes(axes, "x")
+
+
+def explain(picture: Picture, axes: Axes, kinds: Iterable[str], across: int) -> None:
+    """Each kind once."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    picture.legend([unique[kind] for kind in kinds], kinds, loc="outside lower left", ncols=across)

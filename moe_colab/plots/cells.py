@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from ..errors import MoEColabError
 from ..signs import OUTCOMES
-from .page import DIM, INK, Picture, drawn, need, readable, records, unformatted
+from .page import DIM, INK, Picture, drawn, need, records, written
 
 MOST, WIDE = 24, 18  # tokens that are legible on a page of this width, and with numbers over 99
 ROOM = 24  # lines of numbers: with more layers than half of it, each has its first choice only
@@ -123,4 +123,4 @@ def handles(rows: Sequence[dict]) -> list[Line2D]:
 
 
 def word(text: str, number: int) -> str:
-    return unformatted(readable(text, LONGEST)) if text else str(number)
+    return written(text, LONGEST) if text else str(number)

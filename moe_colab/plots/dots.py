@@ -23,9 +23,8 @@ from .page import (
     drawn,
     need,
     plain_axes,
-    readable,
     records,
-    unformatted,
+    written,
 )
 
 SIGNS = [  # colour and marker of a label
@@ -140,7 +139,7 @@ def specialisation_title(rows: Sequence[dict]) -> str:
 
 def named(label: str) -> str:
     """A kind of text, which may be a text's own words."""
-    return unformatted(readable(label, LONGEST)) if label else "all of it"
+    return written(label, LONGEST) if label else "all of it"
 
 
 def whiskers(axes: Axes, places: Sequence, rows: Sequence[dict], colour: str, **settings) -> None:

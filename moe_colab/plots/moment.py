@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
 from ..signs import GREEN, ORANGE, OUTCOMES
-from .page import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes, readable, unformatted
+from .page import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes, written
 
 FEW = 16  # experts whose numbers are written below their bars
 SHOWN = 16  # numbers of a vector
@@ -49,7 +49,7 @@ def title_of(moment: Any) -> str:
     counts = [access.outcome for access in moment.accesses]
     told = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
     told += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
-    word = unformatted(readable(moment.text, FEW))
+    word = written(moment.text, FEW)
     return f"“{word}” at MoE layer {moment.layer}: {', '.join(told)}"
 
 

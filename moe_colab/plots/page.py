@@ -135,6 +135,11 @@ def unformatted(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def written(text: str, longest: int) -> str:
+    """Somebody's words where matplotlib writes them: readable, and no formula."""
+    return unformatted(readable(text, longest))
+
+
 def columns_of(text: str) -> int:
     """How many letters wide it is in a font whose letters are all of one width."""
     return sum(0 if combining(sign) else 1 for sign in text)

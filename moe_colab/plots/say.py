@@ -19,9 +19,8 @@ from .page import (
     drawn,
     need,
     plain_axes,
-    readable,
     records,
-    unformatted,
+    written,
 )
 
 FEW = 16  # experts that are all named
@@ -63,7 +62,7 @@ def router(table: Any, word: str = "") -> Picture:
 
 def title_of(rows: list[dict], word: str) -> str:
     chosen = sorted((row for row in rows if row["rank"] >= 0), key=lambda row: row["rank"])
-    told = f"“{unformatted(readable(word, 24))}”" if word.strip() else "This token"
+    told = f"“{written(word, 24)}”" if word.strip() else "This token"
     if not chosen:
         return f"{told} is sent to no expert here"
     first = chosen[:3]

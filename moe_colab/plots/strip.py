@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from ..errors import MoEColabError
 from ..signs import OUTCOMES, PINK
 from .grid import label
-from .page import DIM, PALE, Picture, drawn, need, plain_axes, readable, records, unformatted
+from .page import DIM, PALE, Picture, drawn, need, plain_axes, records, written
 
 SIGNS = {  # colour, marker and name of a state
     "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
@@ -97,7 +97,7 @@ def draw_states(axes: Axes, shown: Sequence[dict], size: float) -> None:
 def word(row: dict) -> str:
     if row["phase"] == "prompt":
         return "(prompt)"
-    return unformatted(readable(row["token"], LONGEST)) if row["token"] else ""
+    return written(row["token"], LONGEST) if row["token"] else ""
 
 
 def frame(axes: Axes, words: dict[int, str], experts: int) -> None:

@@ -105,7 +105,7 @@ def check_place(trace: Trace, place: int) -> None:
 
 
 def need_logits(trace: Trace, layer: int, so: str) -> None:
-    if np.isnan(trace.logits[:, layer, : trace.experts[layer]]).any():
+    if not trace.holds_logits(layer):
         raise MoEColabError(
             f"this trace does not hold the router's logits of MoE layer {layer}, so {so}: record "
             "one with mc.record."

@@ -84,11 +84,15 @@ class Trace:
     def _needed(self) -> dict[int, list[list[int]]]:
         return {}
 
+    def holds_logits(self, layer: int) -> bool:
+        """Does it know all that the router of this layer said?"""
+        return not np.isnan(self.logits[:, layer, : self.experts[layer]]).any()
+
     def shown(self, layer: int) -> Iterator[Tokens]:
         """What a policy that asks for the router's logits was shown, step by step. Raises
         MoEColabError where they are not known."""
         logits = self.logits[:, layer, : self.experts[layer]]
-        if np.isnan(logits).any():
+        if not self.holds_logits(layer):
             raise MoEColabError(
                 f"this trace does not hold the router's logits of MoE layer {layer}: choose a "
                 "policy that does not need them."
@@ -130,14 +134,21 @@ class Trace:
         kept = (begin <= number) & (number < end)
         return Trace(**self._header(), **arrays.take(self._arrays(), kept))
 
+    def is_like(self, other: Trace) -> bool:
+        """Are both of one model: the same name, layers, experts and bytes?"""
+        return (self.model, self.experts, self.expert_bytes) == (
+            other.model,
+            other.experts,
+            other.expert_bytes,
+        )
+
     @classmethod
     def merge(cls, *traces: Trace) -> Trace:
         """One trace in which the given ones happened one after the other. Raises MoEColabError
         where they are not of the same model."""
         if not traces:
             raise MoEColabError("there is nothing to merge: give at least one trace.")
-        shapes = {(trace.model, trace.experts, trace.expert_bytes) for trace in traces}
-        if len(shapes) > 1:
+        if not all(traces[0].is_like(trace) for trace in traces):
             raise MoEColabError(
                 f"traces of {' and '.join(sorted({trace.model for trace in traces}))} differ in "
                 "their layers, experts or bytes: only traces of one model can be merged."

@@ -4,7 +4,6 @@
 // xray_draw.js paints; root.view (xray_state.js) is all that is shown now.
 
 function xray(root) {
-  root.dataset.lmSuppressShortcuts = "true";  // or JupyterLab would take the arrow keys
   const view = root.view = new XRay(root, unpack(root));
   build(view);
   hide_twin(root);
