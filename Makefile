@@ -14,14 +14,14 @@ NOTEBOOKS := --nbmake --nbmake-timeout=300 notebooks
 export CHROMIUM ?= /usr/bin/chromium
 CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # What depends on the version of transformers.
-COLAB_TESTS := tests/test_equality.py tests/test_counts.py tests/test_engine.py tests/test_loading.py \
-	tests/test_packing.py tests/test_chat.py tests/test_hub.py tests/test_widgets.py \
-	tests/test_models.py tests/test_shards.py tests/test_notebook.py tests/test_lowbit.py \
-	tests/test_quantization.py tests/test_lowbit_dense.py tests/test_quality.py tests/test_sensitivity.py \
-	tests/test_kernels.py tests/test_plots.py tests/test_quantize_widget.py tests/test_trace.py tests/test_replays.py \
-	tests/test_tables.py tests/test_routing_tables.py tests/test_routing_figures.py tests/test_trace_figures.py \
-	tests/test_trace_widgets.py tests/test_bench_paper.py tests/test_xray.py tests/test_stepper.py tests/test_explorer.py \
-	tests/test_view.py tests/test_reading.py
+COLAB_TESTS := tests/offload/test_equality.py tests/offload/test_counts.py tests/offload/test_experts.py tests/offload/test_load.py \
+	tests/quantization/test_pack.py tests/chat/test_session.py tests/checkpoint/test_hub.py tests/notebook/test_chat_widget.py \
+	tests/planner/test_catalogue.py tests/checkpoint/test_shards.py tests/notebook/test_setup.py tests/quantization/test_bits.py \
+	tests/quantization/test_quantize.py tests/offload/test_lowbit_dense.py tests/evaluation/test_perplexity.py tests/evaluation/test_sensitivity.py \
+	tests/quantization/test_kernels.py tests/plots/test_plots.py tests/notebook/test_quantize_widget.py tests/trace/test_trace.py tests/analysis/test_replay.py \
+	tests/analysis/test_tables.py tests/analysis/test_routing_tables.py tests/plots/test_routing_figures.py tests/plots/test_trace_figures.py \
+	tests/notebook/test_trace_widgets.py tests/bench/test_bench_paper.py tests/notebook/test_xray.py tests/notebook/test_stepper.py tests/notebook/test_explorer.py \
+	tests/notebook/test_view.py tests/offload/test_read_text.py
 
 # Which tests: `make test-all` runs the full matrices too.
 SELECT := not full

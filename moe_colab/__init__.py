@@ -6,92 +6,92 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .errors import MoEColabError
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import plots as plots
-    from . import tables as tables
-    from .cache import Policy as Policy
-    from .chat import ChatSession as ChatSession
-    from .comparison import compare as compare
-    from .explorer import Explorer as Explorer
-    from .loading import load as load
-    from .lowbit import Format as Format
-    from .machine import preflight as preflight
-    from .model_list import models as models
-    from .offload import Offload as Offload
-    from .offload import close_all as close_all
-    from .places import benchmark as benchmark
-    from .quality import evaluation_texts as evaluation_texts
-    from .quality import perplexity as perplexity
-    from .quantization import quantize as quantize
-    from .quantize_widget import QuantizeWidget as QuantizeWidget
-    from .reading import record_text as record_text
-    from .recording import record as record
-    from .replays import replay as replay
-    from .sensitivity import allocate as allocate
-    from .sensitivity import measure_sensitivity as measure_sensitivity
-    from .shelf import quantized as quantized
-    from .stepping import stepper as stepper
+    from .analysis import tables as tables
+    from .analysis.replay import replay as replay
+    from .analysis.timeline import timeline as timeline
+    from .cache.policies import Policy as Policy
+    from .chat.session import ChatSession as ChatSession
+    from .evaluation.comparison import compare as compare
+    from .evaluation.perplexity import evaluation_texts as evaluation_texts
+    from .evaluation.perplexity import perplexity as perplexity
+    from .evaluation.sensitivity import allocate as allocate
+    from .evaluation.sensitivity import measure_sensitivity as measure_sensitivity
+    from .machine.folders import benchmark as benchmark
+    from .notebook.views.stepper import stepper as stepper
+    from .notebook.views.xray import xray as xray
+    from .notebook.widgets.chat import ChatWidget as ChatWidget
+    from .notebook.widgets.explorer import Explorer as Explorer
+    from .notebook.widgets.quantize import QuantizeWidget as QuantizeWidget
+    from .notebook.widgets.trace import CacheWidget as CacheWidget
+    from .notebook.widgets.trace import RoutingWidget as RoutingWidget
+    from .notebook.widgets.trace import SpeculationWidget as SpeculationWidget
+    from .offload.handle import Offload as Offload
+    from .offload.handle import close_all as close_all
+    from .offload.load import load as load
+    from .offload.read_text import record_text as record_text
+    from .offload.record import record as record
+    from .planner.catalogue import models as models
+    from .planner.preflight import preflight as preflight
+    from .quantization.format import Format as Format
+    from .quantization.quantize import quantize as quantize
+    from .quantization.quantize import quantized as quantized
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
-    from .timelines import timeline as timeline
     from .trace import Trace as Trace
-    from .trace_widgets import CacheWidget as CacheWidget
-    from .trace_widgets import RoutingWidget as RoutingWidget
-    from .trace_widgets import SpeculationWidget as SpeculationWidget
-    from .widgets import ChatWidget as ChatWidget
-    from .xrays import xray as xray
 
-__version__ = "0.1.0"
-
-_ROOMS = {  # public name: the room it lives in, entered when the name is first used
-    "CacheWidget": "trace_widgets",
-    "ChatSession": "chat",
-    "ChatWidget": "widgets",
-    "Explorer": "explorer",
-    "Format": "lowbit",
-    "Offload": "offload",
-    "Policy": "cache",
-    "QuantizeWidget": "quantize_widget",
-    "RoutingWidget": "trace_widgets",
-    "SpeculationWidget": "trace_widgets",
-    "Store": "store",
-    "benchmark": "places",
-    "allocate": "sensitivity",
-    "Trace": "trace",
-    "close_all": "offload",
-    "compare": "comparison",
-    "evaluation_texts": "quality",
+_MODULES = {  # public name: the module it lives in, imported when the name is first used
+    "allocate": "evaluation.sensitivity",
+    "benchmark": "machine.folders",
+    "CacheWidget": "notebook.widgets.trace",
+    "ChatSession": "chat.session",
+    "ChatWidget": "notebook.widgets.chat",
+    "close_all": "offload.handle",
+    "compare": "evaluation.comparison",
+    "evaluation_texts": "evaluation.perplexity",
+    "Explorer": "notebook.widgets.explorer",
+    "Format": "quantization.format",
     "inspect": "store",
-    "load": "loading",
-    "measure_sensitivity": "sensitivity",
-    "models": "model_list",
-    "perplexity": "quality",
-    "plots": "plots",  # the room itself
-    "preflight": "machine",
-    "quantize": "quantization",
-    "quantized": "shelf",
-    "record": "recording",
-    "record_text": "reading",
-    "replay": "replays",
-    "stepper": "stepping",
-    "tables": "tables",  # likewise
-    "timeline": "timelines",
+    "load": "offload.load",
+    "measure_sensitivity": "evaluation.sensitivity",
+    "models": "planner.catalogue",
+    "Offload": "offload.handle",
+    "perplexity": "evaluation.perplexity",
+    "plots": "plots",
+    "Policy": "cache.policies",
+    "preflight": "planner.preflight",
+    "quantize": "quantization.quantize",
+    "quantized": "quantization.quantize",
+    "QuantizeWidget": "notebook.widgets.quantize",
+    "record": "offload.record",
+    "record_text": "offload.read_text",
+    "replay": "analysis.replay",
+    "RoutingWidget": "notebook.widgets.trace",
+    "SpeculationWidget": "notebook.widgets.trace",
+    "stepper": "notebook.views.stepper",
+    "Store": "store",
+    "tables": "analysis.tables",
+    "timeline": "analysis.timeline",
+    "Trace": "trace",
     "verify": "store",
-    "xray": "xrays",
+    "xray": "notebook.views.xray",
 }
-__all__ = ["MoEColabError", *_ROOMS]
+__all__ = ["MoEColabError", *_MODULES]
 
 
 def __getattr__(name: str):
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = importlib.import_module(f".{_ROOMS[name]}", __name__)
-    value = room if name == _ROOMS[name] else getattr(room, name)
+    path = _MODULES[name]
+    module = importlib.import_module(f".{path}", __name__)
+    value = module if name in ("plots", "tables") else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), *_MODULES])

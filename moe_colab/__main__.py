@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_chat(args: argparse.Namespace) -> int:
-    from .terminal import converse, one_shot
+    from .chat.terminal import converse, one_shot
 
     return one_shot(args) if args.prompt is not None else converse(args, SAMPLE_QUESTION)
 
 
 def run_quantize(args: argparse.Namespace) -> None:
-    from .quantization import quantize
+    from .quantization.quantize import quantize
 
     summary = quantize(
         args.source,
@@ -71,8 +71,8 @@ def run_verify(args: argparse.Namespace) -> None:
 
 
 def run_replay(args: argparse.Namespace) -> None:
-    from .replays import replay
-    from .timelines import timeline
+    from .analysis.replay import replay
+    from .analysis.timeline import timeline
     from .trace import Trace
 
     read = Trace.from_csv if str(args.trace).endswith(".csv") else Trace.load

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from . import __version__
-from .settings import SPECULATE
+from .cache.settings import SPECULATE
+from .version import __version__
 
 
 def build_parser(doc: str = "") -> argparse.ArgumentParser:

@@ -43,7 +43,9 @@ def processes():
     """Starts processes of their own from a server that has imported everything: a process costs
     milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["families", "moe_colab.quantization", "hqq.core.quantize"])
+    context.set_forkserver_preload(
+        ["families", "moe_colab.quantization.quantize", "hqq.core.quantize"]
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         first = context.Process(target=len, args=("",))

@@ -13,11 +13,11 @@ from transformers import (
 )
 
 import moe_colab as mc
-from moe_colab import lowbit
-from moe_colab.families import experts_modules
-from moe_colab.homes import DiskHome
-from moe_colab.recipe import LOWBIT_TRANSPOSED, format_of
-from moe_colab.slots import Block
+from moe_colab.cache.homes import DiskHome
+from moe_colab.checkpoint.families import experts_modules
+from moe_colab.offload.slots import Block
+from moe_colab.quantization import bits
+from moe_colab.quantization.recipe import LOWBIT_TRANSPOSED, format_of
 from moe_colab.store import BlobLayout
 
 COMMON = {
@@ -225,6 +225,6 @@ def weights_in(home: DiskHome, layout: BlobLayout) -> dict[str, torch.Tensor]:
             continue
         transposed = matrix.packing == LOWBIT_TRANSPOSED
         shape = tuple(reversed(matrix.shape)) if transposed else matrix.shape
-        weight = lowbit.dequantize(fields, format_of(matrix), shape, torch.float32)
+        weight = bits.dequantize(fields, format_of(matrix), shape, torch.float32)
         out[matrix.name] = weight.T if transposed else weight
     return out

@@ -17,9 +17,9 @@ import pytest
 from conftest import ROOT
 
 import moe_colab as mc
-from moe_colab import terminal
-from moe_colab.checkpoint import Checkpoint
-from moe_colab.packing import cached_store
+from moe_colab.chat import terminal
+from moe_colab.checkpoint.reader import Checkpoint
+from moe_colab.quantization.pack import cached_store
 
 COMMAND = [sys.executable, "-m", "moe_colab"]
 

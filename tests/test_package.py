@@ -14,21 +14,20 @@ import pytest
 from conftest import ROOT, copy_working_tree
 
 PACKAGE = ROOT / "moe_colab"
-NO_TORCH_BUT_NUMPY = [
-    *("optimal", "caches", "rehearsal", "replays", "timelines", "counted", "looks", "view"),
-    *("excerpt", "xrays"),
-    *(f"tables.{name}" for name in ("choices", "intervals", "routing", "slots")),
-    *("history", "moments", "stepping"),
-    *(f"trace.{name}" for name in ("archive", "arrays", "builder", "frames", "route_csv", "trace")),
+PACKAGES = """
+    cache store machine trace analysis planner plots
+    checkpoint quantization offload evaluation chat notebook
+    bench
+""".split()  # a package imports only those that stand before it
+WITHOUT_TORCH = PACKAGES[: PACKAGES.index("checkpoint")]
+WITHOUT_NUMPY = [
+    *("cache", "store", "machine", "planner"),
+    *("checkpoint/hub.py", "checkpoint/shard_plan.py", "evaluation/allocation.py"),
+    *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
 ]
-NO_TORCH = [
-    *("cache", "counters", "errors", "signs", "governor", "hardware", "homes", "interrupts"),
-    *("links", "pool", "scratch"),
-    *("places", "sizes", "card", "model_list", "machine", "notebook"),
-    *(f"exercises.{name}" for name in ("bits", "judging", "mixtral", "routing", "slots")),
-    *("settings", "hub", "shard_plan", "allocation"),
-    *("virtual_links", "store.blobs", "store.manifest"),
-]
+ANYWHERE = {"errors", "units", "version"}  # the modules below all packages
+FILES = sorted(PACKAGE.rglob("*.py"))
+BY_PATH = {"argvalues": FILES, "ids": lambda path: path.relative_to(PACKAGE).as_posix()}
 
 
 def python(code: str, **settings) -> str:
@@ -50,13 +49,25 @@ def test_importing_moe_colab_brings_in_nothing_heavy():
     assert not {"torch", "transformers"} & loaded_by("import moe_colab")
 
 
-@pytest.mark.parametrize("room", [*NO_TORCH, *NO_TORCH_BUT_NUMPY])
-def test_rooms_below_the_line_import_no_torch(room):
-    """Judged by their own import statements: the package's folder imports others beside them."""
-    path = PACKAGE / (room.replace(".", "/") + ".py")
-    modules = {name for name, _ in imports(path)}
-    unwanted = {"torch", "transformers", "safetensors"}
-    assert not (unwanted if room in NO_TORCH_BUT_NUMPY else {*unwanted, "numpy"}) & modules
+@pytest.mark.parametrize("path", **BY_PATH)
+def test_the_lower_packages_import_no_torch(path):
+    """Judged by the import statements of each file."""
+    place = path.relative_to(PACKAGE)
+    heavy = {"torch", "transformers", "safetensors", "accelerate", "hqq"}
+    modules = {name.split(".")[0] for name in imports(path)}
+    if place.parts[0] in {*WITHOUT_TORCH, "errors.py", "units.py", "version.py"}:
+        assert not heavy & modules
+    if any(place.is_relative_to(name) for name in WITHOUT_NUMPY):
+        assert not {*heavy, "numpy"} & modules
+
+
+def test_the_lower_packages_run_without_torch():
+    """All their modules, and what these import, in one process."""
+    names = [
+        name for name in MODULES if name.split(".")[1:2] and name.split(".")[1] in WITHOUT_TORCH
+    ]
+    assert len(names) > 50
+    assert not {"torch", "transformers", "IPython"} & loaded_by(f"import {', '.join(names)}")
 
 
 def test_figures_need_no_torch():
@@ -65,23 +76,24 @@ def test_figures_need_no_torch():
     assert "matplotlib.pyplot" not in python("import moe_colab.plots, sys; print(*sys.modules)")
 
 
-def test_few_rooms_know_pages_and_figures():
-    """Widgets and IPython in those that show something on a page, matplotlib where it is drawn."""
-    widgets = "widgets controls panel quantize_widget trace_widgets explorer view"
-    for names, rooms in (
-        ({"ipywidgets", "IPython"}, set(widgets.split())),
+def test_few_packages_know_pages_and_figures():
+    """Widgets and IPython in what shows something on a page, matplotlib where it is drawn."""
+    for names, packages in (
+        ({"ipywidgets", "IPython"}, {"notebook"}),
         ({"matplotlib"}, {"plots"}),
     ):
         found = {
-            path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-            for path in PACKAGE.rglob("*.py")
-            if names & {name for name, level in imports(path) if not level}
+            path.relative_to(PACKAGE).parts[0]
+            for path in FILES
+            if names & {name.split(".")[0] for name in imports(path)}
         }
-        assert found == rooms
+        assert found == packages
+    widgets = [path for path in FILES if "ipywidgets" in imports(path)]
+    assert {path.parent.name for path in widgets} == {"widgets"}
 
 
 def test_cache_runs_without_torch():
-    assert "torch" not in loaded_by("import moe_colab.cache, moe_colab.pool, moe_colab.links")
+    assert "torch" not in loaded_by("import moe_colab.cache.pool, moe_colab.cache.links")
 
 
 def test_a_trace_is_loaded_and_replayed_without_torch():
@@ -89,62 +101,79 @@ def test_a_trace_is_loaded_and_replayed_without_torch():
     assert not {"torch", "transformers", "pandas"} & loaded_by(code)
 
 
-ORDER = """
-    errors interrupts counters signs hardware places sizes card model_list machine notebook
-    plots view
-    homes links virtual_links cache settings governor scratch pool optimal trace caches rehearsal
-    replays timelines tables counted looks history moments excerpt xrays exercises store lowbit
-    kernels recipe slots lowbit_modules cuda placement families
-    speculation engine attachment offload recording reading hearing stepping dense architecture
-    hub shard_plan shards checkpoint matrices hqq_scales parts packing devices loading quantization
-    shelf sample forecast
-    turn streamer answer chat markup controls panel widgets quantize_widget trace_widgets quality
-    explorer comparison allocation sensitivity
-    terminal bench arguments __main__
-""".split()  # a room may import only rooms that stand before it
+def dotted(path) -> str:
+    """The module's name: moe_colab.cache.pool; a package's for its __init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.relative_to(PACKAGE).as_posix()
-)
-def test_arrows_point_down(path):
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if room == "__init__":
-        return
-    below = ORDER[: ORDER.index(room) + 1]
-    for name, level in imports(path):
-        if level:
-            depth = len(path.relative_to(PACKAGE).parts) - level
-            target = room if depth > 0 else name.split(".")[0]
-            assert target in (*below, "__version__"), f"{path.name} imports {target}"
-
-
-def imports(path) -> set[tuple[str, int]]:
-    """(module or name, level) of every import in a file, wherever it stands."""
+def imports(path) -> set[str]:
+    """The full names of all that a file imports, wherever it does, but for `if TYPE_CHECKING`."""
+    package = dotted(path).split(".")[: None if path.name == "__init__.py" else -1]
     out = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    nodes = [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
         if isinstance(node, ast.Import):
-            out |= {(alias.name.split(".")[0], 0) for alias in node.names}
+            out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            if node.level and not node.module:
-                out |= {(alias.name, node.level) for alias in node.names}
-            else:
-                name = node.module if node.level else node.module.split(".")[0]
-                out.add((name, node.level))
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            out |= (names & set(MODULES)) or {base}
+        nodes += ast.iter_child_nodes(node)
     return out
+
+
+MODULES = {dotted(path): path for path in FILES}
+
+
+def test_the_folder_shows_the_architecture():
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert folders == set(PACKAGES)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {
+        "__init__",
+        "__main__",
+        "arguments",
+        *ANYWHERE,
+    }
+
+
+@pytest.mark.parametrize("path", **BY_PATH)
+def test_arrows_point_down(path):
+    """Only the command line, which is no package, may import from all; nobody imports from it, and
+    only the benchmarks use the public names of moe_colab."""
+    package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if package in ("__init__", "__main__", "arguments"):
+        return
+    below = PACKAGES[: PACKAGES.index(package) + 1] if package in PACKAGES else []
+    for name in imports(path):
+        if name.split(".")[0] == "moe_colab":
+            if name == "moe_colab" and package == "bench":
+                continue
+            target = f"{name}.".split(".")[1]
+            assert target in {*below, *ANYWHERE}, f"{path.name} imports {name}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: imports(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    while leaves := [name for name, needs in graph.items() if not needs & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert not graph
 
 
 def test_only_the_search_for_scales_knows_hqq():
     """Which is needed to quantize, never to run."""
-    rooms = [path.stem for path in PACKAGE.rglob("*.py") if ("hqq", 0) in imports(path)]
-    assert rooms == ["hqq_scales"]
+    found = [path for path in FILES if "hqq" in {name.split(".")[0] for name in imports(path)}]
+    assert found == [PACKAGE / "quantization" / "hqq.py"]
 
 
-def test_the_readmes_map_names_every_room():
+def test_the_readme_names_every_package():
     readme = (ROOT / "README.md").read_text()
-    rooms = {p.name if p.is_file() else f"{p.name}/" for p in PACKAGE.iterdir()}
-    rooms = {r for r in rooms if not r.startswith("__") or r == "__main__.py"}
-    assert not {room for room in rooms if room not in readme}
+    assert not {package for package in PACKAGES if f"{package}/" not in readme}
 
 
 def test_every_folder_of_code_is_installed():

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..comparison import Interval, Resamples, compare
-from ..lowbit import Format
-from ..quality import Scores
-from ..sensitivity import PERPLEXITY, Sensitivity, allocate, measure_sensitivity
+from ..evaluation.comparison import Interval, Resamples, compare
+from ..evaluation.perplexity import Scores
+from ..evaluation.sensitivity import PERPLEXITY, Sensitivity, allocate, measure_sensitivity
+from ..quantization.format import Format
 from .rows import FULL, Documents, Setting, agreement, columns, named, ratio, score_columns
 
 # Whose bytes are shared out anew: twice about 3 bits; then what `quantize` makes by default, whose

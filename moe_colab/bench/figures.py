@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from .. import plots
-from ..homes import CHUNK
-from ..places import benchmark
-from ..tables import hit_rates, specialisation, tokens, word
-from ..timelines import timeline
+from ..analysis.tables import hit_rates, specialisation, tokens, word
+from ..analysis.timeline import timeline
+from ..cache.homes import CHUNK
+from ..machine.folders import benchmark
 from ..trace import Trace
 
 SLOTS = 4  # of 8

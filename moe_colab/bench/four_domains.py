@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from ..loading import load
-from ..places import shipped_trace
-from ..quality import DOMAINS, evaluation_texts
-from ..reading import read, with_guesses_of
-from ..recording import record
-from ..settings import SOURCES
+from ..cache.settings import SOURCES
+from ..evaluation.perplexity import DOMAINS, evaluation_texts
+from ..machine.folders import shipped_trace
+from ..offload.load import load
+from ..offload.read_text import read, with_guesses_of
+from ..offload.record import record
 from ..trace import Trace
 
 DOCUMENTS, LENGTH = 3, 128  # a domain's documents; tokens of each

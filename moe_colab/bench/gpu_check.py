@@ -18,12 +18,13 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 
-from ..cache import POLICIES
+from ..cache.policies import POLICIES
+from ..checkpoint.source import find_source
 from ..errors import MoEColabError
-from ..loading import find_source, load, pick_device
-from ..offload import make_link
-from ..placement import free_memory, in_host_memory
-from ..slots import allocate
+from ..offload.handle import make_link
+from ..offload.load import load, pick_device
+from ..offload.placement import free_memory, in_host_memory
+from ..offload.slots import allocate
 from ..store import Store, is_store
 from .machine import describe
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from ..places import evaluation_folder
-from ..settings import FARTHEST
+from ..cache.settings import FARTHEST
+from ..machine.folders import evaluation_folder
 
 Ranked = list[tuple[int, float]]
 

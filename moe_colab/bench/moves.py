@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ..explorer import Explorer
-from ..looks import LOOKS
+from ..notebook.widgets.explorer import Explorer
+from ..notebook.widgets.trace_views import LOOKS
 from ..trace import Trace
 from .machine import describe
 from .traces import made_up

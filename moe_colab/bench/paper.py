@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from ..counters import Stats
-from ..loading import load
-from ..reading import read
-from ..replays import replay
-from ..timelines import timeline
+from ..analysis.replay import replay
+from ..analysis.timeline import timeline
+from ..cache.clock_link import ClockLink, keep_time
+from ..cache.stats import Stats
+from ..offload.load import load
+from ..offload.read_text import read
 from ..trace import Trace
-from ..virtual_links import ClockLink, keep_time
 from .four_domains import sequences
 from .machine import describe
 

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..checkpoint import Checkpoint
-from ..comparison import CONFIDENCE, DRAWS
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.source import open_checkpoint
 from ..errors import MoEColabError
-from ..loading import load_tokenizer, open_checkpoint
-from ..lowbit import Format
-from ..quality import evaluation_texts
+from ..evaluation.comparison import CONFIDENCE, DRAWS
+from ..evaluation.perplexity import evaluation_texts
+from ..offload.load import load_tokenizer
+from ..quantization.format import Format
 from ..store import Summary
 from ..store.blobs import DENSE
 from .allocation import UNIFORM, allocation_table, share_out

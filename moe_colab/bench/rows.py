@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..comparison import Interval, Resamples, compare
-from ..lowbit import Format
-from ..quality import Scores
-from ..sensitivity import score_quantized
+from ..evaluation.comparison import Interval, Resamples, compare
+from ..evaluation.perplexity import Scores
+from ..evaluation.sensitivity import score_quantized
+from ..quantization.format import Format
 from ..store import Summary
 
 SEED = 0

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from ..places import shipped_model
+from ..machine.folders import shipped_model
 from .machine import describe
 
 # Fixed before the training whose result they judge; the seed of each is its place in the list.

@@ -21,15 +21,15 @@ from typing import Any
 
 import torch
 
-from ..cache import LayerCache, make_policy
-from ..governor import Governor
-from ..hardware import SPARES
-from ..homes import CHUNK
-from ..links import ThreadLink
-from ..loading import load
-from ..pool import Pool
-from ..settings import FARTHEST, SOURCES
-from ..virtual_links import ClockLink
+from ..cache.clock_link import ClockLink
+from ..cache.governor import Governor
+from ..cache.homes import CHUNK
+from ..cache.links import ThreadLink
+from ..cache.policies import LayerCache, make_policy
+from ..cache.pool import Pool
+from ..cache.settings import FARTHEST, SOURCES
+from ..cache.spares import SPARES
+from ..offload.load import load
 from .guessed_routing import Said, listen, mixed_text, recall
 from .machine import describe
 

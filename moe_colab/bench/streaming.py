@@ -25,10 +25,10 @@ from typing import Any
 import torch
 from transformers import MixtralConfig
 
+from ..checkpoint.hub import is_repo_id
 from ..errors import MoEColabError
-from ..hub import is_repo_id
-from ..sizes import INDEX, header, weight_files
-from ..store.tensors import make_header
+from ..planner.sizes import header
+from ..store.safetensors import INDEX, make_header, weight_files
 from .machine import describe
 
 SHAPES = {
@@ -103,7 +103,7 @@ NORMS = ("input", "post_attention")
 def stage(name: str, source: str, store: str) -> dict[str, Any]:
     """Do one of STAGES and say what it took, over what this process had after its imports."""
     import moe_colab as mc
-    import moe_colab.quantization
+    import moe_colab.quantization.quantize
 
     def generate() -> dict[str, Any]:
         model, _ = mc.load(store, slots=2, progress=False)
@@ -178,7 +178,7 @@ def measure(source: str, store: Path) -> dict[str, Any]:
 
 def source_sizes(source: str) -> dict[str, Any]:
     if is_repo_id(source) and not Path(source).exists():
-        from ..hub import announced, fetch
+        from ..checkpoint.hub import announced, fetch
 
         snapshot = fetch(source, progress=False)
         files = [list(announced(snapshot, name).values()) for name in snapshot.weights]

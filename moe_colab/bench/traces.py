@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..loading import load
-from ..recording import record
-from ..replays import replay
+from ..analysis.replay import replay
+from ..offload.load import load
+from ..offload.record import record
 from ..trace import Builder, Trace
 from .machine import describe
 

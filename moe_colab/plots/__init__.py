@@ -8,19 +8,19 @@ shows itself in a notebook.
 from .ablation import ablation
 from .activity import activations, transitions
 from .bars import bits, memory
-from .cells import xray
-from .curves import hit_rates, recall
-from .dots import shares, specialisation
-from .heat import errors
-from .histogram import levels
-from .lanes import timeline
-from .moment import step
-from .page import Picture
-from .say import router
-from .strip import residency
-from .text import tokens
-from .tradeoff import front, pareto
-from .ways import flows
+from .errors import errors
+from .flows import flows
+from .hit_rates import hit_rates, recall
+from .levels import levels
+from .pareto import front, pareto
+from .picture import Picture
+from .residency import residency
+from .router import router
+from .shares import shares, specialisation
+from .step import step
+from .timeline import timeline
+from .tokens import tokens
+from .xray import xray
 
 __all__ = [
     "Picture",

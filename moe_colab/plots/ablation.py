@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
-from .page import DIM, GREEN, HATCHES, INK, ORANGE, Picture, drawn, need, plain_axes, unit_of
+from .picture import DIM, GREEN, HATCHES, INK, ORANGE, Picture, drawn, need, plain_axes, unit_of
 
 ROWS = "full", "no-speculation", "no-cache", "whole-layer"
 Row = Mapping[str, Any]

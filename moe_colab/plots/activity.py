@@ -12,8 +12,8 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
-from .grid import AMOUNT, DEVIATION, draw_cells, label
-from .page import DIM, Picture, drawn, need, records
+from .heatmap import AMOUNT, DEVIATION, draw_cells, label
+from .picture import DIM, Picture, drawn, need, records
 
 SIDE_BY_SIDE = 16  # columns, at the most, of two panels in a line
 ROOM_FOR_NUMBERS = 10  # columns

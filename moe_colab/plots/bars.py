@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from .page import (
+from .picture import (
     DIM,
     GREEN,
     HATCHES,

@@ -8,8 +8,8 @@ import os
 import zlib
 from pathlib import Path
 
+from ..cache.homes import DiskHome
 from ..errors import MoEColabError
-from ..homes import DiskHome
 from .blobs import BlobFile
 from .manifest import NAME, FileEntry, Manifest
 from .writer import JOURNAL

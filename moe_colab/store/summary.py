@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..hardware import human
+from ..units import human
 from .blobs import DENSE, DTYPE_BYTES, EMBEDDINGS, EXPERTS, Field, Matrix
 from .manifest import REPORT, Manifest
 from .reader import Store, store_folder
-from .tensors import read_header
+from .safetensors import read_header
 
 if TYPE_CHECKING:
     import pandas

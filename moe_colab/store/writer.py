@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import MoEColabError
 from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
 from .manifest import NAME, FileEntry, Manifest
-from .tensors import make_header, read_bytes
+from .safetensors import make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
 LOW_BIT = "dense-lowbit.safetensors"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..counters import PHASES
+from ..cache.stats import PHASES
 
 Arrays = dict[str, np.ndarray]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..counters import PHASES
+from ..cache.stats import PHASES
 from ..errors import MoEColabError
 from . import arrays
 from .arrays import OUTCOMES

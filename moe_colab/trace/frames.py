@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..counters import PHASES
+from ..cache.stats import PHASES
 from .arrays import NOBODY, OUTCOMES
 
 if TYPE_CHECKING:

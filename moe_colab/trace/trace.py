@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cache import Tokens
+from ..cache.policies import Tokens
 from ..errors import MoEColabError
-from ..hardware import parse_bytes
-from ..places import shipped_trace
+from ..machine.folders import shipped_trace
+from ..units import parse_bytes
 from . import archive, arrays, frames, route_csv
 
 if TYPE_CHECKING:

@@ -1,0 +1,258 @@
+"""A trace driven through the engine's own pool in virtual time: the clock link moves bytes that do
+not exist, compute is a number of seconds, and everything that happens is noted.
+
+Knows traces, caches, the pool and the clock link. Decides nothing, and needs no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+
+from ..cache.clock_link import ClockLink
+from ..cache.governor import Ranked
+from ..cache.homes import CHUNK
+from ..cache.policies import Tokens
+from ..cache.pool import Pool
+from ..cache.settings import Guessing, is_whole
+from ..cache.spares import SPARES
+from ..cache.stats import Ledger
+from ..errors import MoEColabError
+from ..trace import Trace
+from ..units import parse_bytes
+from .layer_caches import Caches
+
+KINDS = ("copy", "compute", "stall")
+GUESSES = ("no", "right", "wrong")
+EVENT = np.dtype(
+    [
+        ("kind", "u1"),  # of KINDS
+        ("step", "i4"),  # a copy's: in which it was asked for
+        ("layer", "i2"),
+        ("expert", "i2"),  # -1: what a layer computes before its router speaks
+        ("begin", "f8"),  # seconds
+        ("end", "f8"),
+        ("bytes", "i8"),  # of a copy
+        ("guess", "u1"),  # of GUESSES: a copy that was asked for before the router spoke
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How fast everything is. link: bytes a second; before_router, per_expert: seconds of compute
+    of a layer before its router speaks, and for each distinct expert that it then uses; chunk:
+    bytes that move at once."""
+
+    link: float
+    before_router: float
+    per_expert: float
+    chunk: int = CHUNK
+
+    @classmethod
+    def of(
+        cls,
+        link: float | str,
+        compute: float | tuple[float, float],
+        trace: Trace,
+        chunk: int = CHUNK,
+    ) -> Clock:
+        """As mc.timeline is given them. Raises MoEColabError."""
+        rate = link if isinstance(link, Real) else parse_bytes(str(link).strip().removesuffix("/s"))
+        if not rate > 0:
+            raise MoEColabError(f"a link of {link!r} moves nothing: write it like 12GB/s.")
+        try:
+            if isinstance(compute, Sequence):
+                before_router, per_expert = map(float, compute)
+            else:
+                before_router = float(compute) / 2
+                per_expert = before_router / trace.routing.shape[2]
+        except (TypeError, ValueError) as error:
+            raise MoEColabError(
+                f"compute must be seconds, or a pair of them, not {compute!r}."
+            ) from error
+        if not (0 <= before_router < float("inf") and 0 <= per_expert < float("inf")):
+            raise MoEColabError(f"compute must be seconds from 0 on, not {compute!r}.")
+        if not is_whole(chunk) or chunk < 1:
+            raise MoEColabError(f"a chunk must have one byte at least, not {chunk!r}.")
+        return cls(float(rate), before_router, per_expert, int(chunk))
+
+
+class Ahead:
+    """The guesses of a trace, as a live model would have made them with these settings: `at(step,
+    layer)`. Raises MoEColabError where the trace does not hold as many."""
+
+    def __init__(self, trace: Trace, guesses: int, lookahead: int, source: str):
+        Guessing(guesses, lookahead, source)  # or it raises
+        self.source = source
+        self.found: dict[tuple[int, int], dict[int, list]] = {}
+        if not guesses:
+            return
+        rows = trace.guesses
+        if source in trace.sources:
+            rows = rows[rows["source"] == trace.sources.index(source)]
+        else:
+            rows = rows[:0]
+        if not len(rows) and not trace.forwards["phase"].any():
+            return  # a prompt alone, which a new model reads without guessing
+        far = rows["layer"] - rows["at"]
+        most = rows["place"].max(initial=-1) + 1, far.max(initial=0)
+        if guesses > most[0] or lookahead > most[1]:
+            raise MoEColabError(
+                f"this trace holds {most[0]} guesses a layer from {source!r}, {most[1]} layers "
+                f"ahead: record it with speculate={guesses} and lookahead={lookahead} or more."
+            )
+        for row in rows[(rows["place"] < guesses) & (far <= lookahead)].tolist():
+            step, at, layer, expert, _, probability, _ = row
+            guess = self.found.setdefault((step, at), {}).setdefault(layer, [])
+            guess.append((expert, probability))
+
+    def at(self, step: int, layer: int) -> list[tuple[int, Ranked]]:
+        return list(self.found.get((step, layer), {}).items())
+
+
+@dataclass(frozen=True)
+class EmptyHome:
+    """An expert whose bytes nobody needs."""
+
+    layer: int
+    expert: int
+    nbytes: int
+    tier: str = "host"
+
+    def fill(self, buffer: object) -> Iterator[int]:
+        yield self.nbytes  # all at once: a clock link moves a load in the moment of its end
+
+
+@dataclass(frozen=True)
+class EmptyBlock:
+    buffer: None = None
+
+
+class WatchedClock(ClockLink):
+    """A clock link that notes when the bytes of which expert were on their way. What a demand load
+    has overtaken is on its way more than once."""
+
+    def __init__(self, bytes_per_second: float, chunk: int):
+        super().__init__(bytes_per_second, chunk)
+        self.step = self.layer = 0
+        self.asked: dict[object, tuple[int, int, bool]] = {}  # by ticket: step, layer, urgent?
+        self.copies: list[tuple[object, float, float]] = []  # ticket, begin, end
+        self.began = 0.0
+
+    def start(self, home, block, after=None, urgent=True):
+        ticket = super().start(home, block, after, urgent)
+        self.asked[ticket] = self.step, self.layer, urgent
+        return ticket
+
+    def _begin_chunk(self, at: float) -> None:
+        super()._begin_chunk(at)
+        self.began = at
+
+    def _end_chunk(self) -> None:
+        self.note()
+        super()._end_chunk()
+
+    def note(self) -> None:
+        """The chunk that is on its way belongs to the copy before it, or begins one."""
+        if self.moving is None:
+            return
+        (ticket, end), begin = self.moving, self.began
+        if self.copies and self.copies[-1][0] is ticket and self.copies[-1][2] == begin:
+            begin = self.copies.pop()[1]
+        self.copies.append((ticket, begin, end))
+
+
+class Rehearsal:
+    """One run of a trace: `run`, then look at `events`, `step_ends` (seconds) and `ledger`. caches:
+    who stays; slots: one number per layer; ahead: what is guessed. There is no governor."""
+
+    def __init__(self, caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead):
+        self.caches, self.trace, self.clock, self.ahead = caches, caches.trace, clock, ahead
+        self.link = WatchedClock(clock.link, clock.chunk)
+        self.ledger = Ledger(self.trace.layers)
+        homes = [
+            [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
+            for layer, (experts, nbytes) in enumerate(
+                zip(self.trace.experts, self.trace.expert_bytes, strict=True)
+            )
+        ]
+        self.pool = Pool(
+            self.link,
+            homes,
+            [[EmptyBlock()] * n for n in slots],
+            [caches.make(layer, n) for layer, n in enumerate(slots)],
+            spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
+            permanent=[{e: EmptyBlock() for e in always} for always in caches.resident],
+            ledger=self.ledger,
+        )
+        self.noted: list[tuple] = []
+        self.step_ends: list[float] = []
+
+    def run(self) -> None:
+        needed = [self.caches.needed(layer) for layer in range(self.trace.layers)]
+        used = [self.trace.needed(layer) for layer in range(self.trace.layers)]
+        shown = [self.caches.shown(layer) for layer in range(self.trace.layers)]
+        sizes = np.diff(self.trace.bounds).tolist()
+        for step, (phase, tokens) in enumerate(zip(self.caches.phases, sizes, strict=True)):
+            self.ledger.forward(phase, tokens)
+            for layer in range(self.trace.layers):
+                self.link.step, self.link.layer = step, layer
+                tokens = next(shown[layer])
+                self._layer(step, layer, needed[layer][step], used[layer][step], tokens)
+            self.step_ends.append(self.link.now)
+        self.link.note()  # counted like all chunks when it began
+
+    def _layer(
+        self,
+        step: int,
+        layer: int,
+        needed: Sequence[int],
+        used: Sequence[int],  # of those, computed: all but where a whole layer is moved
+        tokens: Tokens | None,
+    ) -> None:
+        self._compute(step, layer, -1, self.clock.before_router)
+        guesses = self.ahead.at(step, layer)
+        early = guesses if self.ahead.source == "router_input" else []
+        before = self.link.now
+        for expert, _ in self.pool.experts(layer, needed, tokens, early):
+            if self.link.now > before:
+                self.noted.append((2, step, layer, expert, before, self.link.now, 0, 0))
+            if expert in used:
+                self._compute(step, layer, expert, self.clock.per_expert)
+            before = self.link.now
+        for later, ranked in guesses if not early else ():
+            self.pool.guess(later, ranked)
+
+    @property
+    def events(self) -> np.ndarray:
+        """EVENT [n], by their beginning. A last wrong guess may be under way when all is over."""
+        copies = []
+        for ticket, begin, end in self.link.copies:
+            home, nbytes = ticket.home, round((end - begin) * self.link.rate)
+            step, at, urgent = self.link.asked[ticket]
+            guess = 0 if urgent else self._guess(step, at, home)
+            copies.append((0, step, home.layer, home.expert, begin, end, nbytes, guess))
+        rows = np.array(self.noted + copies, EVENT)
+        return rows[np.argsort(rows["begin"], kind="stable")]
+
+    def _guess(self, step: int, at: int, home: EmptyHome) -> int:
+        """What the router said to the guess that was made in a step, at a layer. One for a step
+        that never came was wrong."""
+        meant = step + (home.layer <= at)
+        needed = self.trace.needed(home.layer)
+        return 1 if meant < len(needed) and home.expert in needed[meant] else 2
+
+    def _compute(self, step: int, layer: int, expert: int, seconds: float) -> None:
+        begin = self.link.now
+        self.link.compute(seconds)
+        self.noted.append((1, step, layer, expert, begin, self.link.now, 0, 0))
+
+
+def rehearse(caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead) -> Rehearsal:
+    run = Rehearsal(caches, slots, clock, ahead)
+    run.run()
+    return run

@@ -1,0 +1,112 @@
+"""A trace's choices as arrays: who was sent where, in which stretch of text, and what the router
+said.
+
+Knows a trace's routing and logits, and what may be asked of them; counts nothing.
+
+Legend: N tokens, k choices of each, E experts of the layer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...cache.stats import PHASES
+from ...errors import MoEColabError
+from ...trace import Trace
+
+# Tokens. In the shipped trace, shares of such blocks vary as if a token were worth half a one;
+# longer blocks would be too few to tell.
+BLOCK = 32
+NOBODY = -1  # as in a trace: this token was sent to no expert here
+
+
+def chosen(trace: Trace, layer: int, top_k: int | None = None) -> np.ndarray:
+    """int [N, k]: the experts of every token in the router's order, -1 for none. Fewer than were
+    recorded are its first choices; more are those that its logits name next, as if this layer alone
+    had been asked for more: what it was shown stays. Raises MoEColabError for a number that cannot
+    be, or where the logits are needed and not there."""
+    routing, experts = trace.routing[:, layer], trace.experts[layer]
+    k = routing.shape[1] if top_k is None else top_k
+    if not 1 <= k <= experts:
+        raise MoEColabError(f"top_k must be 1 to {experts}, the experts of layer {layer}, not {k}.")
+    if k <= routing.shape[1]:
+        return routing[:, :k].astype(np.int64)
+    need_logits(trace, layer, f"who would come after its {routing.shape[1]} choices is not known")
+    order = trace.logits[:, layer, :experts].astype(np.float64)
+    first = routing.astype(np.int64)
+    token, rank = np.nonzero(first != NOBODY)
+    order[token, first[token, rank]] = np.inf  # those come first, in their own order
+    rest = np.argsort(-order, axis=1, kind="stable")
+    have = (first != NOBODY).sum(axis=1, keepdims=True)
+    ranks = np.arange(k)
+    padded = np.pad(first, ((0, 0), (0, k - first.shape[1])), constant_values=NOBODY)
+    return np.where(have == 0, NOBODY, np.where(ranks < have, padded, rest[:, :k]))
+
+
+def sent(
+    trace: Trace, layer: int, kept: np.ndarray, top_k: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [n, E], int [n]): of the tokens of the mask `kept` that this layer sent anywhere, where
+    each was sent, and its block."""
+    experts = chosen(trace, layer, top_k)
+    kept = kept & (experts != NOBODY).any(axis=1)
+    went = np.zeros((int(kept.sum()), trace.experts[layer] + 1), bool)
+    np.put_along_axis(went, experts[kept], True, axis=1)  # -1: the last column
+    return went[:, :-1], blocks(trace)[kept]
+
+
+def blocks(trace: Trace) -> np.ndarray:
+    """int [N]: tokens of one number follow each other in one sequence, BLOCK at the most."""
+    length, past = by_token(trace, "length"), by_token(trace, "past")
+    place = np.arange(len(trace.tokens)) - np.repeat(trace.bounds[:-1], np.diff(trace.bounds))
+    rows, position = place // length, past + place % length
+    keys = np.stack([by_token(trace, "sequence"), rows, position // BLOCK])
+    return np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
+
+
+def by_token(trace: Trace, column: str) -> np.ndarray:
+    """A column of the trace's forwards, for every token [N]."""
+    return np.repeat(trace.forwards[column], np.diff(trace.bounds))
+
+
+def tokens_of(trace: Trace, phase: str | None) -> np.ndarray:
+    """bool [N]: the tokens of a phase. Raises MoEColabError where there are none."""
+    if phase not in (None, *PHASES):
+        raise MoEColabError(f"phase must be {' or '.join(map(repr, PHASES))}, not {phase!r}.")
+    kept = np.ones(len(trace.tokens), bool)
+    if phase is not None:
+        kept = by_token(trace, "phase") == PHASES.index(phase)
+    if not kept.any():
+        raise MoEColabError(f"there are no {phase or ''} tokens in this trace: record some.")
+    return kept
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax over the last axis."""
+    logits = logits.astype(np.float64)
+    parts = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return parts / parts.sum(axis=-1, keepdims=True)
+
+
+def text_of(trace: Trace, place: int) -> str:
+    return trace.texts.get(int(trace.tokens[place]), "")
+
+
+def check_layer(trace: Trace, layer: int) -> None:
+    if layer not in range(trace.layers):
+        raise MoEColabError(f"layer must be 0 to {trace.layers - 1}, not {layer!r}.")
+
+
+def check_place(trace: Trace, place: int) -> None:
+    if place not in range(len(trace.tokens)):
+        raise MoEColabError(
+            f"there is no token {place!r} in this trace: it has {len(trace.tokens):,}, from 0 on."
+        )
+
+
+def need_logits(trace: Trace, layer: int, so: str) -> None:
+    if not trace.holds_logits(layer):
+        raise MoEColabError(
+            f"this trace does not hold the router's logits of MoE layer {layer}, so {so}: record "
+            "one with mc.record."
+        )

@@ -1,0 +1,136 @@
+"""What the figures of a cache show: who lay in the slots, what every number of slots would bring,
+how many guesses were right.
+
+Knows traces and their caches; draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ...cache.policies import PolicySpec, policy_name
+from ...cache.settings import SOURCES, check_slots
+from ...cache.stats import PHASES
+from ...errors import MoEColabError
+from ...trace import Trace
+from ..layer_caches import Caches
+from .choices import blocks, check_layer, text_of
+from .intervals import shares
+
+if TYPE_CHECKING:
+    import pandas
+
+POLICIES = ("lru", "lfu", "random", "optimal")
+
+
+def residency(
+    trace: Trace, layer: int = 0, policy: PolicySpec = "lru", slots: int = 4, bypass: bool = False
+) -> pandas.DataFrame:
+    """Who lay in the slots of one layer, from empty slots: one row for each step and expert that is
+    needed or has a slot after the step, with the columns step, phase, label, token (the text of the
+    step's only token, "" where there are several or none is known), expert, state.
+
+    state: "hit", "miss" (loaded into a slot), "passing" (loaded, used, and gone before the step was
+    over) or "idle" (has a slot, not needed). Raises MoEColabError for a setting that cannot be.
+    """
+    import pandas as pd
+
+    check_layer(trace, layer)
+    check_slots(slots, [trace.experts[layer]])
+    caches = Caches(trace, policy, bypass)
+    cache, rows = caches.make(layer, slots), []
+    asked = zip(caches.needed(layer), caches.shown(layer), strict=False)
+    for step, (needed, tokens) in enumerate(asked):
+        states = {s.expert: "hit" if s.hit else "miss" for s in cache.access(needed, tokens)}
+        gone = {e: "passing" for e, state in states.items() if state == "miss"}
+        states |= {e: state for e, state in gone.items() if e not in cache.resident}
+        states |= dict.fromkeys(cache.resident - set(states), "idle")
+        rows += [(step, expert, state) for expert, state in sorted(states.items())]
+    frame = pd.DataFrame(rows, columns=["step", "expert", "state"])
+    labels = np.array(trace.labels)[trace.forwards["label"]]
+    words = [word(trace, step) for step in range(trace.steps)]
+    for column, values in (("phase", caches.phases), ("label", labels), ("token", words)):
+        frame.insert(1, column, np.array(values)[frame["step"]])
+    return frame[["step", "phase", "label", "token", "expert", "state"]]
+
+
+def word(trace: Trace, step: int) -> str:
+    """The text of a step's only token."""
+    first, end = trace.bounds[step : step + 2]
+    return text_of(trace, int(first)) if end - first == 1 else ""
+
+
+def hit_rates(
+    trace: Trace,
+    policies: Iterable[PolicySpec] = POLICIES,
+    slots: Sequence[int] | None = None,
+) -> pandas.DataFrame:
+    """The hit rate of every policy with every number of slots a layer, one row each for the prompt
+    and for the decoded tokens: policy, slots, phase, accesses, loads, bytes, hit_rate.
+
+    policies: as for mc.replay, "optimal" (Belady) included. slots: 1 to all experts, if not said.
+    Raises MoEColabError for a setting that cannot be.
+    """
+    import pandas as pd
+
+    rows = []
+    for policy in policies:
+        caches = Caches(trace, policy)
+        for n in range(1, min(trace.experts) + 1) if slots is None else slots:
+            check_slots(n, trace.experts)
+            books = [caches.count(layer, n) for layer in range(trace.layers)]
+            for phase in PHASES:
+                accesses, loads, nbytes, hits = (
+                    sum(getattr(book[phase], name) for book in books)
+                    for name in ("accesses", "loads", "bytes_loaded", "hits")
+                )
+                if accesses:
+                    row = (policy_name(policy), n, phase, accesses, loads, nbytes)
+                    rows.append((*row, hits / accesses))
+    names = ["policy", "slots", "phase", "accesses", "loads", "bytes", "hit_rate"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
+    """How many of the experts that a decoded token needed had been guessed: one row for each source
+    of guesses, lookahead and layer that was guessed for, with the columns source, lookahead, layer,
+    needed, guessed, recall (guessed / needed), low and high (its 95 % interval, as of
+    intervals.shares) and chance (what guesses at random would get).
+
+    guesses: experts of a layer, the likeliest first. Raises MoEColabError where the trace does not
+    hold so many.
+    """
+    import pandas as pd
+
+    frame = trace.guess_frame()
+    held = 0 if frame.empty else int(frame["place"].max()) + 1
+    if not 1 <= guesses <= held:
+        raise MoEColabError(
+            f"this trace holds {held} guesses a layer, and {guesses!r} were asked for: record it "
+            f"with speculate={guesses!r}."
+        )
+    decode = trace.forwards["phase"] == PHASES.index("decode")
+    frame = frame[(frame["place"] < guesses) & decode[frame["step"]]]
+    frame = frame.assign(lookahead=frame["layer"] - frame["at"])
+    frame = frame[frame["lookahead"] > 0]
+    block, rows = blocks(trace)[trace.bounds[:-1]], []
+    for source in (name for name in SOURCES if name in trace.sources):
+        for (ahead, layer), own in frame[frame["source"] == source].groupby(["lookahead", "layer"]):
+            named = set(zip(own["step"], own["expert"], strict=True))
+            needed = [
+                (step, expert)
+                for step, experts in enumerate(trace.needed(layer))
+                if decode[step]
+                for expert in experts
+            ]
+            right = np.array([[need in named] for need in needed])
+            found = shares(right, block[[step for step, _ in needed]])
+            share, low, high = (float(x[0]) for x in (found.share, found.low, found.high))
+            chance = min(1.0, guesses / trace.experts[layer])
+            counted = (found.of, int(found.tokens[0]), share, low, high, chance)
+            rows.append((source, ahead, layer, *counted))
+    names = ["source", "lookahead", "layer", "needed", "guessed", "recall", "low", "high", "chance"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,0 +1,95 @@
+"""Where an expert's bytes come from: a file, or a copy in host memory. Read-only, for good.
+
+Knows how to fill a buffer from one expert's home, chunk by chunk, and how to check it. Knows no
+slots and no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import MoEColabError
+
+CHUNK = 4 << 20
+"""Bytes moved before a load looks up; a demand load waits for at most one chunk of a speculative
+one."""
+
+
+class Home(Protocol):
+    tier: str  # "disk" or "host"
+    nbytes: int
+
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        """Write the expert into `buffer` (nbytes long), yielding the bytes moved after each chunk:
+        CHUNK, and for the last one what is left. Each chunk is written to a slice that was asked of
+        `buffer` for it. Raises MoEColabError where the bytes cannot be read or are not the ones
+        that were packed."""
+
+
+class DiskHome:
+    """An expert in a file of the store: `nbytes` at `offset`. Its crc32 is checked the first time
+    it is read."""
+
+    tier = "disk"
+
+    def __init__(self, file: FileIO, offset: int, nbytes: int, crc32: int, label: str):
+        self.file, self.offset, self.nbytes = file, offset, nbytes
+        self.crc32, self.label, self.checked = crc32, label, False
+
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        crc, done = 0, 0
+        while done < self.nbytes:
+            part = buffer[done : min(done + CHUNK, self.nbytes)]
+            self._read(part, self.offset + done)
+            if not self.checked:
+                crc = zlib.crc32(part, crc)
+            done += len(part)
+            yield len(part)
+        if not self.checked and crc != self.crc32:
+            folder = Path(self.file.name).parent
+            raise MoEColabError(
+                f"{self.label} in {self.file.name} is damaged (crc32 {crc:08x}, packed as "
+                f"{self.crc32:08x}): its bytes changed since the store was made. Delete {folder} "
+                "and make it again: that of a checkpoint is made when it is loaded."
+            )
+        self.checked = True
+
+    def _read(self, part: memoryview, offset: int) -> None:
+        while len(part):
+            try:
+                got = os.preadv(self.file.fileno(), [part], offset)
+            except OSError as error:
+                raise MoEColabError(
+                    f"reading {self.label} from {self.file.name} failed: {error.strerror}."
+                ) from error
+            if got == 0:
+                raise MoEColabError(
+                    f"{self.file.name} ends before {self.label}: the file was cut; make the store "
+                    "anew."
+                )
+            part, offset = part[got:], offset + got
+
+    def forget(self) -> None:
+        """Let the kernel drop its cached pages of this expert: a copy of it is kept elsewhere."""
+        os.posix_fadvise(self.file.fileno(), self.offset, self.nbytes, os.POSIX_FADV_DONTNEED)
+
+
+class HostHome:
+    """An expert kept in host memory for the session. `tensor` is the same memory as a torch tensor,
+    for a CUDA copy."""
+
+    tier = "host"
+
+    def __init__(self, memory: memoryview, tensor=None):
+        self.memory, self.tensor, self.nbytes = memory, tensor, len(memory)
+
+    def fill(self, buffer: memoryview) -> Iterator[int]:
+        for start in range(0, self.nbytes, CHUNK):
+            part = self.memory[start : start + CHUNK]
+            buffer[start : start + len(part)] = part
+            yield len(part)

@@ -1,0 +1,253 @@
+"""Links move an expert's bytes from its home into a block. They own no state beyond their own
+queue.
+
+Knows homes and blocks (anything with a writable `buffer`). Knows no experts, layers, policies or
+torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Four links,
+one protocol: ThreadLink (a CPU reads) here, ManualLink (a test decides what completes or fails) and
+ClockLink (virtual time) in virtual_links.py, CudaLink in cuda.py.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from ..errors import MoEColabError
+from . import homes
+from .homes import Home
+from .stats import Counters
+
+QUEUED, MOVING, DONE, FAILED, CANCELLED = "queued", "moving", "done", "failed", "cancelled"
+
+
+class Block(Protocol):
+    buffer: memoryview
+
+
+class Ticket(Protocol):
+    """One load under way."""
+
+    home: Home
+    moved: int  # bytes that have moved, the chunk under way included; 0 once it has failed
+
+    def done(self) -> bool:
+        """True once the bytes are in the block. False for a failed load."""
+
+    def failed(self) -> bool:
+        """True once the load has ended without its bytes."""
+
+    def wait(self, book: Counters | None = None) -> None:
+        """Return when compute may use the block; the time that compute had to wait goes to `book`.
+        Raises MoEColabError if the load failed."""
+
+    def promote(self) -> None:
+        """A guess has become a demand."""
+
+    def cancel(self) -> bool:
+        """Move no further chunk; False if the load has ended. Whatever becomes of it, its block may
+        be given to the next load of the same link at once: loads do not pass the chunk under
+        way."""
+
+
+class Link(Protocol):
+    def start(self, home: Home, block: Block, after: Any, urgent: bool) -> Ticket:
+        """Begin to fill `block` once compute has passed the mark `after` (None: at once)."""
+
+    def mark(self) -> Any:
+        """A point in compute: a block used before it may be overwritten after it."""
+
+    def time(self) -> float:
+        """Seconds, from any beginning, as compute sees them."""
+
+    def settle(self) -> None:
+        """Bring all stall times to the books they belong to, before these are read."""
+
+    def stop(self) -> None:
+        """Drop what is queued or under way, without waiting for the chunk that moves."""
+
+    def close(self) -> None:
+        """The same; no byte moves afterwards."""
+
+
+class QueueTicket:
+    """A ticket whose state its link changes under the link's condition."""
+
+    def __init__(self, link: QueueLink, home: Home, block: Block, after: Any, urgent: bool):
+        self.link, self.home, self.block, self.after, self.urgent = link, home, block, after, urgent
+        self.state = QUEUED
+        self.moved = 0
+        self.chunks: Iterator[int] | None = None  # of the bytes, once the first has begun
+        self.error: Exception | None = None
+
+    def done(self) -> bool:
+        return self.state == DONE
+
+    def failed(self) -> bool:
+        return self.state in (FAILED, CANCELLED)
+
+    def promote(self) -> None:
+        self.link.promote(self)
+
+    def cancel(self) -> bool:
+        return self.link.cancel(self)
+
+    def wait(self, book: Counters | None = None) -> None:
+        if self.state in (QUEUED, MOVING):
+            seconds = self.link.await_end(self)
+            if book is not None:
+                book.stall_seconds += seconds
+        if self.error is not None:
+            raise self.error
+        if self.state == CANCELLED:
+            raise MoEColabError(
+                "this model was closed while an expert was being loaded: load it again with "
+                "mc.load()."
+            )
+
+
+class QueueLink:
+    """What the links share: demand loads before guesses, each in the order of asking. A load stays
+    in its queue until it has ended: whoever stands first moves its next chunk."""
+
+    ticket_class = QueueTicket
+
+    def __init__(self):
+        self.changed = threading.Condition()
+        self.closing = False
+        # Demand loads, then guesses.
+        self.queues: tuple[deque[QueueTicket], deque[QueueTicket]] = (deque(), deque())
+
+    def start(
+        self, home: Home, block: Block, after: Any = None, urgent: bool = True
+    ) -> QueueTicket:
+        ticket = self.ticket_class(self, home, block, after, urgent)
+        with self.changed:
+            if self.closing:  # nobody would ever move it
+                raise MoEColabError("this model was closed: load it again with mc.load().")
+            self._queue(ticket).append(ticket)
+            self.changed.notify_all()
+        return ticket
+
+    def mark(self) -> None:
+        """Compute on a CPU is over when the call returns: nothing to remember."""
+
+    def time(self) -> float:
+        return time.perf_counter()
+
+    def promote(self, ticket: QueueTicket) -> None:
+        with self.changed:
+            if not ticket.urgent and ticket in self._queue(ticket):
+                self._queue(ticket).remove(ticket)
+                ticket.urgent = True
+                self._queue(ticket).append(ticket)
+
+    def cancel(self, ticket: QueueTicket) -> bool:
+        with self.changed:
+            if ticket.state not in (QUEUED, MOVING):
+                return False
+            self._end(ticket, CANCELLED)
+            return True
+
+    def settle(self) -> None:
+        """Stall times are booked when they happen."""
+
+    def stop(self) -> None:
+        """Like close, without waiting for the chunk that is moving."""
+        with self.changed:
+            self.closing = True
+            for ticket in [ticket for queue in self.queues for ticket in queue]:
+                self.cancel(ticket)
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        self.stop()
+
+    def await_end(self, ticket: QueueTicket) -> float:
+        raise MoEColabError(f"{type(self).__name__} cannot wait.")
+
+    def next_queued(self) -> QueueTicket | None:
+        return next((queue[0] for queue in self.queues if queue), None)
+
+    def _queue(self, ticket: QueueTicket) -> deque[QueueTicket]:
+        return self.queues[0 if ticket.urgent else 1]
+
+    def _end(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
+        """The load leaves its queue. An error is kept for the generation that waits for this
+        expert."""
+        self._queue(ticket).remove(ticket)
+        ticket.error, ticket.state, ticket.chunks = error, state, None
+        if state == FAILED:
+            ticket.moved = 0
+
+
+class ThreadLink(QueueLink):
+    """One thread that reads, while the caller computes: file reads and large copies release the
+    GIL. Between two chunks it looks up who is first now."""
+
+    def __init__(self):
+        super().__init__()
+        self.thread: threading.Thread | None = None
+
+    def start(self, home, block, after=None, urgent=True):
+        if self.thread is None and not self.closing:
+            self.thread = threading.Thread(target=self._run, name="moe_colab-link", daemon=True)
+            self.thread.start()
+        return super().start(home, block, after, urgent)
+
+    def await_end(self, ticket):
+        start = time.perf_counter()
+        self.promote(ticket)
+        with self.changed:
+            self.changed.wait_for(lambda: ticket.state not in (QUEUED, MOVING))
+        return time.perf_counter() - start
+
+    def close(self):
+        super().close()
+        if self.thread is not None:
+            self.thread.join()
+
+    def _run(self) -> None:
+        while (turn := self._next()) is not None:
+            ticket, chunks = turn
+            try:
+                ended = self.move_chunk(ticket, chunks)
+            except Exception as error:
+                self._arrived(ticket, FAILED, error)
+            else:
+                if ended:
+                    self._arrived(ticket, DONE)
+
+    def _next(self) -> tuple[QueueTicket, Iterator[int]] | None:
+        """Whose chunk moves now; waits for somebody. None once the link closes."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.closing or self.next_queued())
+            ticket = self.next_queued()
+            if ticket is None:
+                return None
+            ticket.state = MOVING
+            ticket.moved += min(homes.CHUNK, ticket.home.nbytes - ticket.moved)
+            ticket.chunks = ticket.chunks or self.chunks_of(ticket)
+            return ticket, ticket.chunks
+
+    def _arrived(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
+        with self.changed:
+            if ticket.state == MOVING:  # or it was called back meanwhile
+                self._end(ticket, state, error)
+            self.changed.notify_all()
+
+    def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
+        """Moves a load, chunk by chunk, yielding the bytes of each."""
+        return ticket.home.fill(ticket.block.buffer)
+
+    def move_chunk(self, ticket: QueueTicket, chunks: Iterator[int]) -> bool:
+        """Move the next chunk; True once all have been moved and what arrived was checked."""
+        if next(chunks, None) is None:
+            return True
+        if ticket.moved < ticket.home.nbytes:
+            return False
+        for _ in chunks:
+            pass
+        return True

@@ -1,0 +1,165 @@
+"""Scratch: the blocks that no layer owns, and the guesses that lie or arrive in them.
+
+A guess is loaded into a spare block, so that it evicts nobody. If the router then asks for it, the
+layer takes the block into its own and gives one of its own back: a load begins before its victim is
+chosen. If not, the block is spare again. Knows homes, blocks and the link, and asks `governor` how
+much may be guessed; knows no layer's residents.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MoEColabError
+from .governor import Governor, Ranked
+from .homes import Home
+from .links import Block, Link, Ticket
+from .stats import Counters
+
+SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
+
+
+@dataclass(slots=True)
+class Slot:
+    """One expert in one block: LOADING while its ticket is under way, then READY."""
+
+    block: Block
+    after: Any  # the mark that its load waited for
+    ticket: Ticket
+    book: Counters  # where its load was counted
+    guessed: bool = False  # brought by speculation and not used yet
+    keep: bool = True  # False: a scratch copy, given back after its use
+    spare: bool = False  # the block belongs to the spares
+
+    def count(self) -> None:
+        home = self.ticket.home
+        self.book.loads += 1
+        self._count_bytes(home, home.nbytes)
+
+    def uncount(self) -> None:
+        """It leaves its block: a load that never arrived is not counted as one, and of a guess that
+        was of no use all bytes that moved are waste."""
+        home, moved = self.ticket.home, self.ticket.moved
+        if self.ticket.failed():
+            self.book.loads -= 1
+            self._count_bytes(home, moved - home.nbytes)
+        if self.guessed:
+            self.book.bytes_wasted += moved
+
+    def _count_bytes(self, home: Home, nbytes: int) -> None:
+        self.book.bytes_loaded += nbytes
+        self.book.disk_bytes += nbytes if home.tier == "disk" else 0
+
+
+class Scratch:
+    """spares: by the bytes of an expert, the blocks that all layers with experts of that size
+    share. Without a governor every guess for which there is room is made."""
+
+    def __init__(
+        self,
+        link: Link,
+        homes: Sequence[Sequence[Home]],
+        spares: Mapping[int, Sequence[Block]],
+        fresh: Any,
+        governor: Governor | None,
+    ):
+        self.link, self.homes, self.governor = link, homes, governor
+        self.free = {size: deque((b, fresh) for b in blocks) for size, blocks in spares.items()}
+        self.guesses: dict[tuple[int, int], Slot] = {}  # (layer, expert), in the order of asking
+
+    # ------------------------------------------------------------------ ask
+    def room(self, nbytes: int) -> deque[tuple[Block, Any]]:
+        """The idle spares that take an expert of this size, each with the mark to wait for."""
+        return self.free.setdefault(nbytes, deque())
+
+    def guessed(self, layer: int) -> list[int]:
+        """The experts of this layer that are guessed now."""
+        return [expert for number, expert in self.guesses if number == layer]
+
+    def idle(self) -> int:
+        return sum(map(len, self.free.values()))
+
+    # ------------------------------------------------------------------ guesses
+    def guess(self, layer: int, ranked: Ranked, book: Counters) -> None:
+        """Begin to load the experts of `ranked`, likeliest first, as far as there is room."""
+        wanted = [expert for expert, _ in ranked]
+        for expert, probability in ranked:
+            if (layer, expert) in self.guesses:
+                continue
+            home = self.homes[layer][expert]
+            if not self._allowed(layer, home, probability):
+                return
+            room = self.room(home.nbytes)
+            if not room:  # an older guess for this layer may have come to look less likely
+                stale = [other for other in self.guessed(layer) if other not in wanted]
+                if not stale:
+                    return
+                self.drop(layer, stale[0])
+            try:
+                slot = start(self.link, home, room, book, urgent=False, keep=False, spare=True)
+            except (MoEColabError, RuntimeError):  # as when the system has no thread left:
+                return  # whoever needs this expert will hear of it
+            self.guesses[layer, expert] = slot
+
+    def settle(self, layer: int, needed: Sequence[int]) -> None:
+        """The router has spoken: a failed guess never was, a wrong one is called back, a right one
+        is a demand from now on."""
+        for expert in self.guessed(layer):
+            ticket = self.guesses[layer, expert].ticket
+            if expert not in needed or ticket.failed():
+                self.drop(layer, expert)
+            else:
+                ticket.promote()
+
+    def drop(self, layer: int, expert: int) -> None:
+        """Call a guess back, or forget it; what it has moved was for nothing."""
+        slot = self.guesses.pop((layer, expert))
+        slot.ticket.cancel()
+        slot.uncount()
+        if self.governor is not None:
+            self.governor.wasted(slot.ticket.moved)
+        # Compute never saw it: who comes next waits for what this load would have waited for.
+        self.room(slot.ticket.home.nbytes).append((slot.block, slot.after))
+
+    def give_way(self, nbytes: int) -> bool:
+        """Drop the last guess of this size; False if there is none."""
+        guesses = [key for key, slot in self.guesses.items() if slot.ticket.home.nbytes == nbytes]
+        if guesses:
+            self.drop(*guesses[-1])
+        return bool(guesses)
+
+    def take(self, layer: int, expert: int) -> Slot | None:
+        """The guess, as a slot of the layer from now on; None if there is none."""
+        return self.guesses.pop((layer, expert), None)
+
+    def clear(self) -> None:
+        for layer, expert in list(self.guesses):
+            self.drop(layer, expert)
+        self.free.clear()
+        self.homes = []
+
+    def _allowed(self, layer: int, home: Home, probability: float) -> bool:
+        if self.governor is None:
+            return True
+        at_stake = sum(slot.ticket.home.nbytes for slot in self.guesses.values())
+        return self.governor.allows(layer, home.nbytes, at_stake, probability)
+
+
+def start(
+    link: Link,
+    home: Home,
+    room: deque[tuple[Block, Any]],
+    book: Counters,
+    urgent: bool,
+    keep: bool,
+    spare: bool,
+) -> Slot:
+    """Begin to load an expert into the first block of `room`. May raise: the block stays there."""
+    block, after = room[0]
+    slot = Slot(block, after, link.start(home, block, after, urgent), book, not urgent, keep, spare)
+    room.popleft()
+    slot.count()
+    return slot

@@ -1,0 +1,87 @@
+"""What model a folder's configuration describes: read, checked, and built without memory.
+
+Knows which families can be offloaded at all, and says of any other why not. Reads no weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
+
+from ..errors import MoEColabError
+from .families import experts_modules
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The folder's configuration. Raises MoEColabError where there is none, or of a family
+    transformers does not know."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        family = raw.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
+    quantization = raw.get("quantization_config")
+    if quantization:
+        named = isinstance(quantization, dict) and quantization.get("quant_method")
+        method = named or "an unnamed method"
+        raise MoEColabError(
+            f"{folder} is quantized with {method}, which moe_colab cannot read: use the original "
+            "weights."
+        )
+    if family is None:
+        raise MoEColabError(f"{path} names no model_type: it is not a transformers model.")
+    if not isinstance(family, str) or family not in CONFIG_MAPPING:
+        raise MoEColabError(
+            f"{folder} is of the family {family!r}, which transformers {transformers.__version__} "
+            "does not know."
+        )
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # each family checks its configuration in its own way
+        raise MoEColabError(
+            f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
+        ) from error
+
+
+def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
+    """The model without memory for its weights. Raises MoEColabError unless it is a causal LM with
+    routed experts."""
+    family = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise MoEColabError(
+            f"the family {family!r} is not a causal language model: moe_colab runs no other."
+        )
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), experts_implementation="eager"
+            )
+    except Exception as error:  # numbers that do not go together fail anywhere in a family's code
+        raise MoEColabError(
+            f"transformers cannot build this model of the family {family!r} from its config.json: "
+            f"{one_line(error)}"
+        ) from error
+    if not experts_modules(model):
+        raise MoEColabError(
+            f"the family {family!r} has no routed experts that moe_colab can offload: it is a "
+            "dense model, or keeps its experts in a way of its own. Load it with transformers."
+        )
+    return model
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,262 @@
+"""A model of the hub: its small files on this machine, the headers of its weights, and the weights
+file by file.
+
+Knows huggingface_hub, who may read a model, and which files a checkpoint is read from. Does not
+know in which order they are wanted, nor when they may be deleted: `shards.py` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from ..errors import MoEColabError
+from ..planner.sizes import SIDE_FILES, hub_access, progress_bars
+from ..store.safetensors import INDEX, SINGLE, weight_files
+
+REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+COLAB_SECRET = "HF_TOKEN"
+PART = ".part"  # what the name of a file ends with that has not come whole
+PIECE, REQUEST = 1 << 20, 1 << 30  # bytes written at once, and asked for at once
+TRIES, PAUSE = 5, 1.0  # seconds between two tries; so many may bring nothing, one after the other
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One revision of a model of the hub: `revision` is its commit, `folder` where its small files
+    lie, in the hub's cache folder. `weights`: its safetensors files with their bytes, 0 where the
+    hub must not be asked. `access`: by whom it may be read."""
+
+    repo_id: str
+    revision: str
+    folder: Path
+    weights: dict[str, int]
+    access: HfApi
+
+    def cached(self, name: str) -> Path | None:
+        """The file in the hub's cache folder, if an earlier download has left it there."""
+        path = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
+        return Path(path) if isinstance(path, str) else None
+
+
+def is_repo_id(source: object) -> bool:
+    """True for what looks like org/name."""
+    return isinstance(source, str) and REPO_ID.fullmatch(source) is not None
+
+
+def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> Snapshot:
+    """The model's configuration and tokenizer on this machine; its weights stay where they are.
+    Raises MoEColabError where it is not there, or not open to this user."""
+    with hub_errors(repo_id, revision), progress_bars(progress):
+        if constants.HF_HUB_OFFLINE:
+            return from_cache(repo_id, revision)
+        info, access = with_colab_token(
+            lambda hub: hub.model_info(repo_id, revision=revision, files_metadata=True)
+        )
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+        small = [name for name in sizes if "/" not in name and is_small_file(name)]
+        # By the name of the revision: offline, it is found by that name again.
+        folder = Path(access.snapshot_download(repo_id, revision=revision, allow_patterns=small))
+        names = weight_files(folder)
+        missing = [name for name in names if name not in sizes or "/" in name]
+        if missing:
+            raise MoEColabError(
+                f"{repo_id} has no {missing[0]}: moe_colab needs its weights as {SINGLE} or in "
+                f"shards with {INDEX}."
+            )
+        return Snapshot(repo_id, folder.name, folder, {n: sizes[n] for n in names}, access)
+
+
+def from_cache(repo_id: str, revision: str | None) -> Snapshot:
+    """What an earlier download left; whether its weights are here is seen when they are wanted."""
+    config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
+    if not isinstance(config, str):
+        raise not_here(repo_id)
+    folder = Path(config).parent
+    weights = dict.fromkeys(weight_files(folder), 0)
+    return Snapshot(repo_id, folder.name, folder, weights, hub_access())
+
+
+def not_here(repo_id: str) -> MoEColabError:
+    return MoEColabError(
+        f"{repo_id} is not on this machine, and the hub must not be asked: leave offline mode "
+        "(HF_HUB_OFFLINE) to download it."
+    )
+
+
+def is_small_file(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in SIDE_FILES)
+
+
+# ---------------------------------------------------------------------- weights
+Announced = dict[str, tuple[str, tuple[int, ...], int]]
+"""The tensors of a file: dtype, shape and bytes by name."""
+
+
+def announced(snapshot: Snapshot, name: str) -> Announced:
+    """What the header of a file on the hub says. Moves no weights."""
+    with hub_errors(snapshot.repo_id, snapshot.revision):
+        if constants.HF_HUB_OFFLINE:
+            raise not_here(snapshot.repo_id)
+        header = snapshot.access.parse_safetensors_file_metadata(
+            snapshot.repo_id, name, revision=snapshot.revision
+        )
+        return {
+            key: (t.dtype, tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
+            for key, t in header.tensors.items()
+        }
+
+
+def download(
+    snapshot: Snapshot,
+    name: str,
+    folder: Path,
+    stop: threading.Event,
+    arrived: Callable[[int], object],
+) -> Path:
+    """A file of the weights, whole, in `folder`. Goes on where an earlier download of it was
+    stopped, failed or killed; raises CancelledError once `stop` is set. `arrived` is told of every
+    byte.
+
+    By requests of our own, because huggingface_hub (since 1.18) begins a file that was interrupted
+    again from its first byte and leaves what was there on the disk, and because its xet transfer
+    can keep a cache of chunks of its own: both would take disk that nobody has counted.
+    """
+    path, part, size = folder / name, folder / (name + PART), snapshot.weights[name]
+    with hub_errors(snapshot.repo_id, snapshot.revision, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            arrived(size)
+            return path
+        with open(part, "ab") as file:
+            arrived(file.tell())
+            idle = 0
+            while file.tell() < size:
+                before = file.tell()
+                try:
+                    for piece in pieces(snapshot, name, before, size):
+                        if stop.is_set():
+                            raise CancelledError
+                        file.write(piece)
+                        arrived(len(piece))
+                    if file.tell() == before:
+                        break
+                except HTTPError:
+                    idle = 0 if file.tell() > before else idle + 1
+                    if idle == TRIES:
+                        raise
+                    if stop.wait(PAUSE):
+                        raise CancelledError from None
+            file.flush()
+            os.fsync(file.fileno())
+        if part.stat().st_size != size:
+            part.unlink()
+            raise MoEColabError(
+                f"{name} of {snapshot.repo_id} is not of the size that the hub announced: try "
+                "again later."
+            )
+        return part.rename(path)
+
+
+def pieces(snapshot: Snapshot, name: str, start: int, size: int) -> Iterator[bytes]:
+    """The file's bytes from `start` on, as many as are asked for at once."""
+    hub = snapshot.access
+    url = hf_hub_url(snapshot.repo_id, name, revision=snapshot.revision, endpoint=hub.endpoint)
+    headers = {
+        **build_hf_headers(token=hub.token),
+        "Range": f"bytes={start}-{min(start + REQUEST, size) - 1}",
+        "Accept-Encoding": "identity",  # else a part might be one of the compressed file
+    }
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    ) as response:
+        hf_raise_for_status(response)
+        skip = start if response.status_code == 200 else 0  # who gives no parts gives all of it
+        for piece in response.iter_bytes(PIECE):
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
+
+
+# ---------------------------------------------------------------------- access
+def with_colab_token(call: Callable[[HfApi], Any]) -> tuple[Any, HfApi]:
+    """The call's answer and the access that got it: the user's own, or, where the hub says no and
+    this is Colab, that of Colab's secret, asked for once and only then (it asks the user)."""
+    try:
+        return call(hub_access()), hub_access()
+    except (GatedRepoError, RepositoryNotFoundError):
+        token = colab_token()
+        if token is None:
+            raise
+        return call(hub_access(token)), hub_access(token)
+
+
+def colab_token() -> str | None:
+    try:
+        from google.colab import userdata
+    except ImportError:
+        return None
+    try:
+        return userdata.get(COLAB_SECRET) or None
+    except Exception:  # not granted, not there, or no answer: three errors of Colab's own
+        return None
+
+
+@contextlib.contextmanager
+def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -> Iterator[None]:
+    """The hub's many errors as one sentence that says what to do. `folder`: where it is written to,
+    if not to the hub's cache folder."""
+    page = f"{os.environ.get('HF_ENDPOINT') or constants.ENDPOINT}/{repo_id}"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise MoEColabError(
+            f"{repo_id} is gated: accept its terms at {page}, then log in with `hf auth login` or "
+            f"set {COLAB_SECRET} (on Colab, as a secret that this notebook may read)."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise MoEColabError(
+            f"{repo_id} is neither a folder on this machine nor a model on the hub that you may "
+            "see: check its name, and log in with `hf auth login` if it is private."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise MoEColabError(
+            f"{repo_id} has no revision {revision!r}: see {page}/commits."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise MoEColabError(
+            f"{repo_id} is not whole on this machine, and the hub does not answer: try again when "
+            "connected; a download goes on where it stopped."
+        ) from error
+    except HFValidationError as error:
+        raise MoEColabError(f"{repo_id} is no name that the hub allows: {error}") from error
+    except SafetensorsParsingError as error:
+        raise MoEColabError(f"{repo_id} has no whole safetensors weights: {error}") from error
+    except (HTTPError, ConnectionError) as error:
+        raise MoEColabError(
+            f"the hub did not give {repo_id} ({type(error).__name__}): try again later; a download "
+            "goes on where it stopped."
+        ) from error
+    except OSError as error:
+        raise MoEColabError(
+            f"{repo_id} could not be written to {folder or constants.HF_HUB_CACHE}: "
+            f"{error.strerror or error}."
+        ) from error

@@ -1,0 +1,131 @@
+"""How well a model predicts a text: perplexity, and how often its first choice is that of another
+model. Knows forwards; knows nothing of experts or bits.
+
+Two models are compared on the same tokens: score the one, keep the `Scores`, score the other. So
+neither has to be in memory with the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import MoEColabError
+from ..machine.folders import evaluation_folder
+
+SEPARATOR = "<|doc|>"
+ROLES = {"U: ": "user", "A: ": "assistant"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model thought of every scored token, in the order of the text: `nll` float64 [tokens],
+    nats; `top1` int64 [tokens], its first choice there; `nbytes`: UTF-8 bytes of the scored text;
+    `documents` int64 [tokens], which text a token is of."""
+
+    nll: np.ndarray
+    top1: np.ndarray
+    documents: np.ndarray
+    nbytes: int
+
+    @property
+    def tokens(self) -> int:
+        return len(self.nll)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nll.mean())
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nll.sum()) / math.log(2) / self.nbytes
+
+    def agreement(self, other: Scores) -> float:
+        """The share of tokens at which both models' first choice is the same. Raises MoEColabError
+        where they did not score the same text."""
+        if self.tokens != other.tokens or (self.documents != other.documents).any():
+            raise MoEColabError(
+                f"the scores are of {self.tokens} and of {other.tokens} tokens of different texts: "
+                "score both models on the same one."
+            )
+        return float((self.top1 == other.top1).mean())
+
+    def __repr__(self) -> str:
+        return (
+            f"<Scores perplexity {self.perplexity:.4f}, {self.bits_per_byte:.4f} bits per byte, "
+            f"{self.tokens:,} tokens>"
+        )
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Iterable[str],
+    *,
+    window: int = 512,
+    stride: int | None = None,
+    progress: bool = False,
+) -> Scores:
+    """Score every token of every text but its first, each once, by a window of `window` tokens that
+    moves by `stride` (half of it by default): a token is predicted from at least `window - stride`
+    tokens before it, where there are so many. Texts are scored apart from each other. Raises
+    MoEColabError where nothing is left to score or the window does not move."""
+    stride = window // 2 if stride is None else stride
+    if not 0 < stride < window:
+        raise MoEColabError(
+            f"window {window} and stride {stride}: the stride must be at least 1 and smaller than "
+            "the window."
+        )
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    nll, top1, documents, nbytes = [], [], [], 0
+    for number, text in enumerate(tqdm(texts, desc="scoring", disable=not progress, leave=False)):
+        ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+        nbytes += len(tokenizer.decode(ids[1:]).encode())
+        for begin, first, end in windows(len(ids), window, stride):
+            logits = model(ids[None, begin : end - 1].to(model.device)).logits[0].float()
+            logits, wanted = logits[first - begin - 1 :], ids[first:end].to(logits.device)
+            nll.append(F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy())
+            top1.append(logits.argmax(-1).cpu().numpy())
+            documents.append(np.full(end - first, number))
+    if not nll:
+        raise MoEColabError("there is nothing to score: a text needs at least two tokens.")
+    return Scores(np.concatenate(nll), np.concatenate(top1), np.concatenate(documents), nbytes)
+
+
+def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(begin, first, end): the model reads tokens [begin, end), and [first, end) are scored."""
+    first = 1
+    while first < length:
+        end = min(length, first + (stride if first > 1 else window - 1))
+        yield max(0, end - window), first, end
+        first = end
+
+
+DOMAINS = {"chat": "task_dialogues", "code": "code_python", "french": "french", "prose": "prose"}
+"""Four of its domains, each another kind of text, by short names."""
+
+
+def evaluation_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
+    """The project's own evaluation text by domain, its dialogues written as this tokenizer's chat
+    template writes them (as plain lines where it has none)."""
+    found = {}
+    for path in sorted(evaluation_folder().glob("*.txt")):
+        documents = path.read_text(encoding="utf-8").split(f"{SEPARATOR}\n")
+        found[path.stem] = [as_chat(tokenizer, document.strip("\n")) for document in documents]
+    return found
+
+
+def as_chat(tokenizer: PreTrainedTokenizerBase, document: str) -> str:
+    lines = document.split("\n")
+    if tokenizer.chat_template is None or not all(line[:3] in ROLES for line in lines):
+        return document
+    turns = [{"role": ROLES[line[:3]], "content": line[3:]} for line in lines]
+    return tokenizer.apply_chat_template(turns, tokenize=False)

@@ -1,0 +1,71 @@
+"""Where we are and where things lie: Kaggle, Colab or elsewhere; the shipped model, what was
+measured, packed stores.
+
+Knows folders and the environment only, so that it can be asked before torch is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import MoEColabError
+
+
+def environment() -> str:
+    """ "kaggle", "colab" or "local". Kaggle's image is made from Colab's and carries its marks,
+    so it is asked first."""
+    if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
+        return "kaggle"
+    return "colab" if os.environ.get("COLAB_RELEASE_TAG") else "local"
+
+
+def shipped_model() -> Path:
+    """The small model that comes with moe_colab."""
+    return shipped("tiny-moe")
+
+
+def evaluation_folder() -> Path:
+    """The evaluation text that comes with moe_colab."""
+    return shipped("evaluation")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """What was measured: the content of assets/benchmarks/`name`.json, which comes with moe_colab.
+    Raises MoEColabError where there is none of this name."""
+    folder = shipped("benchmarks")
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    if name not in names:
+        raise MoEColabError(f"there is no benchmark {name!r}: choose from {', '.join(names)}.")
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shipped_trace() -> Path:
+    """The trace of the small model that comes with moe_colab."""
+    return shipped("traces") / "four_domains.npz"
+
+
+def shipped(asset: str) -> Path:
+    """A folder of the package's assets: installed with it, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    candidates = (package / "assets" / asset, package.parent / "assets" / asset)
+    folder = next((path for path in candidates if path.is_dir()), None)
+    if folder is None:
+        raise MoEColabError(f"{asset} is missing from this installation: install moe_colab again.")
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where stores of plain checkpoints are kept: MOE_COLAB_CACHE, or moe_colab in the user's cache
+    folder."""
+    root = os.environ.get("MOE_COLAB_CACHE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moe_colab"
+
+
+def store_name(checkpoint: str) -> str:
+    """How the folder of a checkpoint's store begins, in the cache folder."""
+    return checkpoint.replace("/", "--")

@@ -1,0 +1,3 @@
+"""What the notebooks show and ask: the setup cell, widgets, HTML views, exercises."""
+
+from .install import setup as setup

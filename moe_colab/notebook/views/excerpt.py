@@ -1,0 +1,126 @@
+"""An excerpt of a trace: some tokens, and the steps that are replayed to see what they cost.
+
+Knows the arrays of a trace; knows no cache and no page.
+
+Legend: n tokens that are shown, N tokens of these steps, L MoE layers, K top-k, E experts of the
+widest layer, R steps with tokens that are not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...cache.settings import is_whole
+from ...errors import MoEColabError
+from ...trace import Trace
+from ...trace.arrays import NOBODY
+from ...trace.frames import keys, lookup
+
+
+@dataclass(frozen=True, eq=False)
+class Excerpt:
+    """trace: the steps, whole. shown int64 [n]: which of its tokens are shown, all of one row.
+    first: the number of the first of them among the tokens of the row. begins: are these steps the
+    trace's first ones."""
+
+    trace: Trace
+    shown: np.ndarray
+    first: int
+    begins: bool
+
+    @property
+    def step_of(self) -> np.ndarray:
+        """int64 [N]: the step of each token."""
+        return np.repeat(np.arange(self.trace.steps), np.diff(self.trace.bounds))
+
+    @property
+    def steps(self) -> np.ndarray:
+        """int64 [n]: of each token that is shown."""
+        return self.step_of[self.shown]
+
+    @property
+    def routing(self) -> np.ndarray:
+        """int16 [n, L, K]"""
+        return self.trace.routing[self.shown]
+
+    def probabilities(self) -> np.ndarray:
+        """float32 [n, L, K]: the softmax of the router's logits at each choice; nan: not known."""
+        logits = self.trace.logits[self.shown].astype(np.float32)
+        known = ~np.isnan(logits).all(-1, keepdims=True)
+        logits = np.where(np.isnan(logits), -np.inf, logits)
+        powers = np.exp(logits - np.where(known, logits.max(-1, keepdims=True), 0))
+        total = np.where(known, powers.sum(-1, keepdims=True), 1)
+        place = np.maximum(self.routing, 0).astype(np.int64)
+        chosen = np.take_along_axis(powers, place, -1) / total
+        return np.where(known & (self.routing != NOBODY), chosen, np.nan).astype(np.float32)
+
+    def outcomes(self) -> np.ndarray:
+        """uint8 [n, L, K]: what became of each choice's access as recorded, 1 + its number among
+        arrays.OUTCOMES; 0: not known, or no choice."""
+        place, key = self._asked()
+        access, known = lookup(self.trace, self.trace.accesses, self.trace.accesses["step"], key)
+        out = np.zeros(self.trace.routing.shape, np.uint8)
+        out[place] = np.where(known, access["outcome"] + 1, 0)
+        return out[self.shown]
+
+    def payers(self) -> np.ndarray:
+        """bool [n, L, K]: is this the first token of its step that asks for this expert; the access
+        is paid by it, and shared by the others."""
+        place, key = self._asked()
+        first = np.unique(key, return_index=True)[1]
+        out = np.zeros(self.trace.routing.shape, bool)
+        out[tuple(axis[first] for axis in place)] = True
+        return out[self.shown]
+
+    def rest(self) -> tuple[np.ndarray, np.ndarray]:
+        """What tokens ask for that are not shown: (bits uint8 [R, L, bytes of E bits], the lowest
+        one first; int64 [R], the steps)."""
+        hidden = np.ones(len(self.trace.tokens), bool)
+        hidden[self.shown] = False
+        steps, place = np.unique(self.step_of[hidden], return_inverse=True)
+        routing = self.trace.routing[hidden]
+        token, layer, rank = np.nonzero(routing != NOBODY)
+        asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
+        asked[place[token], layer, routing[token, layer, rank]] = True
+        return np.packbits(asked, axis=-1, bitorder="little"), steps
+
+    def _asked(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+        """The places of all choices in the routing, token after token; and one number for each
+        (step, layer, expert)."""
+        token, layer, rank = np.nonzero(self.trace.routing != NOBODY)
+        expert = self.trace.routing[token, layer, rank]
+        return (token, layer, rank), keys(self.trace, self.step_of[token], layer, expert)
+
+
+def stream_of(trace: Trace, row: int) -> np.ndarray:
+    """int64: the places of one row's tokens among all of the trace. Raises MoEColabError where
+    there are none."""
+    rows = int(trace.forwards["rows"].max(initial=0))
+    if not rows or not len(trace.tokens):
+        raise MoEColabError("there is nothing in this trace: record a generation first.")
+    if not is_whole(row) or not 0 <= row < rows:
+        raise MoEColabError(f"row must be 0 to {rows - 1}, a row of the batch, not {row!r}.")
+    own = trace.forwards["rows"] > row
+    lengths = trace.forwards["length"].astype(np.int64)[own]
+    starts = trace.bounds[:-1][own] + row * lengths
+    return np.concatenate([np.arange(a, a + n) for a, n in zip(starts, lengths, strict=True)])
+
+
+def excerpts(trace: Trace, row: int, first: int, tokens: int, most: int) -> Iterator[Excerpt]:
+    """These tokens of a row, with all steps that came before (unless they alone take more than
+    `most` bytes), then without. Raises MoEColabError for a row or a first token that is not
+    there."""
+    stream = stream_of(trace, row)
+    if not is_whole(first) or not -len(stream) <= first < len(stream):
+        raise MoEColabError(
+            f"first must be 0 to {len(stream) - 1}, a token of this trace, not {first!r}."
+        )
+    first = int(first) % len(stream)
+    shown = stream[first : first + tokens]
+    begin, end = (np.searchsorted(trace.bounds, shown[[0, -1]], side="right") - 1).tolist()
+    before = begin * trace.layers * (max(trace.experts) + 7) // 8
+    for start in (0, begin) if begin and before <= most else (begin,):
+        yield Excerpt(trace.between(start, end + 1), shown - trace.bounds[start], first, start == 0)

@@ -1,0 +1,259 @@
+"""`mc.stepper`: one token at one layer, step by step with the real values, as a view.
+
+Knows moments, and what web/steps.js reads of them; counts nothing itself. Needs no torch unless a
+model is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from ...analysis.cache_history import LATEST, Choice, replayed
+from ...cache.policies import PolicySpec
+from ...cache.settings import is_whole
+from ...errors import MoEColabError
+from ...trace import Trace
+from ...trace.outcomes import OUTCOMES
+from ...units import human, parse_bytes
+from .token_steps import Moment, Moments
+from .view import LIMIT, View
+
+MOST = 64  # tokens of a view
+SHOWN = 16  # numbers of a vector
+LONGEST = 40  # letters of a token
+OWN_TOKENS = 8
+
+
+class Stepper(View):
+    """The view, and `at(token, layer)`: the same as a `moments.Moment`, in plain Python. `start`:
+    the token and layer that are shown first."""
+
+    def __init__(self, moments: Moments, start: tuple[int, int], link: float):
+        self.moments, self.start = moments, start
+        data = {**told(moments), "start": list(start), "link": link}
+        title = f"Step by step: {moments.trace.model}"
+        super().__init__("stepper", title, data, self._figure, parts=("steps",))
+
+    def at(self, token: int, layer: int) -> Moment:
+        """Raises MoEColabError for a token or layer that is not in this view."""
+        return self.moments.at(token, layer)
+
+    def _figure(self):
+        from ...plots import step
+
+        return step(self.at(*self.start))
+
+
+def stepper(
+    source: Any = None,
+    tokenizer: Any = None,
+    text: str | None = None,
+    *,
+    policy: PolicySpec | None = None,
+    slots: int | Sequence[int] | None = None,
+    first: int | None = None,
+    tokens: int | None = None,
+    more: int = OWN_TOKENS,
+    link: float | str = "12GB/s",
+) -> Stepper:
+    """Look at one token at one layer, in nine steps: what arrives, the router's logits and
+    probabilities, the top-k, hit or miss, who is evicted and why, the copy, the guess for the next
+    layer and whether it came true, and the experts' outputs with their weighted sum.
+
+    source: a trace (None: the one that comes with moe_colab), or a model of mc.load() with its
+    tokenizer and a text. The model reads the text token by token, as it decodes, then goes on for
+    `more` tokens of its own, each the likeliest; its slots stay as warm as they are. It guesses
+    meanwhile even where that would not pay, two experts a layer if its own `speculate` is 0. A
+    trace needs neither model nor torch, and holds no weights and no vectors: those steps say so; a
+    tokenizer gives it texts if it has none.
+    policy, slots: of a trace, the caches under which it is told, from empty slots (policy also
+    "optimal", Belady's); None: those that it was recorded with. A model has its own.
+
+    first: the first token of the view; None: the first decoded one of a trace, the first one of a
+    text. tokens: how many, 64 at most; None: as many of these as make no more than 300 kB. link:
+    bytes a second, at which the time of a copy is told. Raises MoEColabError for settings that
+    cannot be, and where the tokens make more than that.
+    """
+    for name, value, least in (("first", first, 0), ("tokens", tokens, 1), ("more", more, 0)):
+        if not (value is None and name != "more") and not (is_whole(value) and value >= least):
+            raise MoEColabError(f"{name} must be a whole number from {least} on, not {value!r}.")
+    if tokens is not None and tokens > MOST:
+        raise MoEColabError(f"a view holds {MOST} tokens at most, not {tokens}: move `first`.")
+    rate = link if isinstance(link, (int, float)) else parse_bytes(str(link).removesuffix("/s"))
+    if not 0 < rate < math.inf:
+        raise MoEColabError(f"a link of {link!r} moves nothing: write it like 12GB/s.")
+    count = MOST if tokens is None else tokens
+    if source is None or isinstance(source, Trace):
+        if text is not None:
+            raise MoEColabError("a trace has its own text: give a model to read another one.")
+        trace = Trace.load() if source is None else with_texts(source, tokenizer)
+        moments = window(trace, policy, slots, first, count)
+    else:
+        if policy is not None or slots is not None:
+            raise MoEColabError(
+                "a model has slots and a policy of its own: set model.offload.slots and "
+                "model.offload.policy before."
+            )
+        from .capture import listen
+
+        moments = listen(source, tokenizer, text, first or 0, count, more)
+    asked = moments.end - moments.first
+    view = fitted(moments, float(rate))
+    if tokens is not None and (fits := moments.end - moments.first) < asked:
+        raise MoEColabError(
+            f"{asked} tokens of this model make more than the {human(LIMIT)} that a view holds: "
+            f"ask for tokens={fits}."
+        )
+    return view
+
+
+def fitted(moments: Moments, link: float) -> Stepper:
+    """The view of as many of these moments as it can hold; the others are left out of `moments`.
+    Raises MoEColabError where it is none."""
+    while True:
+        view = Stepper(moments, most_telling(moments), link)
+        count, size = moments.end - moments.first, len(view.html.encode())
+        if size <= LIMIT:
+            return view
+        if count == 1:
+            raise MoEColabError(
+                f"a single token of this model makes {human(size)}, and a view holds "
+                f"{human(LIMIT)}: take a model of fewer layers or experts."
+            )
+        moments.end = moments.first + max(1, min(count - 1, count * LIMIT // size))
+
+
+def window(trace: Trace, policy, slots, first: int | None, count: int) -> Moments:
+    """The moments of a trace from `first` on."""
+    if not len(trace.tokens):
+        raise MoEColabError("there is nothing in this trace: record a generation first.")
+    if first is None:
+        decoded = np.flatnonzero(trace.forwards["phase"])
+        first = int(trace.bounds[decoded[0]]) if len(decoded) else 0
+    if first >= len(trace.tokens):
+        raise MoEColabError(f"first must be 0 to {len(trace.tokens) - 1}, not {first}.")
+    end = min(first + count, len(trace.tokens))
+    steps = int(np.searchsorted(trace.bounds, end))  # those after are nobody's concern
+    return Moments(trace, replayed(trace, policy, slots, steps), first, end)
+
+
+def with_texts(trace: Trace, tokenizer: Any) -> Trace:
+    """The trace, with the texts of its tokens if it has none."""
+    if tokenizer is None or trace.texts:
+        return trace
+    ids = sorted(set(trace.tokens.tolist()) - {-1})
+    return replace(trace, texts={token: tokenizer.decode([token]) for token in ids})
+
+
+def most_telling(moments: Moments) -> tuple[int, int]:
+    """Where to begin: the first place in which an expert comes, another goes, and somebody knows
+    why; else the first of all."""
+    places = product(range(moments.first, moments.end), range(moments.trace.layers))
+    for token, layer in places:
+        moment = moments.at(token, layer)
+        choices = [access.choice for access in moment.accesses if access.choice]
+        if moment.guess and any(len(choice.scores) > 1 for choice in choices):
+            return token, layer
+    return moments.first, 0
+
+
+def told(moments: Moments) -> dict[str, Any]:
+    """What web/steps.js reads. N tokens, L layers, E experts (the most of any layer), K top-k."""
+    trace, history, tokens = moments.trace, moments.history, range(moments.first, moments.end)
+    grid = [[moments.at(token, layer) for layer in range(trace.layers)] for token in tokens]
+    column = [row[0] for row in grid]
+    return {
+        "model": trace.model,
+        "first": moments.first,
+        "experts": list(trace.experts),
+        "bytes": list(trace.expert_bytes),
+        "cache": [history.policy, list(history.slots), list(history.measures), history.rule],
+        "recorded": history.recorded and moments.agree(),
+        "signs": [[sign.name, sign.glyph, sign.means] for sign in OUTCOMES.values()],
+        "texts": [shortened(moment.text) for moment in column],
+        "tokens": [[moment.position, moment.phase, moment.together] for moment in column],
+        "moments": [[row_of(moment) for moment in row] for row in grid],
+        **router(grid, max(trace.experts)),
+        **(vectors(grid) if moments.computed else {}),
+    }
+
+
+def row_of(moment: Moment) -> list[Any]:
+    """[resident, accesses, guess]: an access is [expert, outcome, wait in ms, kept, choice], a
+    choice [victim, scores], a guess [guessed, needed]."""
+    names = list(OUTCOMES)
+    accesses = [
+        [
+            access.expert,
+            names.index(access.outcome),
+            None if access.wait is None else round(1e3 * access.wait, 3),
+            int(access.kept),
+            (one := access.choice) and [one.victim, score_rows(one, moment.history.rule)],
+        ]
+        for access in moment.accesses
+    ]
+    guess = moment.guess and [
+        [[expert, round(share, 3), int(right)] for expert, share, right in moment.guess.experts],
+        moment.guess.needed,
+    ]
+    return [moment.resident, accesses, guess]
+
+
+def score_rows(choice: Choice, rule: str) -> list[list[float | None]]:
+    """[expert, score ...], who goes first by the rule first. JSON has no infinity."""
+    ranked = sorted(choice.scores.items(), key=lambda one: (one[1], one[0]), reverse=rule == LATEST)
+    return [
+        [expert, *(number if math.isfinite(number) else None for number in score)]
+        for expert, score in ranked
+    ]
+
+
+def router(grid: Sequence[Sequence[Moment]], experts: int) -> dict[str, np.ndarray]:
+    """logits [N, L, E]: the bits of float16, nan where they are not known; probabilities [N, L, E],
+    of 65,535. Neither, where none is known."""
+    shape = (len(grid), len(grid[0]), experts)
+    logits, shares = np.full(shape, np.nan, np.float16), np.zeros(shape, np.uint16)
+    for token, row in enumerate(grid):
+        for layer, moment in enumerate(row):
+            if moment.logits is not None:
+                logits[token, layer, : len(moment.logits)] = moment.logits
+                shares[token, layer, : len(moment.logits)] = np.rint(65535 * moment.probabilities)
+    if np.isnan(logits).all():
+        return {}
+    return {"logits": logits.view(np.uint16), "probabilities": shares}
+
+
+def vectors(grid: Sequence[Sequence[Moment]]) -> dict[str, Any]:
+    """weights [N, L, K]; of every vector its norm and first numbers: input and total [N, L, 17],
+    outputs [N, L, K, 17]. K: the most experts of any token."""
+    most = max(len(moment.experts) for row in grid for moment in row)
+
+    def gather(pick) -> np.ndarray:
+        return np.array([[pick(moment.computed) for moment in row] for row in grid], np.float32)
+
+    def padded(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, [(0, most - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+    return {
+        "hidden": len(grid[0][0].computed.input),
+        "weights": gather(lambda computed: padded(computed.weights)),
+        "input": gather(lambda computed: head(computed.input)),
+        "outputs": gather(lambda computed: padded(head(computed.outputs))),
+        "total": gather(lambda computed: head(computed.total)),
+    }
+
+
+def head(vectors: np.ndarray) -> np.ndarray:
+    """[..., H] -> [..., 17]: the norm, then the first numbers."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.concatenate([norms, vectors[..., :SHOWN]], axis=-1)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -1,0 +1,202 @@
+"""One token at one MoE layer, with all that happened there: what the router said, who lay in the
+slots, who had to go and why, what was copied, guessed and computed.
+
+Knows traces and histories of caches; draws nothing, and needs no torch. What experts compute is in
+no trace: `hearing` listens to a model.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ...analysis.cache_history import Choice, Found, History
+from ...cache.stats import PHASES
+from ...errors import MoEColabError
+from ...trace import OUTCOMES, Trace
+
+
+@dataclass(frozen=True)
+class Access:
+    """One of a token's experts. outcome: "hit", "speculative_hit", "late" or "miss"; wait: seconds
+    that compute waited for it, None where that was not recorded for such a cache; choice: who had
+    to go for it, if anybody; kept: does it stay?"""
+
+    expert: int
+    outcome: str
+    bytes: int  # to be copied; 0 for a hit
+    wait: float | None
+    choice: Choice | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What was guessed at this layer for the next one, the likeliest first: (expert, probability,
+    was it right?). needed: what that layer's router then asked for."""
+
+    source: str
+    experts: tuple[tuple[int, float, bool], ...]
+    needed: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """What the experts of a layer did to a token, float32. input [H]: what router and experts are
+    shown. weights [K]: those that the family gives its experts. outputs [K, H]: of each expert, not
+    weighted. total [H]: what the layer's experts module answered."""
+
+    input: np.ndarray
+    weights: np.ndarray
+    outputs: np.ndarray
+    total: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """token: its number in the trace; step: the forward; together: tokens of that forward, whose
+    needs one access serves. logits float32 [E] as the trace keeps them, probabilities their
+    softmax; None where they are not known. experts: in the router's order, each with one of
+    `accesses`. resident: who lay in the slots before. computed: None without a model."""
+
+    token: int
+    layer: int
+    step: int
+    together: int
+    text: str
+    position: int
+    phase: str
+    logits: np.ndarray | None
+    probabilities: np.ndarray | None
+    experts: tuple[int, ...]
+    resident: tuple[int, ...]
+    accesses: tuple[Access, ...]
+    guess: Guess | None
+    computed: Computed | None
+    history: History = field(repr=False)
+
+
+class Moments:
+    """All moments of the tokens `first` to `end` of a trace. computed[layer][token - first]."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        history: History,
+        first: int,
+        end: int,
+        computed: Sequence[Sequence[Computed]] | None = None,
+    ):
+        self.trace, self.history, self.computed = trace, history, computed
+        self.first, self.end = first, end
+        self.step_of = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))
+        self.accesses, self.guesses = self._accesses(), self._guesses()
+
+    def at(self, token: int, layer: int) -> Moment:
+        """Raises MoEColabError for one that is not there."""
+        trace = self.trace
+        if token not in range(self.first, self.end) or layer not in range(trace.layers):
+            raise MoEColabError(
+                f"there is no token {token!r} at layer {layer!r} here: these are tokens "
+                f"{self.first} to {self.end - 1} at layers 0 to {trace.layers - 1}."
+            )
+        step = int(self.step_of[token])
+        forward, found = trace.forwards[step], self.history.found[layer][step]
+        chosen = trace.routing[token, layer].tolist()
+        experts = [expert for expert in chosen if expert >= 0]
+        logits = trace.logits[token, layer, : trace.experts[layer]].astype(np.float32)
+        known = not np.isnan(logits).any()
+        computed = self.computed and self.computed[layer][token - self.first]
+        if computed and len(experts) < len(computed.weights):  # the others stand for nobody
+            ranks = [k for k, expert in enumerate(chosen) if expert >= 0]
+            weights, outputs = computed.weights[ranks], computed.outputs[ranks]
+            computed = replace(computed, weights=weights, outputs=outputs)
+        return Moment(
+            token=token,
+            layer=layer,
+            step=step,
+            together=int(trace.bounds[step + 1] - trace.bounds[step]),
+            text=trace.texts.get(int(trace.tokens[token]), ""),
+            position=int(forward["past"] + (token - trace.bounds[step]) % forward["length"]),
+            phase=PHASES[forward["phase"]],
+            logits=logits if known else None,
+            probabilities=softmax(logits) if known else None,
+            experts=tuple(experts),
+            resident=tuple(sorted({*found.resident, *self.history.always[layer]})),
+            accesses=tuple(self._access(step, layer, expert, found) for expert in experts),
+            guess=self._guess(step, layer),
+            computed=computed or None,
+            history=self.history,
+        )
+
+    def agree(self) -> bool:
+        """Was every expert there when the recording says so? A model that was recorded warm finds
+        some that a replay from empty slots must load."""
+        return all(
+            self._there(step, layer, expert) == (outcome == "hit")
+            for (step, layer, expert), (outcome, _) in self.accesses.items()
+        )
+
+    # ------------------------------------------------------------------ inside
+    def _there(self, step: int, layer: int, expert: int) -> bool:
+        """By the history."""
+        found = self.history.found[layer][step]
+        return expert in found.resident or expert in self.history.always[layer]
+
+    def _access(self, step: int, layer: int, expert: int, found: Found) -> Access:
+        """By the history; where the recording says the same, also how it was there or came."""
+        there = self._there(step, layer, expert)
+        outcome, wait = "hit" if there else "miss", None
+        recorded = self.accesses.get((step, layer, expert))
+        if recorded is not None and there == (recorded[0] == "hit"):
+            outcome, wait = recorded
+        choice = next((choice for choice in found.choices if choice.newcomer == expert), None)
+        nbytes = 0 if there else self.trace.expert_bytes[layer]
+        kept = there or self.history.kept(layer, choice)
+        return Access(expert, outcome, nbytes, wait, choice, kept)
+
+    def _guess(self, step: int, layer: int) -> Guess | None:
+        made = self.guesses.get((step, layer))
+        if made is None:
+            return None
+        source, experts = made
+        needed = self.trace.needed(layer + 1)[step]
+        told = ((expert, probability, expert in needed) for expert, probability in experts)
+        return Guess(source, tuple(told), tuple(needed))
+
+    def _own(self, rows: np.ndarray) -> np.ndarray:
+        """Those of our steps."""
+        if self.first == self.end:
+            return rows[:0]
+        first, last = self.step_of[[self.first, self.end - 1]]
+        return rows[(rows["step"] >= first) & (rows["step"] <= last)]
+
+    def _accesses(self) -> dict[tuple[int, int, int], tuple[str, float]]:
+        """(outcome, wait) by step, layer and expert; none if the caches are not those of the
+        recording."""
+        if not self.history.recorded:
+            return {}
+        rows = self._own(self.trace.accesses)[["step", "layer", "expert", "outcome", "wait"]]
+        return {(s, n, e): (OUTCOMES[kind], wait) for s, n, e, kind, wait in rows.tolist()}
+
+    def _guesses(self) -> dict[tuple[int, int], tuple[str, list[tuple[int, float]]]]:
+        """(source, guesses for the next layer) by the step and layer in which they were made: from
+        the source that the model really went by, if that is known."""
+        sources, out = self.trace.sources, defaultdict(lambda: (name, []))
+        if not sources:
+            return {}
+        name = self.trace.settings.get("guess_from")
+        name = name if name in sources else sources[0]
+        rows = self._own(self.trace.guesses)
+        rows = rows[(rows["source"] == sources.index(name)) & (rows["layer"] == rows["at"] + 1)]
+        for row in rows[np.argsort(rows["place"], kind="stable")].tolist():
+            out[row[0], row[1]][1].append((row[3], row[5]))
+        return dict(out)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()

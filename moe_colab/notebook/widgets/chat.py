@@ -1,0 +1,274 @@
+"""The chat as a widget. Knows a ChatSession and how to show it; generates nothing itself.
+
+An answer is made in a thread of its own that touches no widget. What is new is shown by `flush()`,
+called some times a second on the kernel's own loop, so that Stop is heard meanwhile; in Colab,
+where what is said between two requests may be lost, the page calls it instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+import weakref
+from typing import Any
+
+from IPython.display import HTML, display
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ...cache.pool import CLOSED
+from ...chat import markup
+from ...chat.answer import Answer
+from ...chat.session import ChatSession
+from ...chat.turn import Turn
+from ...errors import MoEColabError
+from ..views.view import web_asset
+from .chat_controls import ChatControls, slots_shown
+from .panel import told
+
+SECONDS_BETWEEN_FLUSHES = 0.125
+SECONDS_AFTER_ENTER = 0.5
+REPLACED = "this chat was replaced by a newer one of the same model: use that one."
+_numbers = itertools.count(1)
+_shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+class ChatWidget:
+    """Talk to a loaded model: as the last line of a cell it shows itself.
+
+    The conversation belongs to the model: another ChatWidget on the same model, as when its cell is
+    run again, goes on with it and takes the place of the first. `session` is the plain ChatSession
+    underneath, `controls` are the widgets, `error` is the latest error that was no MoEColabError.
+    All that the buttons do can be called: `send`, `stop`, `retry`, `clear`, `save`; where no event
+    loop runs, call `flush` to see what is new. Raises MoEColabError for a model without tokenizer;
+    later mistakes are told in the status line.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        system: str | None = None,
+    ):
+        before = _shown.get(model, lambda: None)()
+        if before:
+            before.session.change_tokenizer(tokenizer)
+        self.session = before.session if before else ChatSession(model, tokenizer)
+        if system is not None:
+            self.session.system = system
+        if before:
+            before.close()
+        _shown[model] = weakref.ref(self)
+        self.name = f"moe-chat-{next(_numbers)}"
+        self.controls = ChatControls(self.session, self.name)
+        self.error: Exception | None = None
+        self._following: Answer | None = None
+        self._flushed = 0.0  # when
+        self._entered = 0.0  # when Enter came without a text
+        self._task: asyncio.Task | None = None  # or it would be collected
+        self._page_asks = False  # in Colab, from its first request on
+        self._closed = False
+        self._listen()
+        self._show(self.session.turns)
+        self._say_ready()
+        if self.session.busy:
+            self._follow(self.session.answer)
+
+    # ------------------------------------------------------------------ what the buttons do
+    @told
+    def send(self, text: str | None = None) -> None:
+        """Ask `text`, or what is written in the box."""
+        box = self.controls.box
+        question = (box.value if text is None else text).strip()
+        if self._closed:
+            raise MoEColabError(REPLACED)
+        if not question:
+            raise MoEColabError("write a message first.")
+        if self.session.busy:
+            raise MoEColabError("an answer is under way: your message was not sent, it waits here.")
+        self._follow(self.session.start(question, **self._settings()))
+        if text is None:
+            box.value = ""
+
+    @told
+    def retry(self) -> None:
+        """Ask the latest question again, in place of its answer."""
+        answer = self.session.retry(**self._settings())
+        self._show(self.session.turns[:-1])
+        self._follow(answer)
+
+    @told
+    def stop(self) -> None:
+        if self.session.busy:
+            self.session.stop()
+            reading = not self._following or not self._following.count
+            self.say("stopping" if reading else "stopping after this token")
+
+    @told
+    def clear(self) -> None:
+        self.session.reset()
+        self._show([])
+        self.say("the conversation is cleared")
+
+    @told
+    def save(self, ending: str) -> None:
+        """Write the conversation into the working folder, as ".json" or ".md"."""
+        path = self.session.export(time.strftime(f"chat-%Y%m%d-%H%M%S{ending}"))
+        self.say(f"saved as {path} in the notebook's folder")
+
+    @told
+    def flush(self) -> None:
+        """Show what is new; does nothing where nothing is, or too soon after the last time."""
+        answer, now = self._following, time.monotonic()
+        if answer is None:
+            return
+        if answer.done:
+            self._finish(answer)
+        elif now - self._flushed >= 0.9 * SECONDS_BETWEEN_FLUSHES:
+            self._flushed, turn = now, answer.turn()
+            self.controls.live.value = markup.under_way(turn)
+            self.controls.numbers.value = markup.numbers(turn, answer.rate)
+
+    def say(self, text: str, bad: bool = False) -> None:
+        """Put a sentence into the status line."""
+        self.controls.status.value = markup.status(text, bad)
+
+    def close(self) -> None:
+        """Take the widget off the page; the conversation stays with the model."""
+        self._following, self._closed = None, True
+        self.controls.close()
+
+    def _ipython_display_(self) -> None:
+        if self._closed:
+            display(HTML(REPLACED))
+            return
+        display(self.controls.page)
+        script = web_asset("chat.js").replace("$NAME", self.name)
+        display(HTML(f"<script>{script.replace('$FLUSH', self._colab_callback())}</script>"))
+
+    # ------------------------------------------------------------------ an answer
+    def _follow(self, answer: Answer) -> None:
+        self._following = answer
+        self.controls.rest(True)
+        if not self.session.turns:
+            self.controls.history.value = ""
+        self.controls.live.value = markup.under_way(answer.turn())
+        self.say("; ".join(filter(None, ["answering", markup.left_out_note(answer.left_out)])))
+        with contextlib.suppress(RuntimeError):  # plain Python: no loop runs, the caller flushes
+            self._task = asyncio.get_running_loop().create_task(self._drain(answer))
+
+    async def _drain(self, answer: Answer) -> None:
+        while self._following is answer and not self._page_asks:
+            self.flush()
+            await asyncio.sleep(SECONDS_BETWEEN_FLUSHES)
+
+    def _flush_for_page(self) -> None:
+        if not self._page_asks:
+            self._page_asks = True  # first what was said in vain before
+            self.controls.resend()
+        self.flush()
+
+    def _finish(self, answer: Answer) -> None:
+        self._following = None
+        self.controls.live.value = self.controls.numbers.value = ""
+        self._show(self.session.turns)
+        self.controls.rest(False)
+        self.controls.refresh(self.session.model.offload)
+        if answer.error is not None:
+            self.controls.box.value = self.controls.box.value or answer.question
+            raise answer.error
+        self._say_ready("stopped" if answer.turn().stopped else "ready")
+
+    def _say_ready(self, text: str = "ready") -> None:
+        if self.session.model.offload.closed:
+            self.say(CLOSED, bad=True)
+        elif self.session.tokenizer.chat_template is None:
+            self.say(
+                f"{text}; a base model without a chat template: it goes on with each message "
+                "alone, and hears no system prompt"
+            )
+        else:
+            self.say(text)
+
+    def _settings(self) -> dict[str, Any]:
+        self.session.system = self.controls.system.value.strip() or None
+        return self.controls.generation()
+
+    def _show(self, turns: list[Turn]) -> None:
+        self.controls.history.value = markup.conversation(turns)
+
+    # ------------------------------------------------------------------ what is listened to
+    def _listen(self) -> None:
+        parts = self.controls
+        parts.line.on_submit(self._enter)  # ipywidgets 8 has it still
+        parts.line.observe(self._after_enter, "value")
+        parts.send.on_click(lambda _: self.send())
+        parts.stop.on_click(lambda _: self.stop())
+        parts.retry.on_click(lambda _: self.retry())
+        parts.clear.on_click(lambda _: self.clear())
+        parts.as_json.on_click(lambda _: self.save(".json"))
+        parts.as_markdown.on_click(lambda _: self.save(".md"))
+        parts.slots.observe(self._change_slots, "value")
+        parts.policy.observe(self._change_policy, "value")
+        parts.several.observe(self._change_several, "value")
+        parts.more.observe(self._change_more, "value")
+
+    def _enter(self, _) -> None:
+        """The key. Until our script is there, its text comes a moment after it."""
+        self._entered = time.monotonic() if not self.controls.line.value else 0.0
+        self.send()
+
+    def _after_enter(self, change) -> None:
+        if change["new"] and time.monotonic() - self._entered < SECONDS_AFTER_ENTER:
+            self._entered = 0.0
+            self.send()
+
+    @told
+    def _change_slots(self, change) -> None:
+        offload = self.session.model.offload
+        if change["new"] == slots_shown(offload):
+            return
+        try:
+            offload.slots = change["new"]
+        finally:
+            self.controls.refresh(offload)
+        self.say(f"{offload.slots} slots a layer from now on; new slots start empty")
+
+    @told
+    def _change_policy(self, change) -> None:
+        offload = self.session.model.offload
+        if change["new"] == offload.policy_spec:
+            return
+        try:
+            offload.policy = change["new"]
+        finally:
+            self.controls.refresh(offload)
+        self.say(f"policy {offload.policy} from now on")
+
+    def _change_several(self, change) -> None:
+        shown, hidden = self.controls.line, self.controls.lines
+        if change["new"]:
+            shown, hidden = hidden, shown
+        shown.value, hidden.value = hidden.value, ""
+        shown.layout.display, hidden.layout.display = "", "none"
+
+    def _change_more(self, change) -> None:
+        self.controls.settings.layout.display = "" if change["new"] else "none"
+
+    def _colab_callback(self) -> str:
+        """The name under which Colab's page can call `flush`; empty elsewhere."""
+        try:
+            from google.colab import output
+        except ImportError:
+            return ""
+        alive = weakref.WeakMethod(self._flush_for_page)  # Colab keeps what it is given for good
+
+        def flush() -> None:
+            if (method := alive()) is not None:
+                method()
+
+        output.register_callback(f"moe_colab.{self.name}", flush)
+        return f"moe_colab.{self.name}"

@@ -1,0 +1,124 @@
+"""The parts of the chat on the page: which controls there are, their labels, where they stand. They
+do nothing by themselves; widgets.py listens to them. Only what ipywidgets 7.7 has as well as 8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as w
+
+from ...cache.policies import POLICIES
+from ...chat.session import ANSWER_TOKENS, ChatSession, sampling
+from ...errors import MoEColabError
+from ..views.view import web_asset
+from .controls import below, button, field, row, size, tagged
+
+
+class ChatControls:
+    """Every control is an attribute; `page` holds them all."""
+
+    def __init__(self, session: ChatSession, name: str):
+        """`name`: a class of the page, by which its script finds it."""
+        offload, defaults = session.model.offload, session.model.generation_config
+
+        self.history, self.live = w.HTML(), w.HTML()
+        self.log = tagged(w.VBox([self.history, self.live]), "moe-log")
+        self.status = tagged(w.HTML(), "moe-statusline")
+        self.numbers = tagged(w.HTML(), "moe-numbers")
+
+        # Not continuous: an update still under way would be overtaken by the key that sends.
+        self.line = tagged(field(w.Text, "Message", "98%", continuous_update=False), "moe-line")
+        self.line.placeholder = "write, then press Enter"
+        self.lines = tagged(
+            field(w.Textarea, "Message", "98%", rows=4, continuous_update=False), "moe-lines"
+        )
+        self.lines.placeholder = "several lines; Ctrl-Enter or Send sends them"
+        self.lines.layout.display = "none"
+        self.send = tagged(button("Send", "primary"), "moe-send")
+        self.stop = button("Stop", "danger", disabled=True)
+        self.retry, self.clear = button("Retry"), button("Clear")
+        for one in (self.send, self.stop, self.retry, self.clear):
+            one.add_class("moe-turn")
+        self.several = w.Checkbox(description="Several lines", indent=False, layout=size("130px"))
+        self.more = w.Checkbox(description="Settings", indent=False, layout=size("100px"))
+        bar = row(self.send, self.stop, self.retry, self.clear, self.several, self.more)
+
+        greedy = not defaults.do_sample
+        self.temperature = field(
+            w.BoundedFloatText, "Temperature", min=0, max=5, step=0.1,
+            value=0.0 if greedy else defaults.temperature or 1.0,
+        )  # fmt: skip
+        self.top_p = field(
+            w.BoundedFloatText, "Top-p", min=0.01, max=1, step=0.05, value=defaults.top_p or 1.0
+        )
+        self.max_tokens = field(
+            w.BoundedIntText, "Max tokens", min=1, max=10**6,
+            value=defaults.max_new_tokens or ANSWER_TOKENS,
+        )  # fmt: skip
+        self.seed = field(w.Text, "Seed", placeholder="random")
+        self.slots = field(w.BoundedIntText, "Slots", min=1, max=max(offload.experts))
+        self.policy = field(w.Dropdown, "Policy", options=[(name, name) for name in POLICIES])
+        self.refresh(offload)
+        self.system = field(
+            w.Textarea, "System", "98%", rows=2, value=session.system or "", continuous_update=False
+        )
+        self.system.placeholder = "what the model is told before the conversation"
+        self.as_json, self.as_markdown = button("Save as JSON"), button("Save as Markdown")
+        self.settings = w.VBox(
+            [
+                row(self.temperature, self.top_p, self.max_tokens, self.seed),
+                row(self.slots, self.policy),
+                self.system,
+                row(self.as_json, self.as_markdown),
+            ],
+            layout=w.Layout(display="none"),
+        )
+
+        style = w.HTML(f"<style>{web_asset('chat.css')}</style>", layout=w.Layout(height="0"))
+        below = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
+        self.page = tagged(w.VBox([style, self.log, *below]), "moe-chat", name)
+
+    @property
+    def box(self) -> w.Text | w.Textarea:
+        """The message box that is shown."""
+        return self.lines if self.several.value else self.line
+
+    def generation(self) -> dict[str, Any]:
+        """Keywords for the next answer. Raises MoEColabError for a seed that is none."""
+        seed = self.seed.value.strip()
+        if seed and not (seed.isdecimal() and int(seed) < 2**32):
+            raise MoEColabError(f"the seed must be empty or a whole number below 2^32, not {seed}.")
+        chosen = sampling(self.temperature.value, self.top_p.value, self.max_tokens.value)
+        return {"seed": int(seed) if seed else None, **chosen}
+
+    def refresh(self, offload) -> None:
+        """Show the slots and the policy that the model has, whoever changed them."""
+        self.slots.value = slots_shown(offload)
+        if offload.policy_spec not in (value for _, value in self.policy.options):
+            self.policy.options = [*self.policy.options, (offload.policy, offload.policy_spec)]
+        self.policy.value = offload.policy_spec
+
+    def rest(self, busy: bool) -> None:
+        """While an answer is under way, only Stop and what the next turn will use can be used."""
+        for control in (self.send, self.retry, self.clear, self.slots, self.policy):
+            control.disabled = busy
+        self.stop.disabled = not busy
+        (self.page.add_class if busy else self.page.remove_class)("moe-busy")
+
+    def resend(self) -> None:
+        """Tell the page again what changes by itself; what a person may be writing stays."""
+        shown = (self.page, self.history, self.live, self.numbers, self.status)
+        buttons = (self.send, self.stop, self.retry, self.clear)
+        for widget in (*shown, *buttons, self.slots, self.policy):
+            widget.send_state()
+
+    def close(self) -> None:
+        for widget in list(below(self.page)):
+            for part in (widget, widget.layout, getattr(widget, "style", None)):
+                if part is not None:
+                    part.close()
+
+
+def slots_shown(offload) -> int:
+    """One number, also where layers differ: the least."""
+    return offload.slots if isinstance(offload.slots, int) else min(offload.slots)

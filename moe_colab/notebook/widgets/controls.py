@@ -1,0 +1,60 @@
+"""Small helpers for widgets: sizes, labels, rows, sliders, menus. Only what ipywidgets 7.7 has as
+well as 8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import ipywidgets as w
+
+LABEL = "80px"
+
+
+def below(widget: w.Widget) -> Iterator[w.Widget]:
+    """The widget and all that it holds, from the inside out."""
+    for child in getattr(widget, "children", ()):
+        yield from below(child)
+    yield widget
+
+
+def tagged(widget: w.DOMWidget, *classes: str) -> w.DOMWidget:
+    for name in classes:
+        widget.add_class(name)
+    return widget
+
+
+def size(width: str) -> w.Layout:
+    return w.Layout(width=width)
+
+
+def field(kind: type, label: str, width: str = "200px", **settings) -> w.DOMWidget:
+    style = {"description_width": "90px"}
+    return kind(description=label, layout=size(width), style=style, **settings)
+
+
+def button(label: str, style: str = "", **settings) -> w.Button:
+    return w.Button(description=label, button_style=style, layout=size("auto"), **settings)
+
+
+def row(*widgets: w.Widget) -> w.Box:
+    return w.Box(widgets, layout=w.Layout(display="flex", flex_flow="row wrap"))
+
+
+def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
+    return w.IntSlider(
+        value, least, most, description=label, continuous_update=False, layout=size("360px"),
+        style={"description_width": LABEL},
+    )  # fmt: skip
+
+
+def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
+    return w.BoundedFloatText(
+        value, min=least, max=most, step=least, description=label, layout=size("200px"),
+        style={"description_width": LABEL},
+    )  # fmt: skip
+
+
+def menu(label: str, options: Any, width: str = "300px") -> w.Dropdown:
+    style = {"description_width": LABEL}
+    return w.Dropdown(options=options, description=label, layout=size(width), style=style)

@@ -1,0 +1,96 @@
+"""The Explorer: read a text, look at what happened, and move what a cache is made of.
+
+Knows `reading`, who records, and `trace_widgets`, who shows; adds a text to be read. Only what
+ipywidgets 7.7 has as well as 8.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, count
+from typing import Any
+
+import ipywidgets as w
+
+from ...errors import MoEColabError
+from ...evaluation.perplexity import DOMAINS, evaluation_texts
+from ...offload.read_text import record_text
+from ...trace import Trace
+from .controls import button, menu, size, slider
+from .panel import told
+from .trace import TraceWidget
+from .trace_views import LOOKS
+
+LETTERS = 700  # of a text that is offered
+OWN = "a text of your own"
+GREETING = "Once upon a time there was a king who had no money at all, and a cook who had"
+MOST_TOKENS, PROMPT = 256, 8  # PROMPT of them are read at once
+LONGEST = 24  # letters of a text's name
+
+
+class Explorer(TraceWidget):
+    """Which experts fire, who follows whom, and what any cache, policy, guess or link would make of
+    it: recorded once, replayed at every move.
+
+    model, tokenizer: of mc.load, to read texts with; without them only the trace is shown. trace:
+    what is shown first; the one that comes with moe_colab (the small model over four kinds of
+    text), if not said. What is read is added to it, or takes its place where it is of another
+    model. `trace` is all that is there, `words` the text to be read; `record()` reads it. Raises
+    MoEColabError for a model without a tokenizer, or a trace without steps.
+    """
+
+    def __init__(self, model: Any = None, tokenizer: Any = None, trace: Trace | None = None):
+        if model is not None and tokenizer is None:
+            raise MoEColabError("give the tokenizer too: mc.Explorer(model, tokenizer).")
+        self.model, self.tokenizer = model, tokenizer
+        trace = Trace.load() if trace is None else trace
+        reading = []
+        if model is not None:
+            texts = evaluation_texts(tokenizer)
+            self.offered = {name: texts[domain][-1][:LETTERS] for name, domain in DOMAINS.items()}
+            self.offered[OWN] = GREETING
+            self.kind = menu("Read", [(name, name) for name in self.offered])
+            self.words = w.Textarea(
+                self.offered[self.kind.value], description="Words", rows=3, layout=size("98%"),
+                continuous_update=False, style={"description_width": "80px"},
+            )  # fmt: skip
+            self.length = slider("Tokens", 8, MOST_TOKENS, 96)
+            self.more = slider("And write", 0, 64, 0)
+            self.go = button("Read and record", "primary")
+            self.kind.observe(self._offer, "value")
+            self.go.on_click(self.record)
+            reading = [(self.kind, self.go), (self.words,), (self.length, self.more)]
+        super().__init__(trace, "moe-explorer", list(LOOKS), reading)
+
+    @told
+    def record(self, _: Any = None) -> None:
+        """Read the words, and show what happened."""
+        if self.model is None:
+            raise MoEColabError("there is no model to read with: mc.Explorer(model, tokenizer).")
+        self.go.disabled = True
+        self.say("reading…")
+        try:
+            mine = record_text(
+                self.model,
+                self.tokenizer,
+                self.words.value,
+                label=self._name(),
+                prompt=PROMPT,
+                tokens=self.length.value,
+                more=self.more.value,
+            )
+        finally:
+            self.go.disabled = False
+        self.fit(Trace.merge(self.trace, mine) if self.trace.is_like(mine) else mine)
+        if len(self.trace.labels) > 1:
+            self.part.value = mine.labels[0]
+
+    def _name(self) -> str:
+        """A label that the trace has not yet."""
+        words = " ".join(self.words.value.split())
+        offered = self.words.value == self.offered[self.kind.value] and self.kind.value != OWN
+        name = self.kind.value if offered else f"“{words[:LONGEST].strip()}”"
+        names = chain([name], (f"{name} {number}" for number in count(2)))
+        return next(one for one in names if one not in self.trace.labels)
+
+    def _offer(self, change: Any) -> None:
+        self.words.value = self.offered[change["new"]]

@@ -1,0 +1,127 @@
+"""One matrix of a checkpoint, quantized on the spot: what it loses, what it takes, and what its
+codes can say.
+
+Knows a folder of safetensors files and the formats of `lowbit`. Writes nothing, loads no model, and
+knows no page to be shown on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...checkpoint.tensors import read_tensor
+from ...errors import MoEColabError
+from ...machine.folders import shipped_model
+from ...quantization.bits import grids, quantize
+from ...quantization.format import GROUPS, Format, kept_bytes
+from ...quantization.hqq import choose
+from ...store.safetensors import TensorEntry, read_header, weight_files
+
+EXPERT = re.compile(r"\.(\d+)\..*\bexperts\.(\d+)\.(.+)\.weight$")
+ATTENTION = re.compile(r"\.(\d+)\.\w*attn\w*\.(.+)\.weight$")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A matrix and one group of it. `weights` float32 [N, K]; `group` float32 [G], the weights of
+    the group; `levels` float32 [2^bits], all that its codes can express; `relative_error`: the norm
+    of what the matrix lost over its norm; `bits_per_weight`: scales and zeros counted."""
+
+    name: str
+    form: Format
+    weights: np.ndarray
+    group: np.ndarray
+    levels: np.ndarray
+    relative_error: float
+    bits_per_weight: float
+
+    def as_row(self) -> dict[str, Any]:
+        """For `plots.levels`."""
+        told = f"{self.name}: {self.form.bits} bits, {self.relative_error:.1%} lost"
+        return {
+            "name": told,
+            "weights": self.weights,
+            "group": self.group,
+            "levels": self.levels,
+        }
+
+
+class Matrices:
+    """The matrices of a checkpoint folder whose experts are kept one by one. `experts`: the entries
+    of one expert's matrices by name, by (layer, expert); `attention`: by layer. Raises
+    MoEColabError for a folder that has neither."""
+
+    def __init__(self, source: str | os.PathLike[str] | None = None):
+        """source: a checkpoint folder, None for the small model."""
+        folder = shipped_model() if source is None else Path(source).expanduser()
+        entries: dict[str, TensorEntry] = {}
+        for file in weight_files(folder):
+            entries.update(read_header(folder / file))
+        self.experts: dict[tuple[int, int], dict[str, TensorEntry]] = defaultdict(dict)
+        self.attention: dict[int, dict[str, TensorEntry]] = defaultdict(dict)
+        self.rest_bytes = 0
+        for name, entry in sorted(entries.items()):
+            if len(entry.shape) == 2 and (found := EXPERT.search(name)):
+                self.experts[int(found[1]), int(found[2])][found[3]] = entry
+            elif len(entry.shape) == 2 and (found := ATTENTION.search(name)):
+                self.attention[int(found[1])][found[2]] = entry
+            else:
+                self.rest_bytes += entry.end - entry.start
+        if not self.experts or not self.attention:
+            raise MoEColabError(
+                f"{folder} has no experts, or no attention, that are kept matrix by matrix: take a "
+                "checkpoint such as Mixtral's, or the small model."
+            )
+
+    def groups(self) -> list[int]:
+        """The group sizes that divide every row of every matrix."""
+        columns = {entry.shape[1] for entry in (*self.all_experts(), *self.all_attention())}
+        return [group for group in GROUPS if not any(count % group for count in columns)]
+
+    def all_experts(self) -> list[TensorEntry]:
+        return [entry for matrices in self.experts.values() for entry in matrices.values()]
+
+    def all_attention(self) -> list[TensorEntry]:
+        return [entry for matrices in self.attention.values() for entry in matrices.values()]
+
+    def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> Sample:
+        """Quantize one matrix by HQQ; the group is the first of its `row`. Raises MoEColabError
+        where the format does not fit, and where hqq is not installed."""
+        shape = tuple(entry.shape)
+        form.check(name, shape)
+        weights = read_tensor(entry).float()
+        fields, lost = quantize(weights, form, choose)
+        scale, zero = (values[row, 0] for values in grids(form, fields))
+        codes = torch.arange(2**form.bits, dtype=torch.float32)
+        group = form.grouped(weights)[row, 0] if form.axis else form.grouped(weights)[:, row, 0]
+        return Sample(
+            name,
+            form,
+            weights.numpy(),
+            group.numpy(),
+            ((codes - zero) * scale).numpy(),
+            lost,
+            8 * kept_bytes(shape, form) / math.prod(shape),
+        )
+
+    def bytes_by_part(self, experts: Format | None, attention: Format | None) -> dict[str, int]:
+        """What all weights would take in these formats, None for as they are: scales and zeros
+        counted, padding and headers not."""
+        return {
+            "experts": sum(entry_bytes(entry, experts) for entry in self.all_experts()),
+            "attention": sum(entry_bytes(entry, attention) for entry in self.all_attention()),
+            "rest": self.rest_bytes,
+        }
+
+
+def entry_bytes(entry: TensorEntry, form: Format | None) -> int:
+    return entry.end - entry.start if form is None else kept_bytes(tuple(entry.shape), form)

@@ -1,0 +1,111 @@
+"""Fewer bits by hand: choose them, and see what one matrix loses and what the whole model takes.
+
+Knows `sample`, what it computes, and `plots`, who draws it; computes and draws nothing itself. Only
+what ipywidgets 7.7 has as well as 8.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import ipywidgets as w
+
+from ...planner.card import card, tiles
+from ...plots import levels
+from ...quantization.format import BITS, Format
+from ...units import human
+from .controls import LABEL, menu
+from .matrix_preview import Matrices, Sample
+from .panel import Panel
+
+KEEP = 16  # bits of a matrix that is left alone
+NARROW = "180px"
+
+
+class QuantizeWidget(Panel):
+    """Bits, group and attention bits, and what follows at once: a matrix of one expert beside one
+    of the same layer's attention, their errors and real bits, and the bytes of the whole model. As
+    the last line of a cell it shows itself.
+
+    source: a checkpoint folder whose experts are kept one by one, None for the small model.
+    `expert_bits`, `group`, `attention_bits`, `layer`, `expert`, `matrix` are widgets; `settings` is
+    what is chosen, for `mc.quantize`; `error` is the latest error that was no MoEColabError.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | None = None):
+        self.matrices = Matrices(source)
+        layers = sorted({layer for layer, _ in self.matrices.experts})
+        experts = sorted({expert for _, expert in self.matrices.experts})
+        some = next(iter(self.matrices.experts.values()))
+        groups = self.matrices.groups()
+        self.expert_bits = buttons("Expert bits", BITS, 2)
+        self.group = buttons("Group", groups, 64 if 64 in groups else groups[-1])
+        self.attention_bits = buttons("Attention", (*BITS, KEEP), 4)
+        self.layer = menu("Layer", named(layers), NARROW)
+        self.expert = menu("Expert", named(experts), NARROW)
+        self.matrix = menu("Matrix", named(some), NARROW)
+        super().__init__(
+            "moe-quantize",
+            (self.expert_bits, self.group),
+            (self.attention_bits,),
+            (self.layer, self.expert, self.matrix),
+        )
+        self.update()
+
+    def settings(self) -> dict[str, int]:
+        """Keywords for `mc.quantize`."""
+        return {
+            "attention_bits": self.attention_bits.value,
+            "expert_bits": self.expert_bits.value,
+            "group_size": self.group.value,
+        }
+
+    def show(self) -> None:
+        samples = self.samples()
+        self.picture.value = levels([sample.as_row() for sample in samples]).png()
+        self.facts.value = card("What it takes", tiles(self.tiles(samples)), FOOT)
+
+    def samples(self) -> list[Sample]:
+        """The expert's matrix, and one of the same layer's attention if that is quantized."""
+        layer, expert = self.layer.value, self.expert.value
+        name, forms = self.matrix.value, self.formats()
+        entry = self.matrices.experts[layer, expert][name]
+        samples = [self.matrices.sample(entry, f"expert {expert}, {name}", forms[0])]
+        if forms[1]:
+            name, entry = next(iter(self.matrices.attention[layer].items()))
+            samples.append(self.matrices.sample(entry, f"attention, {name}", forms[1]))
+        return samples
+
+    def formats(self) -> tuple[Format, Format | None]:
+        """Of the experts and of the attention."""
+        group, bits = self.group.value, self.attention_bits.value
+        return Format(self.expert_bits.value, group), None if bits == KEEP else Format(bits, group)
+
+    def tiles(self, samples: list[Sample]) -> list[tuple[str, str, str]]:
+        told = [
+            (
+                sample.name,
+                f"{sample.bits_per_weight:.2f} bits a weight",
+                f"{sample.relative_error:.1%} of its norm lost",
+            )
+            for sample in samples
+        ]
+        parts = self.matrices.bytes_by_part(*self.formats())
+        before = sum(self.matrices.bytes_by_part(None, None).values())
+        detail = ", ".join(f"{part} {human(nbytes)}" for part, nbytes in parts.items())
+        now = sum(parts.values())
+        return [*told, (f"the whole model: {now / before:.0%}", human(now), detail)]
+
+
+FOOT = "Scales and zeros are counted; padding and headers, some kilobytes a layer, are not."
+
+
+def buttons(label: str, values: Any, value: int) -> w.ToggleButtons:
+    style = {"button_width": "38px", "description_width": LABEL}
+    return w.ToggleButtons(options=named(values), value=value, description=label, style=style)
+
+
+def named(values: Iterable[Any]) -> list[tuple[str, Any]]:
+    return [(str(one), one) for one in values]

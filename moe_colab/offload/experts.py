@@ -1,0 +1,129 @@
+"""The experts function: what every MoE layer of an offloaded model computes.
+
+Registered with transformers as "moe_colab"; knows the math of an experts module, in which order
+eager adds, and asks the pool for each expert's weights. Knows nothing of where they come from.
+
+Legend: T tokens in this call (all rows), H hidden, I expert intermediate, E experts in the layer, K
+top-k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from ..errors import MoEColabError
+from ..quantization.kernels import LowBitWeight
+from .interrupts import deferred_interrupts
+
+NAME = "moe_colab"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Who computes what, from the routers' choice [T, K] on the host.
+
+    experts: the distinct ones, ascending. Rows (token, top-k position) sorted by expert, an
+    expert's rows in eager's order: position, then token; expert i has rows bounds[i] to bounds[i +
+    1]. rank: the place of a row's expert among its token's experts by id: the order in which eager
+    adds.
+    """
+
+    experts: list[int]
+    bounds: list[int]
+    rows: np.ndarray  # int64 [3, rows]: token, position, rank
+
+    @classmethod
+    def of(cls, index: np.ndarray, n_experts: int) -> Groups:
+        T, K = index.shape
+        flat = index.T.reshape(-1)  # position-major
+        order = np.argsort(flat, kind="stable")
+        order = order[flat[order] < n_experts]  # ids past the last expert mean: nobody
+        position, token = np.divmod(order, T)
+        rank = np.argsort(np.argsort(index, axis=1, kind="stable"), axis=1)[token, position]
+        experts, starts = np.unique(flat[order], return_index=True)
+        return cls(
+            experts.tolist(), [*starts.tolist(), len(order)], np.stack([token, position, rank])
+        )
+
+
+@torch.compiler.disable
+def experts_forward(
+    module: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """hidden_states [T, H], top_k_index [T, K] int, top_k_weights [T, K] -> [T, H].
+
+    Experts are computed in whatever order their weights arrive; their outputs are added in eager's
+    order and dtype, so that the result equals the fully resident model's. Raises MoEColabError
+    where it could not be right.
+    """
+    layer = getattr(module, "moe_colab_layer", None)
+    if layer is None:
+        raise MoEColabError(
+            "this model's experts were never attached: load it with moe_colab.load()."
+        )
+    if torch.is_grad_enabled() and (hidden_states.requires_grad or top_k_weights.requires_grad):
+        raise MoEColabError(
+            "an offloaded model cannot be trained: run it under torch.no_grad() or "
+            "inference_mode()."
+        )
+    layer.check_input(hidden_states)
+    layer.offload.check_stop()
+    with layer.lock, deferred_interrupts():
+        index, tokens, ahead = layer.routing(top_k_index)
+        groups = Groups.of(index, module.num_experts)
+        rows = torch.from_numpy(groups.rows).to(hidden_states.device, non_blocking=True)
+        outputs = hidden_states.new_zeros(
+            (*top_k_index.shape, hidden_states.shape[1]), dtype=layer.sum_dtype
+        )
+        where = {
+            expert: slice(*groups.bounds[i : i + 2]) for i, expert in enumerate(groups.experts)
+        }
+        for expert, weights in layer.weights(groups.experts, tokens, ahead):
+            if expert not in where:  # loaded because the whole layer is
+                continue
+            token, position, rank = rows[:, where[expert]]
+            out = expert_mlp(module, hidden_states[token], weights)
+            if layer.listener is not None:
+                layer.listener.expert(expert, token, out)
+            out = out * top_k_weights[token, position, None]
+            outputs[token, rank] = out.to(outputs.dtype)
+        total = torch.zeros_like(outputs[:, 0])
+        for rank in range(outputs.shape[1]):
+            total += outputs[:, rank]
+        total = total.to(hidden_states.dtype)
+        if layer.listener is not None:
+            layer.listener.layer(hidden_states, top_k_index, top_k_weights, total)
+    return total
+
+
+def expert_mlp(
+    module: torch.nn.Module, x: torch.Tensor, weights: dict[str, torch.Tensor | LowBitWeight]
+) -> torch.Tensor:
+    """One expert on its rows: x [rows, H] -> [rows, H], as the module's eager forward does it."""
+
+    def product(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight = weights[name]
+        if isinstance(weight, LowBitWeight):
+            out = weight.linear(x)
+        else:
+            out = x @ weight if module.is_transposed else F.linear(x, weight)
+        return out + weights[f"{name}_bias"] if module.has_bias else out
+
+    if module.has_gate:
+        x = module._apply_gate(product(x, "gate_up_proj"))
+    else:
+        x = module.act_fn(product(x, "up_proj"))
+    x = product(x, "down_proj")
+    # Only newer versions of transformers know norms after an expert.
+    return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
+
+
+ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

@@ -1,0 +1,167 @@
+"""Linear layers and embeddings whose weight lies in memory in low bits.
+
+Knows transformers' modules from outside, blobs and the ladder of products. A module's blob is a
+buffer that no checkpoint holds, so that it is counted and freed with the model. Legend: N rows
+(out, or words), K columns (in, or hidden).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from ..cache.homes import DiskHome
+from ..errors import MoEColabError
+from ..quantization.format import Shape
+from ..quantization.kernels import LowBitWeight
+from ..quantization.kernels.dispatch import AUTO
+from ..store import BlobLayout, DenseMatrix, Store
+from .slots import Block, allocate, host_slab, prepared_bytes
+
+
+class LowBitModule(nn.Module):
+    """What both have: the place for a matrix [N, K], empty until `hold`."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.shape = shape
+        self.dtype: torch.dtype | None = None
+        self.layout: BlobLayout | None = None
+        self.matrix: LowBitWeight | None = None
+        self.register_buffer("blob", None, persistent=False)
+        self._is_hf_initialized = True  # transformers has nothing to initialize
+
+    def hold(
+        self, blob: torch.Tensor, layout: BlobLayout, matrix: LowBitWeight, dtype: torch.dtype
+    ) -> None:
+        """Compute in `dtype` with the `matrix` that lies in `blob` as `layout` says."""
+        self.blob, self.layout, self.matrix, self.dtype = blob, layout, matrix, dtype
+
+    def release(self) -> None:
+        """Forget the views into the blob and what was prepared from it; the buffer is left for
+        whoever frees the model's tensors."""
+        self.matrix = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """All of it, [N, K], made anew each time: for families that read a weight themselves."""
+        return self._held().dequantized(self.dtype)
+
+    def _held(self) -> LowBitWeight:
+        if self.matrix is None:
+            raise MoEColabError("this model was closed: load it again.")
+        return self.matrix
+
+
+class LowBitLinear(LowBitModule):
+    """In the place of an nn.Linear, whose bias it keeps."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__((linear.out_features, linear.in_features))
+        self.out_features, self.in_features = self.shape
+        self.register_parameter("bias", linear.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N]"""
+        out = self._held().linear(x)
+        return out if self.bias is None else out + self.bias
+
+    def extra_repr(self) -> str:
+        bits = "empty" if self.matrix is None else f"{self.matrix.form.bits} bits"
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {bits}"
+
+
+class LowBitEmbedding(LowBitModule):
+    """In the place of an nn.Embedding: only the rows that are looked up are dequantized."""
+
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__((embedding.num_embeddings, embedding.embedding_dim))
+        self.num_embeddings, self.embedding_dim = self.shape
+        self.padding_idx = embedding.padding_idx
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [...] -> [..., K]"""
+        rows = self._held().rows(ids.reshape(-1), self.dtype)
+        return rows.view(*ids.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        bits = "empty" if self.matrix is None else f"{self.matrix.form.bits} bits"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {bits}"
+
+
+KINDS = {nn.Linear: LowBitLinear, nn.Embedding: LowBitEmbedding}
+"""What can be replaced, by exact class: a subclass may compute something else."""
+
+
+def low_bit_modules(model: nn.Module) -> list[LowBitModule]:
+    return [module for module in model.modules() if isinstance(module, LowBitModule)]
+
+
+def release(model: nn.Module) -> None:
+    """Let none of the model's low-bit modules hold its blob any more, but as a buffer."""
+    for module in low_bit_modules(model):
+        module.release()
+
+
+def swap(model: nn.Module, names: Iterable[str]) -> None:
+    """Put an empty low-bit module in the place of each named one. Raises MoEColabError where this
+    version of transformers builds the model otherwise."""
+    for name in names:
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            module = None
+        if type(module) not in KINDS:
+            raise MoEColabError(
+                f"the store holds a matrix for {name}, and this version of transformers has no "
+                "such linear layer or embedding there: make the store anew."
+            )
+        model.set_submodule(name, KINDS[type(module)](module))
+
+
+def fill(
+    model: nn.Module, store: Store, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
+) -> None:
+    """Read the store's low-bit matrices into the modules that `swap` has made. Raises
+    MoEColabError where a blob's bytes are not the ones that were packed."""
+    matrices = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
+    for matrix, home in zip(matrices, store.dense_homes, strict=True):
+        (block,) = allocate(1, home.nbytes, device, kernels)
+        read(home, block)
+        weight = block.views(matrix.layout, None)["weight"]
+        blob = block.tensor.data  # without a base that would stay when the buffer is emptied
+        for name in matrix.modules:
+            module = model.get_submodule(name)
+            check_shape(module, matrix)
+            module.hold(blob, matrix.layout, weight, dtype)
+
+
+def read(home: DiskHome, block: Block) -> None:
+    """A blob into its block: one read, and for a GPU one copy."""
+    stage = block.tensor if block.buffer else host_slab(home.nbytes)
+    for _ in home.fill(memoryview(stage.numpy())):
+        pass
+    if stage is not block.tensor:
+        block.tensor.copy_(stage)
+
+
+def check_shape(module: LowBitModule, matrix: DenseMatrix) -> None:
+    stored = matrix.layout.matrices[0].shape
+    if module.shape != stored:
+        raise MoEColabError(
+            f"the store's {matrix.modules[0]} is {stored}, and config.json says {module.shape}: "
+            "make the store anew."
+        )
+
+
+def working_bytes(model: nn.Module, kernels: str = AUTO) -> int:
+    """Bytes that multiplying takes besides the blobs, at the most: what is prepared from them, and
+    one matrix in full."""
+    prepared = largest = 0
+    for module in low_bit_modules(model):
+        if isinstance(module, LowBitLinear):
+            prepared += prepared_bytes(module.layout, module.dtype, module.blob.device, kernels)
+            largest = max(largest, module.out_features * module.in_features * module.dtype.itemsize)
+    return prepared + largest

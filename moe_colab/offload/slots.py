@@ -1,0 +1,98 @@
+"""Device memory for experts: slabs of equal blocks, and typed views into a block.
+
+Knows layouts and devices. Knows no experts, policies or loads: the pool says what lies in a block.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+
+from ..checkpoint.tensors import TORCH_DTYPES
+from ..errors import MoEColabError
+from ..quantization.format import Shape
+from ..quantization.kernels import Ladder, LowBitWeight, named
+from ..quantization.kernels.dispatch import AUTO
+from ..quantization.recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
+from ..store.blobs import BlobLayout, Field, Matrix
+from ..units import human
+
+
+class Block:
+    """Room for one expert: `tensor` uint8 [nbytes] on the device; `buffer`, the same memory, where
+    a host can write; `ladder`: how its low-bit matrices are multiplied with."""
+
+    def __init__(self, tensor: torch.Tensor, ladder: Ladder):
+        self.tensor, self._ladder = tensor, ladder
+        self.buffer = memoryview(tensor.numpy()) if tensor.device.type == "cpu" else None
+        self._views: dict[BlobLayout, dict[str, torch.Tensor | LowBitWeight]] = {}
+        self._expert: object = None
+
+    def views(self, layout: BlobLayout, expert: object) -> dict[str, torch.Tensor | LowBitWeight]:
+        """The matrices that lie here, by name; views, made once per layout. `expert`: whose they
+        are, so that what is prepared from them is prepared anew for another one's."""
+        views = self._views.get(layout)
+        if views is None:
+            views = {matrix.name: self._matrix(matrix) for matrix in layout.matrices}
+            self._views[layout] = views
+        if expert != self._expert:
+            self._expert = expert
+            for one in self._views.values():
+                for view in one.values():
+                    if isinstance(view, LowBitWeight):
+                        view.renew()
+        return views
+
+    def _matrix(self, matrix: Matrix) -> torch.Tensor | LowBitWeight:
+        fields = {field.name: self._view(field) for field in matrix.fields}
+        if matrix.packing == PLAIN:
+            return fields["weight"]
+        return LowBitWeight(fields, format_of(matrix), across(matrix), self._ladder)
+
+    def _view(self, field: Field) -> torch.Tensor:
+        raw = self.tensor[field.offset : field.offset + field.nbytes]
+        return raw.view(TORCH_DTYPES[field.dtype]).view(field.shape)
+
+
+def host_slab(nbytes: int) -> torch.Tensor:
+    """uint8 [nbytes] of host memory that starts at a page and is taken only once written."""
+    try:
+        return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
+    except OSError as error:
+        raise MoEColabError(
+            f"the system refused {human(nbytes)} of memory ({error.strerror}): use fewer slots."
+        ) from error
+
+
+def across(matrix: Matrix) -> Shape:
+    """[out, in] of a low-bit matrix, however its module keeps it."""
+    transposed = matrix.packing == LOWBIT_TRANSPOSED
+    return tuple(reversed(matrix.shape)) if transposed else matrix.shape
+
+
+def prepared_bytes(
+    layout: BlobLayout, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
+) -> int:
+    """What multiplying keeps beside a block of this layout, at the most. Tries the kernels where
+    this process has not yet."""
+    ladder = named(kernels)
+    return sum(
+        ladder.prepared_bytes(format_of(matrix), across(matrix), dtype, device)
+        for matrix in layout.matrices
+        if matrix.packing != PLAIN
+    )
+
+
+def allocate(count: int, nbytes: int, device: torch.device, kernels: str = AUTO) -> list[Block]:
+    """`count` blocks in one piece; on a CPU they start at a page and take memory only once
+    written. `kernels`: "auto" or "plain"."""
+    ladder = named(kernels)
+    if count == 0:
+        return []
+    with torch.inference_mode(False):  # a slot made inside a generation must outlive it
+        if device.type == "cpu":
+            slab = host_slab(count * nbytes)
+        else:
+            slab = torch.empty(count * nbytes, dtype=torch.uint8, device=device)
+        return [Block(part, ladder) for part in slab.split(nbytes)]

@@ -1,0 +1,257 @@
+"""The models to begin with: how large they are, what they need, how long one waits for them.
+
+Knows their names and nothing else by heart: every number comes from the headers of the weights, or
+is an estimate that says so. Knows no GPU; what fits this machine is the preflight card's word.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    NotASafetensorsRepoError,
+    RepositoryNotFoundError,
+)
+
+from ..errors import MoEColabError
+from ..machine.folders import cache_folder, shipped_model, store_name
+from ..machine.memory import VRAM_RESERVE
+from ..units import human
+from .card import card, table
+from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
+
+SHIPPED = "shipped"  # what a form field says for load()'s None
+CATALOGUE = {
+    None: ("the small model", "comes with moe_colab; answers at once, knows little"),
+    "ibm-granite/granite-3.1-1b-a400m-instruct": ("Granite 3.1 1B", "a real chat model, small"),
+    "allenai/OLMoE-1B-7B-0924-Instruct": ("OLMoE 1B-7B", "a real chat model, 64 experts a layer"),
+}
+DOWNLOAD_SPEED, PACKING_SPEED = 50e6, 150e6  # bytes a second, assumed, not measured
+ASSUMED = (
+    f"The first wait is an estimate, at {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download and "
+    f"{PACKING_SPEED / 1e6:.0f} MB/s of packing (assumed); later the packed store is there."
+)
+MEMORY = (
+    "Memory is the GPU's, where another "
+    f"{human(VRAM_RESERVE)} are left alone, or the host's where there is no GPU."
+)
+_known: dict[tuple[str | None, str], Sizes] = {}  # by endpoint and name: headers do not change
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One model of the list. `source` is what `mc.load` takes; `sizes` is None where it could not
+    be learned, and `problem` says why. `here`: nothing must be downloaded; `packed`: a store of it
+    lies in the cache folder."""
+
+    source: str | None
+    title: str
+    note: str
+    sizes: Sizes | None = None
+    problem: str = ""
+    here: bool = False
+    packed: bool = False
+
+    @property
+    def download_bytes(self) -> int | None:
+        """Still to come over the network."""
+        return self.sizes and (0 if self.here or self.packed else self.sizes.download)
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """Needed at the most: the store, and the two largest files of a download, which are
+        deleted once they are packed."""
+        if self.sizes is None or self.packed:
+            return self.sizes and 0
+        return self.sizes.store() + (0 if self.here else self.sizes.shards)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The least on the device (with no GPU, in host memory): everything but the experts, one
+        slot in every layer, and the spares."""
+        return self.sizes and self.sizes.least_memory()
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """An estimate, until it can be loaded for the first time."""
+        if self.sizes is None:
+            return None
+        packing = 0 if self.packed else self.sizes.store()
+        return self.download_bytes / DOWNLOAD_SPEED + packing / PACKING_SPEED
+
+    def wait(self) -> str:
+        """`wait_seconds` in words."""
+        if self.wait_seconds is None:
+            return "?"
+        return "none: packed already" if self.packed else duration(self.wait_seconds)
+
+    @property
+    def choice(self) -> str:
+        """What a form field calls it; `source_of` is the way back."""
+        return self.source or SHIPPED
+
+    def load_with(self) -> str:
+        return "mc.load()" if self.source is None else f'mc.load("{self.source}")'
+
+
+class ModelList(Sequence[ModelInfo]):
+    """Rows of ModelInfo; shows itself as a table, in text and in a notebook."""
+
+    def __init__(self, rows: Sequence[ModelInfo]):
+        self.rows = tuple(rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ModelInfo]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        lines = []
+        for row in self.rows:
+            facts = (
+                f"size unknown: {row.problem}"
+                if row.problem
+                else "; ".join(f"{name} {value}" for name, value in facts_of(row))
+            )
+            lines += [f"{row.load_with()}  # {row.title}: {row.note}", f"    {facts}"]
+        return "\n".join([*lines, MEMORY, ASSUMED])
+
+    def _repr_html_(self) -> str:
+        heads = ("model", "download", "disk", "memory, at least", "experts", "first wait")
+        body = []
+        for row in self.rows:
+            name = (
+                f"<b>{escape(row.title)}</b><small>{escape(row.note)}</small>"
+                f"<code>{escape(row.load_with())}</code>"
+            )
+            if row.sizes is None:
+                body.append([name, (escape(f"size unknown: {row.problem}"), len(heads) - 1)])
+            else:
+                body.append([name, *(escape(value) for _, value in facts_of(row))])
+        return card("Which model", table(heads, body), f"{MEMORY} {ASSUMED}")
+
+
+def facts_of(row: ModelInfo) -> list[tuple[str, str]]:
+    """(name, value) of what a row tells, for a row whose sizes are known."""
+    sizes = row.sizes
+    kind = f"{sizes.layers} layers × {sizes.experts_per_layer}"
+    return [
+        ("download", human(row.download_bytes) if row.download_bytes else "none"),
+        ("disk", human(row.disk_bytes) if row.disk_bytes else "none"),
+        ("memory at least", human(row.memory_bytes)),
+        ("experts", f"{kind}, {human(sizes.experts)} of {human(sizes.download)}"),
+        ("first wait", row.wait()),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """95 as "~2 min"."""
+    if seconds < 1:
+        return "a second"
+    if seconds < 60:
+        return f"~{seconds:.0f} s"
+    return f"~{round(seconds / 60)} min"
+
+
+def source_of(choice: str) -> str | None:
+    """What `mc.load` takes for a form field's text: None for "shipped" or nothing."""
+    choice = choice.strip()
+    return None if choice in ("", SHIPPED) else choice
+
+
+def models(*more: str, timeout: float = 10.0, refresh: bool = False) -> ModelList:
+    """The models to begin with, and `more` of the hub ("org/name") or on this machine (checkpoint
+    folders). Sizes come from the headers of the weights, over the network for those that are not
+    here: at most `timeout` seconds for all of them, and a row that could not be looked up says so.
+    Nothing but headers and configuration is fetched; `refresh` fetches them again."""
+    sources = [*CATALOGUE, *(source for source in more if source not in CATALOGUE)]
+    rows: list[ModelInfo | None] = [None] * len(sources)
+
+    def look_up(number: int) -> None:
+        rows[number] = info(sources[number], refresh)
+
+    # Daemons, not a pool: one that hangs must keep neither the list nor the interpreter waiting.
+    threads = [
+        threading.Thread(target=look_up, args=(number,), daemon=True)
+        for number in range(len(sources))
+    ]
+    end = time.monotonic() + timeout
+    with progress_bars(False):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+    return ModelList(
+        [row or describe(source, UNREACHABLE) for source, row in zip(sources, rows, strict=True)]
+    )
+
+
+# ---------------------------------------------------------------------- one row
+UNREACHABLE = "the hub cannot be reached"
+
+
+def describe(source: str | None, problem: str = "", **facts) -> ModelInfo:
+    title, note = CATALOGUE.get(source, (source, "your choice"))
+    return ModelInfo(source, title, note, problem=problem, **facts)
+
+
+def packed_sizes(name: str) -> Sizes | None:
+    """Of the finished store in the cache folder that says that it was made of a checkpoint of this
+    name, if there is one. (Whether the checkpoint has changed since is seen when it is loaded.)"""
+    for manifest in cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"):
+        try:
+            body = json.loads(manifest.read_text(encoding="utf-8"))
+            if body["source"]["id"] == name:
+                return store_sizes(body)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # damaged: packed again when it is loaded
+    return None
+
+
+def info(source: str | None, refresh: bool) -> ModelInfo:
+    """The row of one model. Whatever goes wrong is told in it: one bad row must not cost the
+    others."""
+    try:
+        folder = shipped_model() if source is None else Path(source).expanduser()
+        if source is None or folder.is_dir():
+            name = folder.resolve().name
+        else:
+            folder, name = downloaded(source), source
+        packed = packed_sizes(name)
+        if folder is not None:
+            sizes = folder_sizes(folder)
+            return describe(source, sizes=sizes, here=True, packed=packed is not None)
+        if packed is not None:
+            return describe(source, sizes=packed, packed=True)
+        key = (os.environ.get("HF_ENDPOINT"), source)
+        if refresh or key not in _known:
+            if constants.HF_HUB_OFFLINE:
+                return describe(source, "the hub must not be asked (HF_HUB_OFFLINE)")
+            _known[key] = hub_sizes(source)
+        return describe(source, sizes=_known[key])
+    except GatedRepoError:
+        problem = "gated: accept its terms on the hub and log in with hf auth login"
+    except (RepositoryNotFoundError, HFValidationError):
+        problem = "no such folder, and no such model on the hub that you may see"
+    except NotASafetensorsRepoError:
+        problem = "it has no safetensors weights, and moe_colab reads no others"
+    except MoEColabError as error:
+        problem = str(error)
+    except Exception as error:  # the hub's errors are many, and differ from version to version
+        return describe(source, f"{UNREACHABLE} ({type(error).__name__})")
+    return describe(source, problem)

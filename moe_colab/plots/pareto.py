@@ -1,0 +1,156 @@
+"""Bytes against quality: what every way to quantize costs, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from .picture import (
+    DIM,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    Picture,
+    drawn,
+    need,
+    plain_axes,
+    records,
+    unit_of,
+)
+
+SIGNS = {16: (INK, "D"), 8: (DIM, "P"), 4: (GREEN, "o"), 3: (ORANGE, "s"), 2: (PINK, "^")}
+"""Colour and marker by the bits of the experts."""
+COLUMNS = (
+    *("bytes", "ratio", "ratio_low", "ratio_high", "tie"),
+    *("attention_bits", "expert_bits", "expert_group"),
+)
+APART = 1.16  # times the bytes of the last point that was named
+Row = Mapping[str, Any]
+
+
+@drawn
+def pareto(rows: Iterable[Row], mine: Iterable[Row] = ()) -> Picture:
+    """Every way to quantize as a point: its bytes (scales and zeros counted) against its perplexity
+    over that of full precision, with the 95 % interval. Hollow points are ties: their interval has
+    1 in it. The line joins those that nothing smaller beats.
+
+    rows: `rows` of assets/benchmarks/quality.json, or a frame with the same columns. mine: rows
+    measured just now, drawn as crosses; they need bytes and ratio only. Raises MoEColabError for a
+    table without rows or without one of the columns.
+    """
+    rows, mine = records(rows), records(mine)
+    need(rows, "qualities", *COLUMNS)
+    if mine:
+        need(mine, "your qualities", "bytes", "ratio")
+    rows.sort(key=lambda row: (row["bytes"], row["ratio"]))
+    unit, factor = unit_of(max(row["bytes"] for row in rows))
+    picture = Picture(5.2, title_of(rows))
+    axes = picture.subplots()
+    for row in rows:
+        draw(axes, row, factor)
+    best = front(rows)
+    axes.plot(
+        [row["bytes"] / factor for row in best], [row["ratio"] for row in best],
+        color=DIM, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, label="front",
+    )  # fmt: skip
+    for row in mine:
+        axes.plot(
+            row["bytes"] / factor, row["ratio"],
+            marker="X", markersize=12, color=INK, markeredgecolor="white", zorder=5, label="mine",
+        )  # fmt: skip
+    axes.axhline(1, color=INK, linewidth=0.8, zorder=0, label="full precision")
+    name_some(axes, best, factor)
+    frame(axes, unit)
+    axes.legend(handles=legend(rows, bool(mine)), loc="upper right")
+    return picture
+
+
+def front(rows: Sequence[Row]) -> list[Row]:
+    """Those that no other row beats: nothing of as few bytes has a lower ratio. In order of
+    bytes."""
+    best: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["bytes"], row["ratio"])):
+        if not best or row["ratio"] < best[-1]["ratio"]:
+            best.append(row)
+    return best
+
+
+def title_of(rows: Sequence[Row]) -> str:
+    ties = [row for row in rows if row["tie"] and row["ratio"] != 1]
+    largest = max(rows, key=lambda row: row["bytes"])
+    if not ties:
+        return f"{len(rows)} ways to quantize: none is as good as full precision"
+    least = min(ties, key=lambda row: row["bytes"])
+    share = least["bytes"] / largest["bytes"]
+    return f"No measurable rise down to {share:.0%} of the bytes: {name(least)}"
+
+
+def name(row: Row) -> str:
+    """ "experts 2 (g64), attention 4" """
+    group = row["expert_group"]
+    grouped = "" if group is None or group != group else f" (g{int(group)})"
+    return f"experts {row['expert_bits']}{grouped}, attention {row['attention_bits']}"
+
+
+def draw(axes: Axes, row: Row, factor: float) -> None:
+    colour, marker = SIGNS[int(row["expert_bits"])]
+    low, high = row["ratio"] - row["ratio_low"], row["ratio_high"] - row["ratio"]
+    axes.errorbar(
+        row["bytes"] / factor, row["ratio"], yerr=[[max(0, low)], [max(0, high)]],
+        marker=marker, color=colour, ecolor=colour, elinewidth=1.2, capsize=2.5, linestyle="",
+        markerfacecolor="white" if row["tie"] else colour, markeredgewidth=1.6, label=name(row),
+    )  # fmt: skip
+
+
+def name_some(axes: Axes, best: Sequence[Row], factor: float) -> None:
+    """Of the front's points, the best for each way to keep the experts, if it is apart from the
+    last that was named."""
+    by_experts = {(row["expert_bits"], name(row).partition(",")[0]): row for row in best}
+    last = 0.0
+    for row in sorted(by_experts.values(), key=lambda row: row["bytes"]):
+        if row["bytes"] > APART * last:
+            axes.annotate(
+                name(row).replace(", ", "\n"), (row["bytes"] / factor, row["ratio"]),
+                xytext=(-7, -5), textcoords="offset points", ha="right", va="top", fontsize=8.5,
+            )  # fmt: skip
+            last = row["bytes"]
+
+
+def frame(axes: Axes, unit: str) -> None:
+    axes.set_xscale("log")
+    shown = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(shown)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"× {value:g}"))
+    axes.set_xlabel(f"bytes of all weights, scales and zeros counted ({unit}, log scale)")
+    axes.set_ylabel("perplexity / that of full precision")
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    axes.set_xlim(left / 1.25, right)  # room for the names, below and to the left
+    axes.set_ylim(low - 0.08 * (high - low), high)
+    plain_axes(axes, "y")
+
+
+def legend(rows: Sequence[Row], with_mine: bool) -> list[Line2D]:
+    found = sorted({int(row["expert_bits"]) for row in rows}, reverse=True)
+    handles = [
+        Line2D([], [], color=SIGNS[bits][0], marker=SIGNS[bits][1], linestyle="", label=label)
+        for bits, label in ((bits, f"experts of {bits} bits") for bits in found)
+    ]
+    hollow = {"marker": "o", "color": DIM, "markerfacecolor": "white", "markeredgewidth": 1.6}
+    handles.append(
+        Line2D([], [], linestyle="", label="hollow: tie, 1 is in the interval", **hollow)
+    )
+    handles.append(
+        Line2D([], [], color=DIM, linestyle=(0, (4, 3)), label="nothing smaller is better")
+    )
+    if with_mine:
+        handles.append(
+            Line2D([], [], color=INK, marker="X", markersize=10, linestyle="", label="yours")
+        )
+    return handles

@@ -1,0 +1,152 @@
+"""One token at one layer: what the router said, who lay in the slots, who had to go, what came
+out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..errors import MoEColabError
+from ..trace.outcomes import GREEN, ORANGE, OUTCOMES
+from .picture import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes, written
+
+FEW = 16  # experts whose numbers are written below their bars
+SHOWN = 16  # numbers of a vector
+MANY = {"hit": "hits", "speculative_hit": "speculative hits", "late": "late", "miss": "misses"}
+
+
+@drawn
+def step(moment: Any) -> Picture:
+    """A token at a layer in four parts: the router's probabilities, with the chosen experts and
+    what became of them; whom the policy compared when one had to go; what was guessed for the next
+    layer; and the outputs of the experts beside their weighted sum.
+
+    moment: of `mc.stepper(...).at(token, layer)`. Raises MoEColabError for anything else.
+    """
+    if not hasattr(moment, "resident"):
+        raise MoEColabError(
+            f"a moment is drawn here, as view.at(token, layer) of mc.stepper gives it, not "
+            f"{type(moment).__name__}."
+        )
+    picture = Picture(5.6, title_of(moment))
+    (router, scores), (guesses, outputs) = picture.subplots(2, 2)
+    for axes, draw in (
+        (router, draw_router),
+        (scores, draw_scores),
+        (guesses, draw_guesses),
+        (outputs, draw_outputs),
+    ):
+        axes.set_gid(draw.__name__.removeprefix("draw_"))
+        plain_axes(axes)
+        draw(axes, moment)
+    return picture
+
+
+def title_of(moment: Any) -> str:
+    counts = [access.outcome for access in moment.accesses]
+    told = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
+    told += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
+    word = written(moment.text, FEW)
+    return f"“{word}” at MoE layer {moment.layer}: {', '.join(told)}"
+
+
+def draw_router(axes: Axes, moment: Any) -> None:
+    axes.set_title("the router's probabilities")
+    if moment.probabilities is None:
+        return say(axes, "this trace holds no logits,\nonly whom the router chose")
+    count = len(moment.probabilities)
+    outcomes = {access.expert: OUTCOMES[access.outcome] for access in moment.accesses}
+    for expert, share in enumerate(moment.probabilities):
+        sign = outcomes.get(expert)
+        colour = sign.colour if sign else PALE
+        hatch = HATCHES[colour] if sign else ""
+        edge = "white" if sign else DIM
+        axes.bar(expert, share, color=colour, hatch=hatch, edgecolor=edge, linewidth=0.8)
+        if sign:
+            axes.plot(expert, share, sign.marker, color=INK, clip_on=False, gid=sign.name)
+    axes.axhline(1 / count, color=INK, linestyle=":", gid="uniform")
+    axes.set_xlabel("expert (dotted: all alike)")
+    if count <= FEW:
+        axes.set_xticks(range(count))
+
+
+def draw_scores(axes: Axes, moment: Any) -> None:
+    axes.set_title("who goes")
+    choices = [access.choice for access in moment.accesses if access.choice]
+    choice = max(choices, key=lambda choice: len(choice.scores), default=None)
+    if choice is None:
+        missed = any(access.bytes for access in moment.accesses)
+        return say(axes, "nobody had to go" if missed else "nobody: all were there")
+    if not choice.scores:
+        return say(axes, f"{choice.victim}; {moment.history.policy} does not say why")
+    axes.set_title(f"who goes for expert {choice.newcomer}")
+    finite = [score[0] for score in choice.scores.values() if math.isfinite(score[0])]
+    never = 1.1 * max(finite, default=1)
+    for place, (expert, score) in enumerate(choice.scores.items()):
+        goes = expert == choice.victim
+        length = score[0] if math.isfinite(score[0]) else never
+        axes.barh(
+            place, length, color=ORANGE if goes else PALE, hatch=HATCHES[ORANGE] if goes else "",
+            edgecolor="white" if goes else DIM, linewidth=0.8, gid="goes" if goes else "stays",
+        )  # fmt: skip
+        told = ", ".join(str(n) if math.isfinite(n) else "never" for n in score)
+        axes.text(length, place, f" {told}{', goes' if goes else ''}", va="center", fontsize=8.5)
+    if len(choice.scores) <= FEW:
+        axes.set_yticks(range(len(choice.scores)), choice.scores)
+    axes.set_ylabel("expert")
+    axes.set_xlabel(f"{', then '.join(moment.history.measures)}: {moment.history.rule}")
+    axes.margins(x=0.3)
+    axes.set_xlim(left=0)
+
+
+def draw_guesses(axes: Axes, moment: Any) -> None:
+    axes.set_title(f"guessed for layer {moment.layer + 1}")
+    if moment.guess is None:
+        return say(axes, "nothing was guessed here")
+    for place, (_, share, right) in enumerate(moment.guess.experts):
+        colour, glyph = (GREEN, "✓ right") if right else (ORANGE, "✗ wrong")
+        axes.barh(
+            place, share, color=colour, hatch=HATCHES[colour], edgecolor="white", linewidth=0.8,
+            gid="right" if right else "wrong",
+        )  # fmt: skip
+        axes.text(share, place, f" {glyph}", va="center", fontsize=9, family="DejaVu Sans")
+    axes.set_yticks(range(len(moment.guess.experts)), [e for e, *_ in moment.guess.experts])
+    axes.invert_yaxis()
+    axes.margins(x=0.3)
+    axes.set_xlim(left=0)
+    axes.set_ylabel("expert")
+    axes.set_xlabel(f"probability (it then asked for {', '.join(map(str, moment.guess.needed))})")
+
+
+def draw_outputs(axes: Axes, moment: Any) -> None:
+    if moment.computed is None:
+        axes.set_title("the experts' outputs")
+        return say(axes, "a trace does not hold them:\ngive mc.stepper a model")
+    computed = moment.computed
+    axes.set_title(f"outputs, the first {SHOWN} of {len(computed.total)} numbers")
+    names = [
+        f"expert {expert}, × {weight:.2f}"
+        for weight, expert in zip(computed.weights, moment.experts, strict=True)
+    ]
+    rows = [*computed.outputs, computed.total]
+    top = max(float(np.abs(row[:SHOWN]).max()) for row in rows) or 1.0
+    names.append("weighted sum")
+    for place, (name, row) in enumerate(zip(names, rows, strict=True)):
+        values = row[:SHOWN] / (2.3 * top)
+        axes.bar(
+            np.arange(len(values)), -values, bottom=place, width=0.7, gid=name,
+            color=INK if row is computed.total else DIM, linewidth=0,
+        )  # fmt: skip
+        axes.axhline(place, color=DIM, linewidth=0.6)
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xticks([])
+
+
+def say(axes: Axes, words: str) -> None:
+    axes.text(0.5, 0.5, words, ha="center", va="center", transform=axes.transAxes, color=INK)
+    axes.set_axis_off()
+    axes.set_title(axes.get_title(loc="left"))

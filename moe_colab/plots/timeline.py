@@ -1,0 +1,132 @@
+"""The timeline of one token: what is computed, what is on the link, and when compute must wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+
+from ..errors import MoEColabError
+from .picture import (
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    Picture,
+    drawn,
+    need,
+    plain_axes,
+    readable,
+    records,
+    unformatted,
+)
+
+LANES = ("compute", "copy", "stall")  # from the top
+BARS = {  # face, edge, hatch, name
+    "compute": (GREEN, GREEN, "", "compute"),
+    "no": (ORANGE, "white", "", "copy, asked for by the router"),
+    "right": (PINK, "white", "///", "copy of a guess, right"),
+    "wrong": ("white", PINK, "xxx", "copy of a guess, wasted"),
+    "stall": ("white", INK, "....", "stall: waiting for bytes"),
+}
+WIDE_ENOUGH = 0.035  # of the axis, for an expert's number
+APART = 0.016  # likewise, of the numbers of two layers
+LONGEST = 24  # letters of a word
+HEIGHT, ABOVE = 0.62, -0.6  # of a bar; where the layers are named
+COLUMNS = ("kind", "step", "layer", "expert", "begin", "end", "bytes", "guess")
+
+
+@drawn
+def timeline(table: Any, step: int, word: str = "") -> Picture:
+    """One token on its way through the layers: a lane for compute, one for the copies on the link,
+    one for stalls. Copies of right guesses are hatched, those of wrong ones crossed; the number in
+    a copy is its expert, and the ones above are the layers.
+
+    table: `mc.timeline(...).frame()`. step: which; word: the token's text, for the title. Raises
+    MoEColabError for a table without rows or without one of the columns, or without that step.
+    """
+    rows = records(table)
+    need(rows, "events", *COLUMNS)
+    own = [row for row in rows if row["step"] == step and row["kind"] != "copy"]
+    if not own:
+        raise MoEColabError(f"there is no step {step!r} in this timeline.")
+    start, end = min(row["begin"] for row in own), max(row["end"] for row in own)
+    under_way = [
+        row for row in rows if row["kind"] == "copy" and row["end"] > start and row["begin"] < end
+    ]
+    picture = Picture(3.1, title_of(own, under_way, step, word))
+    axes = picture.subplots()
+    shown: dict[str, list[dict]] = {}
+    for row in own + under_way:
+        shown.setdefault(sign_of(row), []).append(row)
+    for sign, some in shown.items():
+        draw(axes, sign, some, start, end)
+    name_layers(axes, own, start)
+    axes.set_xlim(0, 1e3 * (end - start))
+    axes.set_ylim(len(LANES) - 0.5, -0.85)
+    axes.set_yticks([ABOVE, *range(len(LANES))], ["layer", *LANES])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("milliseconds, modelled")
+    plain_axes(axes, "x")
+    picture.legend(
+        handles=[handle(sign) for sign in BARS if sign in shown],
+        loc="outside lower left", ncols=3,
+    )  # fmt: skip
+    return picture
+
+
+def sign_of(row: dict) -> str:
+    return row["guess"] if row["kind"] == "copy" else row["kind"]
+
+
+def draw(axes: Axes, sign: str, rows: Sequence[dict], start: float, end: float) -> None:
+    """All events of one sign, as one thing: many are drawn at once."""
+    lane, whole = LANES.index(rows[0]["kind"]), 1e3 * (end - start)
+    spans = []
+    for row in rows:
+        begin, until = max(row["begin"], start), min(row["end"], end)
+        spans.append((1e3 * (begin - start), 1e3 * (until - begin)))
+    face, edge, hatch, _ = BARS[sign]
+    bars = axes.broken_barh(
+        spans, (lane - HEIGHT / 2, HEIGHT), facecolor=face, edgecolor=edge, hatch=hatch,
+        linewidth=0.6,
+    )  # fmt: skip
+    bars.set_gid(sign)
+    for row, (begin, wide) in zip(rows, spans, strict=True):
+        if row["kind"] == "copy" and wide > WIDE_ENOUGH * whole:
+            axes.text(
+                begin + wide / 2, lane, str(row["expert"]), ha="center", va="center", fontsize=8.5,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
+
+
+def name_layers(axes: Axes, own: Sequence[dict], start: float) -> None:
+    """A line where each layer begins, and its number above, where there is room."""
+    whole, last = max(row["end"] for row in own) - start, -1.0
+    for layer in sorted({row["layer"] for row in own}):
+        begin = 1e3 * (min(r["begin"] for r in own if r["layer"] == layer) - start)
+        axes.axvline(begin, color=INK, linewidth=0.6, zorder=0)
+        if begin / 1e3 > last + APART * whole or last < 0:
+            axes.text(begin, ABOVE, f" {layer}", fontsize=8.5, va="center")
+            last = begin / 1e3
+
+
+def title_of(own: Sequence[dict], copies: Sequence[dict], step: int, word: str) -> str:
+    whole = max(row["end"] for row in own) - min(row["begin"] for row in own)
+    waited = sum(row["end"] - row["begin"] for row in own if row["kind"] == "stall")
+    told = f"“{readable(word, LONGEST)}”" if word.strip() else f"step {step}"
+    told += f": {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} waiting"
+    # One that was interrupted has several rows.
+    guessed = {(r["step"], r["layer"], r["expert"]): r["guess"] for r in copies}
+    guesses = [guess for guess in guessed.values() if guess != "no"]
+    if guesses:
+        told += f"; {guesses.count('right')} of {len(guesses)} guessed copies were right"
+    return unformatted(told)
+
+
+def handle(sign: str) -> Patch:
+    face, edge, hatch, name = BARS[sign]
+    edge = INK if edge == "white" and not hatch else edge
+    return Patch(facecolor=face, edgecolor=edge, hatch=hatch, label=name, linewidth=0.6)

@@ -1,0 +1,161 @@
+"""One matrix in 2, 3, 4 or 8 bits a weight: codes, scales and zeros, packed and unpacked.
+
+Knows bits, groups and tensors; knows no experts, no store and not who chose the scales. A weight is
+(code - zero) * scale, with one scale and zero for every group. Legend: N rows (out), K columns
+(in), G weights a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from .format import PLANES, UNITS, Format, Shape
+
+KINDS = {"U8": torch.uint8, "BF16": torch.bfloat16, "F32": torch.float32}
+
+Grids = tuple[torch.Tensor, torch.Tensor]
+"""Scales and zeros, float32 [grid]."""
+
+
+# ---------------------------------------------------------------------- there
+def quantize(
+    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
+) -> tuple[dict[str, torch.Tensor], float]:
+    """The fields of `weight` [N, K], and what is lost: the norm of the difference over that of the
+    weights. `choose` gives float scales and zeros [grid] for a float32 matrix. It takes room for a
+    few copies of one piece of the matrix."""
+    shape = tuple(weight.shape)
+    fields = {
+        name: torch.empty(dims, dtype=KINDS[kind], device=weight.device)
+        for name, (kind, dims) in form.fields(shape).items()
+    }
+    lost = total = 0.0
+    for piece, dims in form.pieces(shape):
+        part = form.part(weight, piece).float().contiguous().view(dims)
+        kept = quantize_piece(part, form, choose)
+        for name, values in kept.items():
+            into = form.field(fields[name], name, shape, piece)
+            into.copy_(values.view(into.shape))
+        total += part.square().sum(dtype=torch.float64).item()
+        back = dequantize(kept, form, dims, torch.float32)
+        lost += back.sub_(part).square_().sum(dtype=torch.float64).item()
+    return fields, (lost / max(total, 1e-60)) ** 0.5
+
+
+def quantize_piece(
+    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
+) -> dict[str, torch.Tensor]:
+    """Codes are rounded anew with the scales as they are kept, so that little of their rounding is
+    left in the weights."""
+    kept = keep_grid(form, *choose(weight, form))
+    scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, kept))
+    codes = form.grouped(weight) / scale + zero
+    codes = codes.round_().clamp_(0, 2**form.bits - 1).to(torch.uint8)
+    return {**pack(codes.view(weight.shape), form), **kept}
+
+
+def keep_grid(form: Format, scale: torch.Tensor, zero: torch.Tensor) -> dict[str, torch.Tensor]:
+    if form.bits == 8:
+        return {"scale": scale.float(), "zero": zero.float()}
+    kept, lines = {}, []
+    for name, values in (("scale", scale.float()), ("zero", zero.float())):
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+        offset, step = low.bfloat16(), ((high - low) / 255).bfloat16()
+        safe = step.float().where(step > 0, 1.0)
+        kept[name] = ((values - offset.float()) / safe).round().clamp(0, 255).to(torch.uint8)
+        lines += [step, offset]
+    kept["lines"] = torch.cat(lines, 1)
+    return kept
+
+
+def pack(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
+    """uint8 codes [N, K] as planes of bytes."""
+    planes, below = {}, 0
+    for name, bits in PLANES[form.bits].items():
+        plane = codes >> below & 2**bits - 1
+        planes[name] = (pack_rows if form.axis else pack_columns)(plane, bits, form.group).flatten()
+        below += bits
+    return planes
+
+
+def pack_rows(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Axis 1. A unit of u bytes holds neighbours of one row: column (u/2) i + 2 j + h of the unit
+    lies in its 32-bit word j, at bit 16 h + bits i. So a kernel gets two codes with one mask and
+    one shift, in the natural order of the activations."""
+    pieces = plane.view(*split(plane.shape, bits)).to(torch.int32)  # [N, units, i, words, 2]
+    shifts = bits * torch.arange(16 // bits, device=plane.device, dtype=torch.int32)
+    halves = (pieces << shifts[:, None, None]).sum(2, dtype=torch.int32)
+    return halves.to(torch.uint16).contiguous().view(torch.uint8)
+
+
+def pack_columns(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Axis 0. A byte holds codes of one group, the first in its highest bits: hqq's own packing."""
+    parts = plane.view(8 // bits, group * bits // 8, -1)
+    packed = torch.zeros_like(parts[0])
+    for part in parts:
+        packed = packed << bits | part
+    return packed
+
+
+def split(shape: Shape, bits: int) -> Shape:
+    rows, columns = shape
+    unit = next(unit for unit in UNITS if columns * bits // 8 % unit == 0)
+    return (rows, columns * bits // 8 // unit, 16 // bits, unit // 4, 2)
+
+
+# ---------------------------------------------------------------------- and back
+def unpack(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
+    """The codes, int16 [N, K]."""
+    codes, below = None, 0
+    for name, bits in PLANES[form.bits].items():
+        plane = (unpack_rows if form.axis else unpack_columns)(fields[name], bits, form, shape)
+        codes = plane.view(shape) if not below else codes | plane.view(shape) << below
+        below += bits
+    return codes
+
+
+def unpack_rows(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
+    rows, units, count, words, _ = split(shape, bits)
+    halves = packed.view(torch.int16).view(rows, units, 1, words, 2)
+    shifts = bits * torch.arange(count, device=packed.device, dtype=torch.int16)
+    return halves >> shifts[:, None, None] & 2**bits - 1
+
+
+def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
+    packed = packed.view(1, form.group * bits // 8, -1).to(torch.int16)
+    shifts = torch.arange(8 - bits, -1, -bits, device=packed.device, dtype=torch.int16)
+    return packed >> shifts[:, None, None] & 2**bits - 1
+
+
+def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> Grids:
+    """(scales, zeros), float32 [grid]."""
+    if form.bits == 8:
+        return fields["scale"], fields["zero"]
+    lines = fields["lines"].float()
+    return (
+        fields["scale"].float() * lines[:, 0:1] + lines[:, 1:2],
+        fields["zero"].float() * lines[:, 2:3] + lines[:, 3:4],
+    )
+
+
+def dequantize(
+    fields: Mapping[str, torch.Tensor],
+    form: Format,
+    shape: Shape,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """The weights [N, K] in `dtype`, computed in float32. Takes room for the result and for a few
+    copies of one piece of it."""
+    weight = torch.empty(shape, dtype=dtype, device=fields["scale"].device)
+    for piece, dims in form.pieces(shape):
+        parts = {
+            name: form.field(values, name, shape, piece).contiguous()
+            for name, values in fields.items()
+        }
+        scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, parts))
+        codes = form.grouped(unpack(parts, form, dims).float())
+        into = form.part(weight, piece)
+        into.copy_(codes.sub_(zero).mul_(scale).view(into.shape))
+    return weight

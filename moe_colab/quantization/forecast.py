@@ -1,0 +1,141 @@
+"""What quantizing a model will take: disk, memory and minutes, told before anything is downloaded.
+
+Knows what the headers of a checkpoint say, this machine's disk and memory, and how fast one small
+matrix was quantized on it just now. Quantizes nothing that is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..errors import MoEColabError
+from ..machine.memory import available_memory, free_disk
+from ..planner.card import card, mark, tiles
+from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info
+from ..units import human
+from .bits import quantize
+from .devices import pick_device
+from .format import Format, kept_bytes
+from .hqq import choose
+
+TRIAL = (1024, 1024)  # a matrix whose quantizing is timed
+ROWS_OF = 4096  # columns that a row is taken to have, for what its line of scales costs
+WORKING = 1_500_000_000  # bytes that quantizing stays under, with the largest expert on top
+ASSUMED = (
+    f"Estimates: {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download are assumed; the speed of quantizing "
+    "was measured on this machine just now. All but the experts is counted at full size."
+)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes and seconds that quantizing one model takes; `disk_bytes` at the most, with the two
+    files of a download that lie there at once; `weights_a_second` as measured on this machine.
+    Shows itself as a card in a notebook, and as text elsewhere."""
+
+    model: ModelInfo
+    store_bytes: int
+    disk_bytes: int
+    disk_free: int
+    memory_bytes: int
+    memory_free: int
+    download_bytes: int
+    weights: int
+    weights_a_second: float
+
+    @property
+    def fits(self) -> bool:
+        return self.disk_bytes <= self.disk_free and self.memory_bytes <= self.memory_free
+
+    @property
+    def seconds(self) -> float:
+        """The download and the work overlap: the longer of the two."""
+        return max(self.download_bytes / DOWNLOAD_SPEED, self.weights / self.weights_a_second)
+
+    def check(self) -> None:
+        """Raises MoEColabError where the disk or the memory is too small."""
+        for kind, need, free in (
+            ("disk", self.disk_bytes, self.disk_free),
+            ("memory", self.memory_bytes, self.memory_free),
+        ):
+            if need > free:
+                raise MoEColabError(
+                    f"quantizing {self.model.title} needs {human(need)} of {kind}, and "
+                    f"{human(free)} are free: make room, or choose fewer bits or a smaller model."
+                )
+
+    def facts(self) -> list[tuple[str, str, str]]:
+        """(what, value, remark)"""
+        download = ("none", "it is here")
+        if self.download_bytes:
+            download = (human(self.download_bytes), "file by file, each deleted when done")
+        speed = f"{self.weights_a_second / 1e6:.1f} million weights a second"
+        return [
+            ("download", *download),
+            (
+                "store",
+                f"about {human(self.store_bytes)}",
+                f"of {human(self.model.sizes.store())}",
+            ),
+            ("disk", human(self.disk_bytes), f"{human(self.disk_free)} are free"),
+            ("memory", f"about {human(self.memory_bytes)}", f"{human(self.memory_free)} are free"),
+            ("time", duration(self.seconds), speed),
+        ]
+
+    def __repr__(self) -> str:
+        said = "fits" if self.fits else "does not fit"
+        lines = [f"Quantizing {self.model.title}: {said}"]
+        lines += [f"  {what:9}{value} ({remark})" for what, value, remark in self.facts()]
+        return "\n".join([*lines, ASSUMED])
+
+    def _repr_html_(self) -> str:
+        said = "fits this machine" if self.fits else "does not fit this machine"
+        body = f'<p class="moecard-say">{mark(self.fits)} {said}</p>' + tiles(self.facts())
+        return card(f"Quantizing {self.model.title}", body, ASSUMED)
+
+
+def forecast(
+    source: str | None,
+    folder: str | os.PathLike[str],
+    *,
+    expert_bits: int = 2,
+    group_size: int = 64,
+    device: str | torch.device = "auto",
+) -> Forecast:
+    """What `mc.quantize(source, folder, ...)` will take. Fetches no weights, only headers and
+    configuration of a model of the hub. Raises MoEColabError where the model's size cannot be
+    learned, where no row of 4096 weights could be kept so, and where hqq is not installed."""
+    form = Format(expert_bits, group_size)
+    form.check("a row", (1, ROWS_OF))
+    model = info(source, refresh=False)
+    if model.sizes is None:
+        raise MoEColabError(f"the size of {model.title} is not known: {model.problem}")
+    sizes, weights = model.sizes, model.sizes.experts // 2  # of 16 bits
+    store = weights * kept_bytes((1, ROWS_OF), form) // ROWS_OF + sizes.dense
+    return Forecast(
+        model=model,
+        store_bytes=store,
+        disk_bytes=store + (0 if model.here else sizes.shards),
+        disk_free=free_disk(Path(folder).expanduser()),
+        memory_bytes=WORKING + sizes.largest,
+        memory_free=available_memory(),
+        download_bytes=0 if model.here else sizes.download,
+        weights=weights,
+        weights_a_second=speed(form, pick_device(device)),
+    )
+
+
+def speed(form: Format, device: torch.device) -> float:
+    """Weights a second that are quantized, on a matrix of random weights; the second time counts,
+    when all is imported and warm. Only the time to read and write them comes on top."""
+    matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0)).to(device)
+    for _ in range(2):
+        start = time.perf_counter()
+        quantize(matrix, form, choose)  # ends with a number on the host: the device is done
+        seconds = time.perf_counter() - start
+    return matrix.numel() / seconds

@@ -1,0 +1,114 @@
+"""One matrix of odd values, on which a rung shows that it is right and fast on this machine.
+
+Knows what plain makes of the matrix, and a float64 product; knows no rung by name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from ...store.blobs import FIELD_ALIGNMENT, align
+from ..bits import dequantize, keep_grid
+from ..format import PLANES, Format, Shape
+from .plain import Fields, Plain, Rung
+
+WORST = 1.25  # times plain's error against the float64 product
+SINGLES, MOST, PAIRS = 8, 32, 5  # rows tried one by one; rows tried at once; timings of each kind
+
+
+class Trial:
+    """Its rows N are fewer than the real matrix has: a row of the result depends on one row of
+    weights, so more of them show nothing new. N's remainder by 128 is kept, for a kernel's last
+    tile, and a GPU gets more, to be filled."""
+
+    def __init__(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device):
+        rows, columns = shape
+        weights = 1 << (22 if device.type == "cpu" else 24)
+        most = max(384, weights // columns // 128 * 128)
+        shape = (rows if rows <= most else most - 128 + rows % 128, columns)
+        random = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
+        self.matrix = as_in_a_blob(odd_fields(form, shape, random), device), form, shape
+        x = 2 * torch.rand(MOST, columns, generator=random, device="cpu") - 1
+        x[::2] *= 1e3
+        self.x = x.to(device, dtype)
+        self.plain = Plain().linear(self.x, self.matrix)
+        weight = dequantize(*self.matrix, torch.float32).cpu().double()
+        x = self.x.cpu().double()
+        self.exact = x @ weight.T
+        self.size = x.norm(dim=1)[:, None] * weight.norm(dim=1)  # so that all of them count alike
+
+    def fault(self, rung: Rung) -> str | None:
+        """In which way its results are worse than plain's, if they are."""
+        state = rung.prepare(*self.matrix)
+        for batch in (self.x[:SINGLES].split(1), (self.x[: rung.max_rows],)):
+            out = torch.cat([rung.linear(x, state) for x in batch])
+            plain = self.plain[: sum(map(len, batch))]
+            if out.shape != plain.shape or out.dtype != plain.dtype:
+                return f"its result is {tuple(out.shape)} of {out.dtype}"
+            error, floor = self.error(out), self.error(plain)
+            if not error <= WORST * floor:  # NaN too
+                return f"its error is {error:.2g}, plain's {floor:.2g}"
+        return None
+
+    def error(self, out: torch.Tensor) -> float:
+        wrong = (out.cpu().double() - self.exact[: len(out)]) / self.size[: len(out)]
+        return wrong.square().mean().sqrt().item()
+
+    def times(self, rung: Rung, rows: int) -> tuple[float, float]:
+        """Seconds for a product of so many rows: plain's, and the rung's with half of the time in
+        which it prepares, as if a load served two products: so it does where half of all accesses
+        hit."""
+        x, state = self.x[:rows], rung.prepare(*self.matrix)
+        works = (
+            lambda: Plain().linear(x, self.matrix),
+            lambda: rung.linear(x, state),
+            lambda: rung.prepare(*self.matrix),
+        )
+        timed = [[seconds(work, x.device) for work in works] for _ in range(PAIRS)]
+        plain, product, preparing = (median(column) for column in zip(*timed, strict=True))
+        return plain, product + preparing / 2
+
+
+def odd_fields(form: Format, shape: Shape, random: torch.Generator) -> Fields:
+    """All codes; scales alike in a row or 11 times apart; zeros among the codes, above, below."""
+
+    def noise(*dims: int) -> torch.Tensor:
+        return torch.rand(*dims, generator=random, device="cpu")
+
+    (rows, columns), top, grid = shape, 2**form.bits - 1, form.grid(shape)
+    scale = (0.1 + noise(*grid)) / (top * columns**0.5)
+    scale[::5] = scale[0, 0]
+    zero = noise(*grid)
+    zero[2::4] += 3
+    zero[3::4] -= 3
+    codes = {
+        name: (noise(rows * columns * bits // 8) * 256).to(torch.uint8)
+        for name, bits in PLANES[form.bits].items()
+    }
+    return {**codes, **keep_grid(form, scale, zero * top)}
+
+
+def as_in_a_blob(fields: Fields, device: torch.device) -> Fields:
+    """Views into one buffer, none of them at its start."""
+    ends = [FIELD_ALIGNMENT]
+    for field in fields.values():
+        ends.append(align(ends[-1] + field.nbytes, FIELD_ALIGNMENT))
+    room = torch.empty(ends[-1], dtype=torch.uint8, device=device)
+    views = {}
+    for (name, field), start in zip(fields.items(), ends, strict=False):
+        part = room[start : start + field.nbytes].view(field.dtype)
+        views[name] = part.view(field.shape).copy_(field)
+    return views
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - start

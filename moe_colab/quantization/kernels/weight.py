@@ -1,0 +1,48 @@
+"""A low-bit matrix to be multiplied with. Knows where its fields lie and which ladder to ask; knows
+no expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..bits import dequantize
+from ..format import Format, Shape
+from .dispatch import AUTO, Ladder, named
+from .plain import Fields
+
+
+class LowBitWeight:
+    """A matrix [N, K] in its fields. Where another matrix of the same format is written over them,
+    `renew` must be called."""
+
+    def __init__(self, fields: Fields, form: Format, shape: Shape, ladder: Ladder | None = None):
+        self.fields, self.form, self.shape = fields, form, shape
+        self._ladder = ladder or named(AUTO)
+        self.renew()
+
+    def renew(self) -> None:
+        self._states: dict[str, Any] = {}
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N], by the best rung for so many rows."""
+        rows = x.reshape(-1, self.shape[1])
+        rungs = self._ladder.choose(self.form, self.shape, x.dtype, x.device)
+        rung = next(rung for rung in rungs if len(rows) <= rung.max_rows)
+        if rung.name not in self._states:
+            self._states[rung.name] = rung.prepare(self.fields, self.form, self.shape)
+        return rung.linear(rows, self._states[rung.name]).view(*x.shape[:-1], self.shape[0])
+
+    def rows(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Those of these `numbers` [R] alone, [R, K]; of groups along axis 1."""
+        whole = slice(None)
+        fields = {
+            name: self.form.field(values, name, self.shape, whole).index_select(0, numbers)
+            for name, values in self.fields.items()
+        }
+        return dequantize(fields, self.form, (len(numbers), self.shape[1]), dtype)
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        """All of it, [N, K]."""
+        return dequantize(self.fields, self.form, self.shape, dtype)

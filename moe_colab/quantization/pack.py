@@ -1,0 +1,193 @@
+"""A checkpoint becomes a store: once, one expert at a time, going on where it was stopped.
+
+Knows the checkpoint and the store's writer. Holds one expert, or one other tensor, in memory; works
+in the order in which the checkpoint's files come; changes nothing in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from tqdm.auto import tqdm
+
+from ..checkpoint.reader import Checkpoint
+from ..checkpoint.tensors import DTYPE_NAMES
+from ..errors import MoEColabError
+from ..machine.folders import cache_folder, store_name
+from ..machine.memory import DISK_HEADROOM, free_disk
+from ..store import BlobFile, BlobLayout, DenseMatrix, Manifest, Store, StoreWriter
+from ..store.blobs import align
+from ..store.manifest import NAME, REPORT
+from ..store.writer import SHARDS, update_files
+from ..units import human
+from .jobs import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
+from .recipe import Recipe
+from .targets import low_bit
+
+
+def cached_store(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, progress: bool = True
+) -> Store:
+    """The store of a checkpoint, packed on first use and whenever the checkpoint changed.
+
+    dtype: what the experts are packed in, None for the checkpoint's own. Two processes may ask at
+    once: one packs, the other waits and finds it done.
+    """
+    source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
+    key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
+    folder = cache_folder() / f"{store_name(checkpoint.name)}-{key}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{folder}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                tqdm.write(f"another process is packing {checkpoint.name}: waiting for it")
+            lock.acquire()
+    except OSError as error:
+        raise MoEColabError(
+            f"the cache folder {folder.parent} cannot be written ({error.strerror}): set "
+            "MOE_COLAB_CACHE to another folder."
+        ) from error
+    try:
+        store = _current_store(folder, checkpoint)
+        if store is None:
+            pack(checkpoint, folder, dtype, progress)
+        elif not update_files(folder, checkpoint.side_files()):
+            return store
+        return Store(folder)
+    finally:
+        lock.release()
+
+
+def pack(
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: torch.dtype,
+    progress: bool = True,
+    recipe: Recipe | None = None,
+    device: torch.device | None = None,
+    may_clear: bool = True,
+) -> Manifest:
+    """Write `folder` as a store of the checkpoint that computes in `dtype`, kept as it is or in
+    fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of the same
+    checkpoint with the same recipe was stopped; what another one has left there is cleared if it
+    `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit, before
+    writing."""
+    recipe = recipe or Recipe()
+    source = {
+        "id": checkpoint.name,
+        "revision": checkpoint.revision,
+        "fingerprint": checkpoint.fingerprint(),
+    }
+    layouts = [
+        recipe.layout(number, shapes, DTYPE_NAMES[dtype], experts.is_transposed)
+        for number, ((_, experts), shapes) in enumerate(
+            zip(checkpoint.layers, checkpoint.shapes, strict=True)
+        )
+    ]
+    matrices = low_bit(checkpoint, recipe)
+    _check_disk(checkpoint, folder, layouts, matrices)
+    if recipe != Recipe():
+        source["recipe"] = recipe.as_dict()
+    identity = {**source, "dtype": DTYPE_NAMES[dtype]}
+    writer = StoreWriter(folder, identity, may_clear)
+    try:
+        jobs = list(expert_jobs(checkpoint, writer, layouts, device))
+        jobs += low_bit_jobs(checkpoint, writer, matrices, device)
+        jobs += dense_jobs(checkpoint, writer, matrices)
+        _do(checkpoint, writer, jobs, progress)
+        side = checkpoint.side_files()
+        for path in side:
+            if not writer.has_file(path.name):
+                writer.write_file(path.name, [path.read_bytes()])
+        names = [path.name for path in side]
+        if "recipe" in source:
+            writer.write_file(REPORT, [_report(writer, source["recipe"])])
+            names.append(REPORT)
+        family = checkpoint.config.model_type
+        return writer.finish(source, family, DTYPE_NAMES[dtype], DENSE_FILE, names)
+    finally:
+        writer.close()
+
+
+# ---------------------------------------------------------------------- the work
+def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
+    """Those that no earlier packing has done, in the order in which the shards come."""
+    missing = [job for job in jobs if not writer.has(job.file, job.part)]
+    bar = tqdm(
+        desc=f"packing {checkpoint.name}",
+        total=sum(job.nbytes for job in jobs),
+        initial=sum(job.nbytes for job in jobs) - sum(job.nbytes for job in missing),
+        disable=not progress,
+        **{"unit": "B", "unit_scale": True, "leave": False},
+    )
+    delivery = checkpoint.shards.deliver(missing, writer.folder / SHARDS)
+    with bar, contextlib.closing(delivery):
+        for job in delivery:
+            _write(writer, job)
+            bar.update(job.nbytes)
+
+
+def _write(writer: StoreWriter, job: Job) -> None:
+    """Of its own, so that nothing of a job is in memory when the next one is made."""
+    data, remarks = job.make()
+    writer.write(job.file, job.part, data, **remarks)
+
+
+def _report(writer: StoreWriter, recipe: dict) -> bytes:
+    """What the quantizing has cost: of the experts by layer and expert, of the rest by module."""
+
+    def errors(entry: BlobFile) -> list[dict[str, float]]:
+        parts = (entry.part(number) for number in range(len(entry.layouts())))
+        return [writer.record(entry.file, part).get("errors", {}) for part in parts]
+
+    low_bit = writer.low_bit
+    outside = zip(low_bit.matrices, errors(low_bit), strict=True) if low_bit else ()
+    report = {
+        "recipe": recipe,
+        "relative_errors": [errors(layer) for layer in writer.layers],
+        "dense": {matrix.modules[0]: lost["weight"] for matrix, lost in outside},
+    }
+    return json.dumps(report, indent=1).encode()
+
+
+def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
+    """The finished store of this very checkpoint, if there is one; an outdated one counts for
+    nothing, and one whose damage shows when it is opened."""
+    if not (folder / NAME).exists():
+        return None
+    try:
+        store = Store(folder)
+    except MoEColabError:
+        return None
+    return store if store.manifest.source.get("fingerprint") == checkpoint.fingerprint() else None
+
+
+def _check_disk(
+    checkpoint: Checkpoint,
+    folder: Path,
+    layouts: list[BlobLayout],
+    matrices: dict[str, DenseMatrix],
+) -> None:
+    kept = (entry for entry in checkpoint.dense_entries() if entry.name not in matrices)
+    need = sum(entry.nbytes for entry in kept) + DISK_HEADROOM
+    need += sum(matrix.layout.nbytes for matrix in matrices.values())
+    need += checkpoint.shards.extra_disk()
+    for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
+        need += align(experts.num_experts * layout.nbytes, 1 << 20)
+    free = free_disk(folder)
+    if folder.is_dir():  # what an earlier packing took already
+        free += sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    if need > free:
+        raise MoEColabError(
+            f"the store needs {human(need)} of disk in {folder.parent} and {human(free)} are free: "
+            "make room, or choose a folder on a larger disk (for what load() packs, by "
+            "MOE_COLAB_CACHE)."
+        )

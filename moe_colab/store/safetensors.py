@@ -1,0 +1,120 @@
+"""safetensors files: headers, and the index of shards. Knows the file format; needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import MoEColabError
+from .blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+MAX_HEADER = 100 << 20
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The files that the weights lie in, by the folder's index; whether they are there is not
+    asked. Raises MoEColabError for an index that is none."""
+    if not (folder / INDEX).is_file():
+        return [SINGLE]
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return sorted({str(file) for file in index["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MoEColabError(f"{folder / INDEX} is not an index of shards: {error}.") from error
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies in a file: `shape` of `dtype` (safetensors' name) in bytes `start` to
+    `end`."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """All tensors of a file by name. Raises MoEColabError where it is not a whole safetensors
+    file."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(MAX_HEADER, size - 8):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        entries = {
+            name: TensorEntry(
+                path,
+                name,
+                t["dtype"],
+                tuple(t["shape"]),
+                *(8 + length + o for o in t["data_offsets"]),
+            )
+            for name, t in header.items()
+        }
+        for entry in entries.values():
+            need = math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0)
+            if need and need != entry.nbytes:
+                raise ValueError(f"{entry.name} has {entry.nbytes} bytes, not {need}")
+    except FileNotFoundError:
+        raise MoEColabError(f"{path} is missing: the checkpoint is not complete.") from None
+    except OSError as error:
+        raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise MoEColabError(f"{path} is not a whole safetensors file: {error}.") from error
+    if any(entry.end > size for entry in entries.values()):
+        raise MoEColabError(
+            f"{path} is cut short: it has {size:,} bytes and its header names more. Fetch it again."
+        )
+    return entries
+
+
+def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
+    """Fill `buffer` from byte `start` of a file."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        done = 0
+        while done < len(buffer):
+            got = file.readinto(buffer[done:])
+            if not got:
+                raise MoEColabError(f"{path} ends early: fetch it again.")
+            done += got
+
+
+def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """The header for (name, dtype, shape, nbytes) in file order, padded with spaces so that data
+    starts at a page."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape, nbytes in tensors:
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    length = align(8 + len(text), BLOB_ALIGNMENT) - 8
+    return struct.pack("<Q", length) + text.ljust(length)
+
+
+def aligned_first(entries: Iterable[TensorEntry]) -> list[TensorEntry]:
+    """File order for dense tensors: those of a multiple of 64 bytes first, so that they all lie on
+    64 bytes."""
+    return sorted(entries, key=lambda entry: entry.nbytes % 64 != 0)

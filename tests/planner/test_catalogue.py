@@ -1,0 +1,276 @@
+"""mc.models(): sizes from headers alone, told before torch is imported, with a hub or without."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import ROOT, TINY_MOE
+from fake_hub import FakeHub
+from families import PROMISED, make_checkpoint
+from huggingface_hub import constants
+from safetensors import safe_open
+
+from moe_colab import MoEColabError
+from moe_colab.cache.spares import SPARES
+from moe_colab.checkpoint.hub import is_repo_id
+from moe_colab.checkpoint.reader import Checkpoint
+from moe_colab.machine import folders
+from moe_colab.planner import catalogue
+from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
+from moe_colab.planner.sizes import Sizes, folder_sizes, hub_access, measure
+
+GRANITE, OLMOE = [source for source in CATALOGUE if source]
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "granite"
+    return make_checkpoint("granitemoe", folder, max_shard_size="60kB")
+
+
+@pytest.fixture
+def hub(sharded, monkeypatch, tmp_path):
+    hub = FakeHub()
+    hub.models = {GRANITE: sharded, OLMOE: TINY_MOE}
+    with hub.serving() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path / "stores"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+
+
+def real_bytes(place) -> int:
+    """Of the tensors in a file, or in those of a folder."""
+    total = 0
+    for path in [place] if place.is_file() else place.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            tensors = [file.get_tensor(name) for name in file.keys()]  # noqa: SIM118
+            total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return total
+
+
+# ---------------------------------------------------------------------- sizes
+@pytest.mark.parametrize("family", PROMISED)
+def test_headers_say_what_the_checkpoint_knows(family, tmp_path):
+    """By names and shapes alone, the same parts as by transformers' own mapping."""
+    folder = make_checkpoint(family, tmp_path / "model")
+    checkpoint, sizes = Checkpoint(folder), folder_sizes(folder)
+    sources = checkpoint.names.sources.values()
+    keys = {k for patterns in sources for ks in patterns.values() for k in ks}
+    assert sizes.experts == sum(checkpoint.entries[k].nbytes for k in keys)
+    assert sizes.dense == sum(entry.nbytes for entry in checkpoint.dense_entries())
+    assert sizes.download == real_bytes(folder)
+    assert (sizes.layers, sizes.experts_per_layer) == (len(checkpoint.layers), 8)
+
+
+def test_a_slot_is_what_placement_says_it_is(tmp_path):
+    from moe_colab.quantization.pack import cached_store
+
+    manifest = cached_store(Checkpoint(TINY_MOE), progress=False).manifest
+    sizes = folder_sizes(TINY_MOE)
+    assert sizes.slot == sum(layer.layout.nbytes for layer in manifest.layers)
+    assert sizes.largest == max(layer.layout.nbytes for layer in manifest.layers)
+    assert sizes.experts == manifest.expert_bytes()
+
+
+def test_layers_that_are_not_run_are_downloaded_and_no_more():
+    experts = [(f"model.layers.{n}.mlp.experts.{e}.w", (4, 5), 40) for n in (0, 1) for e in (0, 1)]
+    shared = ("model.layers.0.mlp.shared_experts.w", (4, 5), 40)
+    files = [experts, [shared]]
+    sizes = measure(files, {"num_experts": 2, "num_hidden_layers": 1})
+    assert sizes == Sizes(200, 80, 40, 40, 40, layers=1, experts_per_layer=2, shards=200)
+
+
+def test_the_two_largest_files_are_what_lies_on_the_disk_at_once(sharded):
+    def one(number: int, nbytes: int):
+        return [(f"model.layers.0.mlp.experts.{number}.w", (nbytes,), nbytes)]
+
+    files = [one(0, 30), one(1, 50), one(2, 40)]
+    assert measure(files, {"num_experts": 2}).shards == 90
+    assert measure(files[:1], {"num_experts": 2}).shards == 30
+    largest = sorted(real_bytes(path) for path in sharded.glob("*.safetensors"))
+    assert folder_sizes(sharded).shards == sum(largest[-2:]) < sum(largest)
+
+
+def test_least_memory_and_the_slots_that_fit_agree():
+    sizes = Sizes(1000, 800, 200, slot=100, largest=50, layers=2, experts_per_layer=8)
+    assert sizes.least_memory() == 200 + 100 + SPARES * 50
+    assert sizes.slots_within(sizes.least_memory()) == 1
+    assert sizes.slots_within(sizes.least_memory() - 1) == 0
+    assert sizes.slots_within(sizes.least_memory() + 250) == 3
+    assert sizes.slots_within(10**9) == 8
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "cut", "dense"])
+def test_what_is_no_checkpoint_is_one_sentence(tmp_path, damage):
+    shutil.copytree(TINY_MOE, tmp_path / "model")
+    folder = tmp_path / "model"
+    if damage == "cut":
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors").write_bytes(b"\xff" * 20)
+    elif damage == "dense":
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+    else:
+        (folder / damage).unlink()
+    with pytest.raises(MoEColabError) as caught:
+        folder_sizes(folder)
+    assert "\n" not in str(caught.value)
+
+
+# ---------------------------------------------------------------------- the list
+def test_the_hubs_sizes_are_the_real_sums_and_no_weights_move(hub, sharded):
+    shipped, granite, olmoe = models()
+    assert (shipped.source, granite.source, olmoe.source) == (None, GRANITE, OLMOE)
+    for row, folder in ((granite, sharded), (olmoe, TINY_MOE)):
+        assert row.sizes == folder_sizes(folder)
+        assert row.sizes.download == row.download_bytes == real_bytes(folder)
+        assert row.disk_bytes == real_bytes(folder) + row.sizes.shards
+        wait = real_bytes(folder) / DOWNLOAD_SPEED + real_bytes(folder) / PACKING_SPEED
+        assert row.wait_seconds == pytest.approx(wait)
+    assert shipped.download_bytes == 0 and shipped.disk_bytes == real_bytes(TINY_MOE)
+    assert 0 < hub.peeked["model.safetensors"] <= 100_001 < real_bytes(TINY_MOE)
+    assert not [name for name in hub.sent if name.endswith(".safetensors")]
+
+
+def test_what_was_asked_once_is_not_asked_again(hub):
+    models()
+    hub.asked.clear()
+    models()
+    assert not hub.asked
+    models(refresh=True)
+    assert hub.asked
+
+
+def test_what_is_downloaded_or_packed_needs_no_hub(hub, sharded, tmp_path):
+    import moe_colab as mc
+
+    def granite():
+        hub.asked.clear()
+        row = models()[1]
+        assert not [path for _, path in hub.asked if GRANITE in path]
+        return row
+
+    mc.load(GRANITE, slots=1, progress=False)[0].offload.close()
+    row, real = granite(), folder_sizes(sharded)
+    assert row.packed and not row.here
+    assert (row.download_bytes, row.disk_bytes, row.wait_seconds) == (0, 0, 0)
+    assert (row.sizes.layers, row.sizes.experts_per_layer) == (3, 8)
+    for part, blobs in (("experts", 24), ("slot", 3), ("largest", 1)):  # each to the next page
+        assert 0 <= getattr(row.sizes, part) - getattr(real, part) < blobs * 4096
+    assert 0 <= row.sizes.dense - real.dense < 10_000  # the header of its file
+    hub_access().snapshot_download(GRANITE)
+    assert granite().here and granite().packed
+    shutil.rmtree(tmp_path / "stores")
+    row = granite()
+    assert row.here and not row.packed and row.disk_bytes == row.sizes.store()
+
+
+def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path))
+    store = tmp_path / "org--model-Instruct-0123456789ab"
+    store.mkdir()
+    manifest = store / "moe_colab.json"
+    layer = {"experts": 8, "layout": {"nbytes": 100}}
+    body = {"source": {"id": "org/model-Instruct"}, "layers": [layer] * 2, "dense": {"nbytes": 7}}
+    manifest.write_text(json.dumps(body))
+    expected = Sizes(1607, 1600, 7, 200, 100, layers=2, experts_per_layer=8)
+    assert catalogue.packed_sizes("org/model-Instruct") == expected
+    assert catalogue.packed_sizes("org/model") is None
+    for damaged in ("half a manif", json.dumps({**body, "layers": []})):
+        manifest.write_text(damaged)
+        assert catalogue.packed_sizes("org/model-Instruct") is None
+
+
+def test_rows_of_ones_own(hub, sharded):
+    hub.gated.add("someone/gated")
+    hub.models |= {"someone/gated": sharded, "someone/mine": sharded}
+    mine, folder, gated, missing = models("someone/mine", str(sharded), "someone/gated", "a/b")[3:]
+    assert mine.sizes == folder.sizes == folder_sizes(sharded)
+    assert mine.download_bytes and not folder.download_bytes
+    assert "gated" in gated.problem and "no such model" in missing.problem
+
+
+def test_without_a_hub_the_rows_say_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    shipped, granite, _ = listed = models()
+    assert time.monotonic() - start < 8
+    assert shipped.sizes and granite.sizes is None and granite.wait() == "?"
+    for shown in (repr(listed), listed._repr_html_()):
+        assert shown.count("size unknown: the hub cannot be reached") == 2
+    assert granite.download_bytes is granite.disk_bytes is granite.memory_bytes is None
+
+
+def test_in_offline_mode_the_hub_is_not_asked(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in models()[1].problem
+    assert not hub.asked
+
+
+def test_a_hub_that_hangs_costs_the_timeout_and_no_more(hub, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(catalogue, "hub_sizes", lambda repo_id: release.wait(30))
+    start = time.monotonic()
+    shipped, granite, olmoe = models(timeout=0.5)
+    assert time.monotonic() - start < 5
+    release.set()
+    assert shipped.sizes and granite.sizes is olmoe.sizes is None
+    assert "cannot be reached" in olmoe.problem
+
+
+def test_the_list_shows_every_model_in_text_and_html(hub):
+    listed = models("x/<b>")
+    for shown in (repr(listed), listed._repr_html_()):
+        assert all(source in shown for source in (GRANITE, OLMOE, "mc.load()"))
+        assert "assumed" in shown and "estimate" in shown
+    html = listed._repr_html_()
+    assert "x/<b>" not in html and "http" not in html and "<script" not in html
+    assert "data-jp-theme-light" in html and "html[theme=dark]" in html
+
+
+def test_a_form_fields_text_is_a_source():
+    assert source_of("shipped") is source_of(" ") is None
+    assert source_of(f" {OLMOE} ") == OLMOE
+    assert [source_of(row.choice) for row in models(timeout=0)] == list(CATALOGUE)
+
+
+def test_form_fields_offer_the_list():
+    """Every notebook's field of models names those of the list, in its order, and perhaps more
+    of the hub."""
+    offered = [catalogue.SHIPPED, GRANITE, OLMOE]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            for line in "".join(cell["source"]).splitlines():
+                if "@param" in line and f'"{catalogue.SHIPPED}"' in line:
+                    options = line.split("@param", 1)[1].strip()
+                    found, _ = json.JSONDecoder().raw_decode(options)
+                    assert found[: len(offered)] == offered, path.name
+                    assert all(map(is_repo_id, found[len(offered) :])), path.name
+
+
+def test_the_list_needs_no_torch():
+    code = "import sys, moe_colab.planner.catalogue as m; m.models(); print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout.strip() == "False", out.stderr
+
+
+def test_where_we_are(monkeypatch):
+    for name in ("KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"):
+        monkeypatch.delenv(name, raising=False)
+    assert folders.environment() == "local"
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab")
+    assert folders.environment() == "colab"
+    monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
+    assert folders.environment() == "kaggle"
