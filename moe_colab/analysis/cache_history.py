@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from ..cache.belady import OptimalCache
+from ..cache.belady import BeladyCache
 from ..cache.policies import POLICIES, LayerCache, Policy, PolicySpec, policy_name
 from ..cache.settings import check_slots
 from ..trace import Trace
-from .layer_caches import OPTIMAL, OPTIMAL_BYPASS, Caches
+from .layer_caches import OPTIMAL, OPTIMAL_BYPASS, LayerCaches
 
 Scores = Mapping[int, tuple[float, ...]]
 LOWEST, LATEST = "the lowest goes", "the one that is needed last goes"
 
 
 @dataclass(frozen=True)
-class Choice:
+class Eviction:
     """Who had to go for `newcomer`: `victim`, or the newcomer itself, which is then not kept.
     scores: of all who could have gone; {} where the policy does not say."""
 
@@ -31,14 +31,14 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Found:
+class CacheSnapshot:
     """What a forward found in the slots of a layer, ascending, and the choices it led to."""
 
     resident: tuple[int, ...]
-    choices: list[Choice]
+    choices: list[Eviction]
 
 
-class Telling(Policy):
+class RecordingPolicy(Policy):
     """A cache's own policy, which notes what every access finds and whom it sends away. Put it in
     the policy's place with `watch`."""
 
@@ -52,24 +52,24 @@ class Telling(Policy):
         self.admit, self.evict = policy.admit, policy.evict
 
     def observe(self, used, tokens=None):
-        self.found.append(Found(tuple(sorted(self.cache.resident)), []))
+        self.found.append(CacheSnapshot(tuple(sorted(self.cache.resident)), []))
         self.policy.observe(used, tokens)
 
     def victim(self, candidates, newcomer):
         ask = getattr(self.policy, "scores", None)  # a policy need not be a Policy
         scores = dict(ask(list(candidates))) if ask else {}
         answer = self.policy.victim(candidates, newcomer)
-        self.found[-1].choices.append(Choice(newcomer, answer, scores))
+        self.found[-1].choices.append(Eviction(newcomer, answer, scores))
         return answer
 
 
-def watch(cache: LayerCache) -> Telling:
-    cache.policy = Telling(cache)
+def watch(cache: LayerCache) -> RecordingPolicy:
+    cache.policy = RecordingPolicy(cache)
     return cache.policy
 
 
 @dataclass(frozen=True)
-class History:
+class CacheHistory:
     """The caches of all layers, step by step. found[layer][step]. measures: what the numbers of a
     score are called; rule: who goes by them. always: by layer, experts that need no slot. recorded:
     are these the caches that the trace was recorded with?"""
@@ -78,11 +78,11 @@ class History:
     slots: tuple[int, ...]
     measures: tuple[str, ...]
     rule: str
-    found: Sequence[Sequence[Found]]
+    found: Sequence[Sequence[CacheSnapshot]]
     always: tuple[tuple[int, ...], ...]
     recorded: bool
 
-    def kept(self, layer: int, choice: Choice | None) -> bool:
+    def kept(self, layer: int, choice: Eviction | None) -> bool:
         """Does an expert that was loaded stay for the next step?"""
         return self.slots[layer] > 0 and (choice is None or choice.victim != choice.newcomer)
 
@@ -92,7 +92,7 @@ def replayed(
     policy: PolicySpec | None = None,
     slots: int | Sequence[int] | None = None,
     steps: int | None = None,
-) -> History:
+) -> CacheHistory:
     """The caches of a trace, from empty slots, up to so many steps. None: as it was recorded, or
     LRU and half of the experts where that is not known. Raises MoEColabError."""
     settings = trace.settings
@@ -101,13 +101,13 @@ def replayed(
         policy = known if known in POLICIES else "lru"
     if slots is None:
         slots = settings.get("slots") or [-(-experts // 2) for experts in trace.experts]
-    caches, slots = Caches(trace, policy), check_slots(slots, trace.experts)
+    caches, slots = LayerCaches(trace, policy), check_slots(slots, trace.experts)
     same = known == policy_name(policy) and settings.get("slots") in (slots, slots[0])
     found, measures = [], ("next use",)
     for layer, n in enumerate(slots):
         cache = caches.make(layer, n)
         asked = islice(zip(caches.needed(layer), caches.shown(layer), strict=False), steps)
-        if isinstance(cache, OptimalCache):
+        if isinstance(cache, BeladyCache):
             found.append([look_back(cache, needed) for needed, _ in asked])
             continue
         teller = watch(cache)
@@ -118,10 +118,10 @@ def replayed(
         measures = teller.measures
     rule = LATEST if policy in (OPTIMAL, OPTIMAL_BYPASS) else LOWEST if measures else ""
     always = ((),) * trace.layers
-    return History(policy_name(policy), tuple(slots), measures, rule, found, always, same)
+    return CacheHistory(policy_name(policy), tuple(slots), measures, rule, found, always, same)
 
 
-def look_back(cache: OptimalCache, needed: Sequence[int]) -> Found:
+def look_back(cache: BeladyCache, needed: Sequence[int]) -> CacheSnapshot:
     """One access of a cache that knows what comes. A score: the number of the step that will need
     the expert."""
     before = set(cache.resident)
@@ -130,5 +130,5 @@ def look_back(cache: OptimalCache, needed: Sequence[int]) -> Found:
     others = before.union(needed) if any_may_go else before.difference(needed)
     scores = {expert: (cache.next[expert],) for expert in sorted(others)}
     gone = [(s.expert, s.victim if s.keep else s.expert) for s in steps if not s.hit]
-    choices = [Choice(expert, victim, scores) for expert, victim in gone if victim is not None]
-    return Found(tuple(sorted(before)), choices)
+    choices = [Eviction(expert, victim, scores) for expert, victim in gone if victim is not None]
+    return CacheSnapshot(tuple(sorted(before)), choices)

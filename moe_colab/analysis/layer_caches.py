@@ -11,7 +11,7 @@ from itertools import repeat
 
 import numpy as np
 
-from ..cache.belady import OptimalCache
+from ..cache.belady import BeladyCache
 from ..cache.policies import KeepNothing, LayerCache, Policy, PolicySpec, Step, Tokens, make_policy
 from ..cache.settings import check_resident, check_slots
 from ..cache.stats import PHASES, Counters
@@ -21,7 +21,7 @@ from ..trace import Trace
 OPTIMAL, OPTIMAL_BYPASS = "optimal", "optimal-bypass"
 
 
-class Caches:
+class LayerCaches:
     """Every layer's cache for any number of slots, and what it counts over the whole trace."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Caches:
             return self.trace.shown(layer)
         return repeat(None)
 
-    def make(self, layer: int, slots: int) -> LayerCache | OptimalCache:
+    def make(self, layer: int, slots: int) -> LayerCache | BeladyCache:
         """The cache of a layer, empty; experts at home on the device are not its concern."""
         experts = self.trace.experts[layer]
         if self.whole_layer:
@@ -61,7 +61,7 @@ class Caches:
         if self.optimal:
             always = set(self.resident[layer])
             asked = [[e for e in needed if e not in always] for needed in self.needed(layer)]
-            return OptimalCache(asked, slots, self.bypass)
+            return BeladyCache(asked, slots, self.bypass)
         policy = make_policy(self.policy, experts, layer)
         return LayerCache(Bypassing(policy) if self.bypass else policy, slots)
 
@@ -82,7 +82,7 @@ class Caches:
 
 
 def chosen_slots(
-    caches: Caches, slots: int | Sequence[int] | None, budget: int | None
+    caches: LayerCaches, slots: int | Sequence[int] | None, budget: int | None
 ) -> list[int]:
     """One number per layer. Raises MoEColabError unless exactly one of both is given, and fits."""
     if (slots is None) == (budget is None):
@@ -116,7 +116,7 @@ class Bypassing(Policy):
         return self.policy.victim(sorted([*candidates, newcomer]), newcomer)
 
 
-def spread(caches: Caches, budget: int) -> list[int]:
+def spread(caches: LayerCaches, budget: int) -> list[int]:
     """Slots of each layer, `budget` together and one at least, with which the fewest bytes are
     loaded: exact, by dynamic programming over the layers. Raises MoEColabError where the budget is
     too small or more than there are experts."""

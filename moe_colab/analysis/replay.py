@@ -16,8 +16,8 @@ from ..cache.settings import SOURCES
 from ..cache.stats import PHASES, Counters, Stats
 from ..trace import Trace
 from ..units import human
-from .layer_caches import Caches, chosen_slots
-from .simulator import Ahead, Clock, rehearse
+from .layer_caches import LayerCaches, chosen_slots
+from .simulator import Clock, RecordedGuesses, simulate
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,19 +81,19 @@ def replay(
     stand_aside=False. A policy that asks for logits is shown them in 16 bits, here as there. Raises
     MoEColabError for a setting that cannot be.
     """
-    caches = Caches(trace, policy, bypass, whole_layer, resident)
-    ahead = Ahead(trace, speculate, lookahead, guess_from)
+    caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
+    ahead = RecordedGuesses(trace, speculate, lookahead, guess_from)
     slots = chosen_slots(caches, slots, budget)
     name = "whole layer" if whole_layer else policy_name(policy)
     if speculate and not whole_layer:
-        stats = rehearse(caches, slots, Clock.of(link, compute, trace, chunk), ahead).ledger.stats()
+        stats = simulate(caches, slots, Clock.of(link, compute, trace, chunk), ahead).ledger.stats()
     else:
         stats = counted(caches, slots)
     known = {field.name: getattr(stats, field.name) for field in fields(Stats)}
     return Replay(**known, policy=name, slots=tuple(slots))
 
 
-def counted(caches: Caches, slots: Sequence[int]) -> Stats:
+def counted(caches: LayerCaches, slots: Sequence[int]) -> Stats:
     """Without speculation time does not matter: layer after layer, each over the whole trace."""
     books = [caches.count(layer, n) for layer, n in enumerate(slots)]
     prompt, decode = (sum((book[phase] for book in books), Counters()) for phase in PHASES)

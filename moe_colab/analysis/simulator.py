@@ -17,13 +17,13 @@ from ..cache.governor import Ranked
 from ..cache.homes import CHUNK
 from ..cache.policies import Tokens
 from ..cache.pool import Pool
-from ..cache.settings import Guessing, is_whole
+from ..cache.settings import PrefetchSettings, is_whole
 from ..cache.spares import SPARES
 from ..cache.stats import Ledger
 from ..errors import MoEColabError
 from ..trace import Trace
 from ..units import parse_bytes
-from .layer_caches import Caches
+from .layer_caches import LayerCaches
 
 KINDS = ("copy", "compute", "stall")
 GUESSES = ("no", "right", "wrong")
@@ -81,12 +81,12 @@ class Clock:
         return cls(float(rate), before_router, per_expert, int(chunk))
 
 
-class Ahead:
+class RecordedGuesses:
     """The guesses of a trace, as a live model would have made them with these settings: `at(step,
     layer)`. Raises MoEColabError where the trace does not hold as many."""
 
     def __init__(self, trace: Trace, guesses: int, lookahead: int, source: str):
-        Guessing(guesses, lookahead, source)  # or it raises
+        PrefetchSettings(guesses, lookahead, source)  # or it raises
         self.source = source
         self.found: dict[tuple[int, int], dict[int, list]] = {}
         if not guesses:
@@ -132,7 +132,7 @@ class EmptyBlock:
     buffer: None = None
 
 
-class WatchedClock(ClockLink):
+class LoggedClockLink(ClockLink):
     """A clock link that notes when the bytes of which expert were on their way. What a demand load
     has overtaken is on its way more than once."""
 
@@ -166,13 +166,15 @@ class WatchedClock(ClockLink):
         self.copies.append((ticket, begin, end))
 
 
-class Rehearsal:
+class Simulation:
     """One run of a trace: `run`, then look at `events`, `step_ends` (seconds) and `ledger`. caches:
     who stays; slots: one number per layer; ahead: what is guessed. There is no governor."""
 
-    def __init__(self, caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead):
+    def __init__(
+        self, caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
+    ):
         self.caches, self.trace, self.clock, self.ahead = caches, caches.trace, clock, ahead
-        self.link = WatchedClock(clock.link, clock.chunk)
+        self.link = LoggedClockLink(clock.link, clock.chunk)
         self.ledger = Ledger(self.trace.layers)
         homes = [
             [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
@@ -252,7 +254,9 @@ class Rehearsal:
         self.noted.append((1, step, layer, expert, begin, self.link.now, 0, 0))
 
 
-def rehearse(caches: Caches, slots: Sequence[int], clock: Clock, ahead: Ahead) -> Rehearsal:
-    run = Rehearsal(caches, slots, clock, ahead)
+def simulate(
+    caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
+) -> Simulation:
+    run = Simulation(caches, slots, clock, ahead)
     run.run()
     return run

@@ -17,8 +17,8 @@ from ..cache.policies import PolicySpec
 from ..cache.settings import SOURCES
 from ..cache.stats import PHASES, Stats
 from ..trace import Trace
-from .layer_caches import Caches, chosen_slots
-from .simulator import GUESSES, KINDS, Ahead, Clock, rehearse
+from .layer_caches import LayerCaches, chosen_slots
+from .simulator import GUESSES, KINDS, Clock, RecordedGuesses, simulate
 
 if TYPE_CHECKING:
     import pandas
@@ -147,10 +147,10 @@ def timeline(
     there is room. Raises MoEColabError for a setting that cannot be.
     """
     clock = Clock.of(link, compute, trace, chunk)
-    ahead = Ahead(trace, 0 if whole_layer else speculate, lookahead, guess_from)
-    caches = Caches(trace, policy, bypass, whole_layer, resident)
+    ahead = RecordedGuesses(trace, 0 if whole_layer else speculate, lookahead, guess_from)
+    caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
     slots = chosen_slots(caches, slots, budget)
-    run = rehearse(caches, slots, clock, ahead)
+    run = simulate(caches, slots, clock, ahead)
     events = run.events
     decode = np.array([phase == "decode" for phase in caches.phases], bool)
     sizes = np.diff(trace.bounds)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..notebook.widgets.explorer import Explorer
-from ..notebook.widgets.trace_views import LOOKS
+from ..notebook.widgets.trace_views import TRACE_VIEWS
 from ..trace import Trace
 from .machine import describe
 from .traces import made_up
@@ -39,7 +39,7 @@ def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
     explorer, found = Explorer(trace=trace), {}
     for look in ("slots", "residency", "time"):
         explorer.look.value, found[look] = look, {}
-        for name in (name for name in MOVES if name in LOOKS[look].minds):
+        for name in (name for name in MOVES if name in TRACE_VIEWS[look].depends_on):
             control, seconds = explorer.settings[name], []
             offered = getattr(control, "options", None)
             for value in MOVES[name]:

@@ -21,7 +21,7 @@ import torch
 
 from ..analysis.replay import replay
 from ..analysis.timeline import timeline
-from ..cache.clock_link import ClockLink, keep_time
+from ..cache.clock_link import ClockLink, with_compute_times
 from ..cache.stats import Stats
 from ..offload.load import load
 from ..offload.read_text import read
@@ -89,7 +89,7 @@ def lived(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str
         handle.make_link = lambda device: ClockLink(speed["link"], speed["chunk"])
         handle.slots = SLOTS  # a new pool on that link, and empty
         top_k = model.config.num_experts_per_tok
-        keep_time(handle.pool, COMPUTE / 2, COMPUTE / 2 / top_k)
+        with_compute_times(handle.pool, COMPUTE / 2, COMPUTE / 2 / top_k)
         handle.reset_stats()
         for ids in documents:
             read(model, ids)

@@ -13,7 +13,7 @@ from .policies import Step
 NEVER = float("inf")
 
 
-class OptimalCache:
+class BeladyCache:
     """Answers like a LayerCache, and is asked the accesses of `needed`, one after the other.
 
     An access needs several experts at once, and loads each that is missing. Without `bypass` those

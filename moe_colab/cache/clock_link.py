@@ -112,7 +112,7 @@ class ClockLink(VirtualLink):
         self._begin_chunk(arrived)
 
 
-def keep_time(pool, before_router: float, per_expert: float) -> None:
+def with_compute_times(pool, before_router: float, per_expert: float) -> None:
     """Let `pool`, whose link is a ClockLink, see compute of declared length: so many seconds before
     every router speaks, so many for each expert that is computed."""
     experts = pool.experts

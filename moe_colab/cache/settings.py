@@ -17,7 +17,7 @@ SPECULATE = 2  # guesses a layer, unless something else is asked for
 
 
 @dataclass(frozen=True)
-class Guessing:
+class PrefetchSettings:
     """How the next layers' experts are guessed.
 
     guesses: experts of each layer, 0 for none. lookahead: how many layers ahead, 1 or 2. source:

@@ -20,12 +20,12 @@ from transformers import Cache
 from ..cache.governor import Ranked
 from ..cache.policies import Tokens
 from ..cache.pool import Pool
-from ..cache.settings import Guessing
+from ..cache.settings import PrefetchSettings
 from ..cache.stats import Ledger, Note
 from ..checkpoint import families
 from ..errors import MoEColabError
 from ..store import BlobLayout, LayerEntry
-from .speculation import Speculator
+from .prefetch import Prefetcher
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
@@ -43,8 +43,8 @@ class Handle(Protocol):
     policy: str
     needs_logits: bool
     whole_layer: bool
-    guessing: Guessing
-    speculator: Speculator
+    guessing: PrefetchSettings
+    speculator: Prefetcher
     check_stop: Callable[[], None]
 
 
@@ -206,7 +206,7 @@ def ranked(guess: np.ndarray, least: float) -> Ranked:
     return [(expert, probability) for expert, probability in pairs if probability >= least]
 
 
-def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
+def attach(model: torch.nn.Module, offload: Handle) -> Prefetcher:
     """Let every experts module of the model find the handle, and the handle hear of forwards.
     Answers who can be asked for guesses."""
     modules = families.experts_modules(model)
@@ -230,7 +230,7 @@ def attach(model: torch.nn.Module, offload: Handle) -> Speculator:
 
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     handle = weakref.proxy(offload)
-    return Speculator(model, lambda: wants_guesses(handle), deliveries.send)
+    return Prefetcher(model, lambda: wants_guesses(handle), deliveries.send)
 
 
 def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import transformers
 from transformers import AutoTokenizer
 
 from ..cache.policies import PolicySpec
-from ..cache.settings import SPECULATE, Guessing
+from ..cache.settings import SPECULATE, PrefetchSettings
 from ..checkpoint.hub import is_repo_id
 from ..checkpoint.source import find_source, open_checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES
@@ -82,7 +82,7 @@ def load(
     Raises MoEColabError.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
-    guessing = Guessing(speculate, lookahead, guess_from, guess_threshold, stand_aside)
+    guessing = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
     settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels, guessing)
     store = open_store(source, revision, settings, target, wanted, progress)
     own = TORCH_DTYPES[store.manifest.dtype]

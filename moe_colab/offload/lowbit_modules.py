@@ -1,6 +1,6 @@
 """Linear layers and embeddings whose weight lies in memory in low bits.
 
-Knows transformers' modules from outside, blobs and the ladder of products. A module's blob is a
+Knows transformers' modules from outside, blobs and kernels. A module's blob is a
 buffer that no checkpoint holds, so that it is counted and freed with the model. Legend: N rows
 (out, or words), K columns (in, or hidden).
 """

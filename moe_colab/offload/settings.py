@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..cache.policies import PolicySpec, make_policy
-from ..cache.settings import Guessing, check_resident, check_slots
+from ..cache.settings import PrefetchSettings, check_resident, check_slots
 from ..errors import MoEColabError
 from ..quantization.kernels.dispatch import AUTO, PLAIN
 from ..units import parse_bytes
@@ -28,7 +28,7 @@ class Settings:
     resident: Mapping[int, Sequence[int]] | None = None
     whole_layer: bool = False
     kernels: str = AUTO
-    guessing: Guessing = field(default_factory=Guessing)
+    guessing: PrefetchSettings = field(default_factory=PrefetchSettings)
 
     def checked(self, experts: Sequence[int]) -> Settings:
         """The same for a model with `experts` per MoE layer. Raises MoEColabError."""

@@ -12,7 +12,7 @@ import torch
 from ..checkpoint.tensors import TORCH_DTYPES
 from ..errors import MoEColabError
 from ..quantization.format import Shape
-from ..quantization.kernels import Ladder, LowBitWeight, named
+from ..quantization.kernels import Dispatcher, LowBitWeight, dispatcher_for
 from ..quantization.kernels.dispatch import AUTO
 from ..quantization.recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
 from ..store.blobs import BlobLayout, Field, Matrix
@@ -21,10 +21,10 @@ from ..units import human
 
 class Block:
     """Room for one expert: `tensor` uint8 [nbytes] on the device; `buffer`, the same memory, where
-    a host can write; `ladder`: how its low-bit matrices are multiplied with."""
+    a host can write; `dispatcher`: chooses the kernels for its low-bit matrices."""
 
-    def __init__(self, tensor: torch.Tensor, ladder: Ladder):
-        self.tensor, self._ladder = tensor, ladder
+    def __init__(self, tensor: torch.Tensor, dispatcher: Dispatcher):
+        self.tensor, self._dispatcher = tensor, dispatcher
         self.buffer = memoryview(tensor.numpy()) if tensor.device.type == "cpu" else None
         self._views: dict[BlobLayout, dict[str, torch.Tensor | LowBitWeight]] = {}
         self._expert: object = None
@@ -48,7 +48,7 @@ class Block:
         fields = {field.name: self._view(field) for field in matrix.fields}
         if matrix.packing == PLAIN:
             return fields["weight"]
-        return LowBitWeight(fields, format_of(matrix), across(matrix), self._ladder)
+        return LowBitWeight(fields, format_of(matrix), across(matrix), self._dispatcher)
 
     def _view(self, field: Field) -> torch.Tensor:
         raw = self.tensor[field.offset : field.offset + field.nbytes]
@@ -76,9 +76,9 @@ def prepared_bytes(
 ) -> int:
     """What multiplying keeps beside a block of this layout, at the most. Tries the kernels where
     this process has not yet."""
-    ladder = named(kernels)
+    dispatcher = dispatcher_for(kernels)
     return sum(
-        ladder.prepared_bytes(format_of(matrix), across(matrix), dtype, device)
+        dispatcher.prepared_bytes(format_of(matrix), across(matrix), dtype, device)
         for matrix in layout.matrices
         if matrix.packing != PLAIN
     )
@@ -87,7 +87,7 @@ def prepared_bytes(
 def allocate(count: int, nbytes: int, device: torch.device, kernels: str = AUTO) -> list[Block]:
     """`count` blocks in one piece; on a CPU they start at a page and take memory only once
     written. `kernels`: "auto" or "plain"."""
-    ladder = named(kernels)
+    dispatcher = dispatcher_for(kernels)
     if count == 0:
         return []
     with torch.inference_mode(False):  # a slot made inside a generation must outlive it
@@ -95,4 +95,4 @@ def allocate(count: int, nbytes: int, device: torch.device, kernels: str = AUTO)
             slab = host_slab(count * nbytes)
         else:
             slab = torch.empty(count * nbytes, dtype=torch.uint8, device=device)
-        return [Block(part, ladder) for part in slab.split(nbytes)]
+        return [Block(part, dispatcher) for part in slab.split(nbytes)]

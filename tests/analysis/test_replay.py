@@ -17,8 +17,8 @@ from traces import COUNTED, counted
 
 import moe_colab as mc
 from moe_colab.analysis.layer_caches import Bypassing
-from moe_colab.cache.belady import OptimalCache
-from moe_colab.cache.clock_link import ClockLink, keep_time
+from moe_colab.cache.belady import BeladyCache
+from moe_colab.cache.clock_link import ClockLink, with_compute_times
 from moe_colab.cache.policies import POLICIES, LayerCache, Policy
 from moe_colab.cache.stats import Stats
 from moe_colab.trace import Builder, Trace
@@ -119,7 +119,7 @@ def on_a_clock(model, monkeypatch, seconds_a_load: float, **setting) -> Stats:
         for name, value in (setting | {"slots": 8, "stand_aside": False}).items():
             setattr(handle, name, value)
         handle.slots = setting["slots"]  # a new pool, and empty
-        keep_time(handle.pool, BEFORE, EACH)
+        with_compute_times(handle.pool, BEFORE, EACH)
         handle.reset_stats()
         talk(model)
         stats = handle.stats()
@@ -298,7 +298,7 @@ accesses = st.lists(st.sets(st.integers(0, 5), min_size=1), max_size=15).map(
 @settings(deadline=None)
 @given(needed=accesses, slots=st.integers(1, 6), bypass=st.booleans())
 def test_the_steps_of_the_optimum_can_be_carried_out(needed, slots, bypass):
-    optimum, lying = OptimalCache(needed, slots, bypass), set()
+    optimum, lying = BeladyCache(needed, slots, bypass), set()
     for experts in needed:
         steps = optimum.access(experts)
         assert sorted(step.expert for step in steps) == experts

@@ -319,10 +319,10 @@ def test_a_victim_that_is_no_candidate_is_refused_and_nothing_changes(answer):
 
 
 # ---------------------------------------------------------------------- arrows point down
-@pytest.mark.parametrize("room", ["cache", "counters", "links", "homes", "pool"])
+@pytest.mark.parametrize("room", ["policies", "stats", "links", "homes", "pool"])
 def test_this_room_loads_no_torch(room):
     code = (
-        f"import sys, moe_colab.{room}\n"
+        f"import sys, moe_colab.cache.{room}\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

@@ -18,7 +18,7 @@ from moe_colab.analysis import tables
 from moe_colab.bench.moves import moves
 from moe_colab.bench.traces import made_up as made_up_trace
 from moe_colab.notebook.widgets import trace_views
-from moe_colab.notebook.widgets.trace_views import LOOKS
+from moe_colab.notebook.widgets.trace_views import TRACE_VIEWS
 from moe_colab.trace import Trace
 
 TRACE = Trace.load()
@@ -68,17 +68,17 @@ def test_every_look_shows_its_figure_and_the_controls_it_minds(explorer, monkeyp
     for name, draw in expected.items():
         explorer.look.value = name
         assert explorer.picture.value == draw().png(), name
-        assert visible(explorer) == set(LOOKS[name].minds)
+        assert visible(explorer) == set(TRACE_VIEWS[name].depends_on)
         shown = [image.layout.display != "none" for image in explorer.pictures]
         assert shown == [True, name == "routing", name == "routing"]
         told(explorer)
         seen.add(explorer.picture.value)
-    assert len(seen) == len(expected) == len(LOOKS) - 1
+    assert len(seen) == len(expected) == len(TRACE_VIEWS) - 1
 
 
 def test_time_is_modelled_for_what_is_chosen(explorer):
     explorer.look.value, explorer.part.value = "time", "prose"
-    assert visible(explorer) == set(LOOKS["time"].minds)
+    assert visible(explorer) == set(TRACE_VIEWS["time"].depends_on)
     explorer.link.value, explorer.slots.value, explorer.policy.value = 24, 5, "lfu"
     explorer.guesses.value, explorer.lookahead.value, explorer.step.value = 3, 2, 60
     large = replace(TRACE.only("prose"), expert_bytes=(67_100_000,) * 8)
@@ -145,7 +145,7 @@ def test_another_model_takes_the_traces_place(tmp_path):
         assert explorer.trace.layers == 3 and explorer.trace.labels == ("chat 2",)
         assert [value for _, value in explorer.layer.options] == [0, 1, 2]
         assert [value for _, value in explorer.source.options] == ["router_input"]
-        for look in LOOKS:
+        for look in TRACE_VIEWS:
             explorer.look.value = look
             told(explorer)
         assert explorer.place.max == 11 and explorer.step.max == 4
@@ -163,7 +163,7 @@ def test_mistakes_are_told_in_words(explorer, loaded):
 
 def test_a_trace_alone_can_be_looked_at():
     widget = mc.Explorer(trace=made_up(4))  # no texts, no guesses, no logits, uneven layers
-    for look in LOOKS:
+    for look in TRACE_VIEWS:
         widget.look.value = look
         told(widget)
     widget.record()
@@ -178,7 +178,7 @@ def test_a_part_can_be_looked_at_alone():
     for label in TRACE.labels:
         widget = mc.Explorer(trace=TRACE.only(label))
         assert [value for _, value in widget.part.options] == [None]
-        for look in LOOKS:
+        for look in TRACE_VIEWS:
             widget.look.value = look
             told(widget)
         assert (
@@ -265,7 +265,7 @@ def test_in_a_notebook_it_reads_and_every_control_moves_the_picture(lab, tmp_pat
             sources.append(picture.get_attribute("src"))
 
         trace_views = page.get_by_label("Look at")
-        for look in LOOKS.values():
+        for look in TRACE_VIEWS.values():
             if look.name != "Who is busy":
                 trace_views.select_option(look.name)
                 moved()

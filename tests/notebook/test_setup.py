@@ -210,12 +210,12 @@ def test_the_cell_installs_the_package_from_where_it_is_told_to(session, tmp_pat
             make_wheel(session.wheels, name.replace("-", "_"), "99")
     said = session.run(
         "import moe_colab.machine.folders as p; print(p.shipped_model(), 'torch' in sys.modules)\n"
-        "print(importlib.import_module('moe_colab.notebook').requirements()[0])",
+        "print(importlib.import_module('moe_colab.notebook.install').requirements()[0])",
         MOE_COLAB_SOURCE=f"git+file://{repository}",
     )
     assert any(name.startswith("moe_colab-") for name in session.packages())
     assert "packages that were here before are unchanged" in said
-    assert f"{session.site / 'moe_colab' / 'tiny_moe'} False" in said
+    assert f"{session.site / 'moe_colab' / 'assets' / 'tiny-moe'} False" in said
     assert said.splitlines()[-1].startswith("torch")
 
 

@@ -10,7 +10,6 @@ import pytest
 from browser import plain_page
 
 import moe_colab as mc
-from moe_colab.machine import folders
 from moe_colab.notebook.views import view
 from moe_colab.notebook.views.view import View, packed
 from moe_colab.plots import Picture
@@ -39,9 +38,8 @@ def given(view: str) -> str:
 def plain(monkeypatch):
     """A view whose script does nothing but read its data."""
     own = {"plain.css": "", "plain.js": "function plain(root) { window.read = unpack(root); }"}
-    monkeypatch.setattr(
-        view, "web_asset", lambda name: own[name] if name in own else folders.web_asset(name)
-    )
+    asset = view.web_asset
+    monkeypatch.setattr(view, "web_asset", lambda name: own[name] if name in own else asset(name))
     return View("plain", 'a "title" & <b>', {"texts": HOSTILE, **ARRAYS}, lambda: Picture(1))
 
 

@@ -29,8 +29,9 @@ from transformers import (
 
 import moe_colab as mc
 from moe_colab.cache.policies import LRU
+from moe_colab.checkpoint import source as source_module
 from moe_colab.checkpoint.reader import Checkpoint
-from moe_colab.offload import load, placement
+from moe_colab.offload import placement
 from moe_colab.quantization import devices
 from moe_colab.quantization.pack import cached_store
 from moe_colab.store import Manifest
@@ -772,5 +773,5 @@ def test_two_threads_may_generate_at_once(store, plain, policy):
 
 
 def test_the_shipped_model_is_the_default(monkeypatch, source, logits):
-    monkeypatch.setattr(load, "shipped_model", lambda: source)
+    monkeypatch.setattr(source_module, "shipped_model", lambda: source)
     assert torch.equal(mc.load(progress=False)[0](IDS).logits, logits)

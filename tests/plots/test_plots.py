@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 import moe_colab as mc
 from moe_colab import MoEColabError, plots
 from moe_colab.plots import picture as page
+from moe_colab.plots.pareto import name as point_name
 
 DARK = "#1f2124"  # the darkest page a figure's colours may meet
 
@@ -189,7 +190,7 @@ def test_a_point_is_a_row():
     assert len(shown) == len(rows) and picture.axes[0].get_xscale() == "log"
     signs = {}
     for row in rows:
-        x, y, hollow, colour, marker, low, high = shown[plots.tradeoff.name(row)]
+        x, y, hollow, colour, marker, low, high = shown[point_name(row)]
         assert x == row["bytes"] / 1e6 and y == row["ratio"] and hollow == row["tie"]
         assert (low, high) == pytest.approx((row["ratio_low"], row["ratio_high"]))
         signs.setdefault(row["expert_bits"], set()).add((colour, marker))

@@ -15,8 +15,8 @@ import moe_colab as mc
 from moe_colab import plots
 from moe_colab.analysis import tables
 from moe_colab.plots import picture as page
-from moe_colab.plots import shares as dots
-from moe_colab.plots import tokens as text
+from moe_colab.plots.shares import MOST, SIGNS
+from moe_colab.plots.tokens import UNKNOWN, colormaps
 from moe_colab.trace import Builder, Trace
 
 TRACE = Trace.load()
@@ -178,7 +178,7 @@ def test_of_many_experts_those_are_shown_whose_texts_differ_most():
     axes = plots.specialisation(tables.specialisation(both, 2)).axes[0]
     shown = [int(tick.get_text()) for tick in axes.get_xticklabels()]
     gaps = np.abs(np.subtract(shares_of(first, 2), shares_of(second, 2)))
-    assert len(shown) == dots.MOST
+    assert len(shown) == MOST
     assert min(gaps[shown]) >= max(np.delete(gaps, shown)) - 1e-12
 
 
@@ -261,7 +261,7 @@ def test_a_strip_writes_every_token_and_its_experts():
     wanted = [str(expert) for place in range(24, 54) for expert in went(CODE, place, 6)]
     assert written[30:] == wanted
     by_chance = tables.tokens(CODE, 6, 24, 30)["probability"].tolist()
-    shade = text.colormaps["cividis"]
+    shade = colormaps["cividis"]
     assert colours == [pytest.approx(shade(odd)) for odd in by_chance]
     axes = picture.axes[0]
     (found,) = (one for one in axes.collections if one.get_gid() == "experts")
@@ -300,7 +300,7 @@ def test_a_strip_of_another_engines_trace_says_what_is_missing():
     dashes = ["–"] * 4  # token 38 was left out by the last layer, and has four ranks
     wanted = [str(e) for place in (39, 40, 41) for e in went(trace, place, 5)[:4]]
     assert written[4:] == dashes + wanted
-    assert {tuple(colour) for colour in colours} == {text.UNKNOWN}
+    assert {tuple(colour) for colour in colours} == {UNKNOWN}
     assert "no logits" in picture.get_supxlabel() and "first 4 of 8" in picture.get_supxlabel()
 
 
@@ -389,7 +389,7 @@ def test_a_figure_is_as_wide_as_a_page_and_nothing_is_cut(name, trace):
 
 
 def test_signs_of_labels_differ_by_more_than_colour():
-    assert len({marker for _, marker in dots.SIGNS}) == len(dots.SIGNS)
+    assert len({marker for _, marker in SIGNS}) == len(SIGNS)
 
 
 def test_a_trace_of_one_step_is_drawn_too():

@@ -190,16 +190,18 @@ def test_hatched_and_crossed_are_right_and_wrong_guesses(run):
 
 # ---------------------------------------------------------------------- all of them
 def test_signs_differ_by_more_than_colour_and_stand_out():
-    from moe_colab.plots import hit_rates, residency, timeline
+    from moe_colab.plots.hit_rates import POLICIES, SOURCES
+    from moe_colab.plots.residency import SIGNS
+    from moe_colab.plots.timeline import BARS
 
     for signs in (
-        [(sign[1], sign[2]) for sign in hit_rates.POLICIES.values()],
-        [sign[1] for sign in hit_rates.SOURCES.values()],
-        [sign[2] or sign[0] for sign in timeline.BARS.values()],
-        [sign[1] for sign in residency.SIGNS.values()],
+        [(sign[1], sign[2]) for sign in POLICIES.values()],
+        [sign[1] for sign in SOURCES.values()],
+        [sign[2] or sign[0] for sign in BARS.values()],
+        [sign[1] for sign in SIGNS.values()],
     ):
         assert len(set(signs)) == len(signs)
-    used = [to_hex(s[0]) for t in (hit_rates.POLICIES, hit_rates.SOURCES) for s in t.values()]
+    used = [to_hex(s[0]) for t in (POLICIES, SOURCES) for s in t.values()]
     assert min(page.contrast(colour, "#ffffff") for colour in used) >= 3
 
 

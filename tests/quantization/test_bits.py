@@ -12,6 +12,7 @@ from hqq.core.quantize import Quantizer
 import moe_colab as mc
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.quantization import bits as lowbit
+from moe_colab.quantization import format as formats
 from moe_colab.quantization import hqq as hqq_scales
 from moe_colab.quantization.format import BITS, GROUPS, Format
 
@@ -128,7 +129,7 @@ def test_a_matrix_is_worked_on_in_pieces(form, monkeypatch):
     """As each piece alone; the weights that were given stay as they are."""
     weight = matrix(512, 384)
     before = weight.clone()
-    monkeypatch.setattr(lowbit, "PIECE", 300 * 384 if form.axis else form.group * 384)
+    monkeypatch.setattr(formats, "PIECE", 300 * 384 if form.axis else form.group * 384)
     fields, lost = lowbit.quantize(weight, form, hqq_scales.choose)
     assert torch.equal(weight, before)
     pieces = list(form.pieces((512, 384)))

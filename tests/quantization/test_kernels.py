@@ -1,4 +1,4 @@
-"""The ladder of products: what each rung computes, which one is used, and what is said of others.
+"""Kernels: what each computes, which one is used, and why others are not.
 
 Nothing here depends on how fast this machine is: where a trial measures, its clock is ours.
 """
@@ -25,9 +25,9 @@ from moe_colab.quantization import bits as lowbit
 from moe_colab.quantization import kernels
 from moe_colab.quantization.format import BITS, GROUPS, Format
 from moe_colab.quantization.kernels import (
-    Ladder,
+    Dispatcher,
+    Fallback,
     LowBitWeight,
-    Plain,
     dispatch,
     int4pack,
     self_test,
@@ -59,14 +59,14 @@ def error(got: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> float:
     return ((got.double() - exact).norm() / exact.norm()).item()
 
 
-class Only(Ladder):
-    """A ladder whose rung needs no trial."""
+class Only(Dispatcher):
+    """A dispatcher whose kernel needs no self-test."""
 
-    def __init__(self, rung):
-        self.rung = rung
+    def __init__(self, kernel):
+        self.kernel = kernel
 
     def choose(self, form, shape, dtype, device):
-        return (self.rung, Plain())
+        return (self.kernel, Fallback())
 
 
 class Counting(Int4Pack):
@@ -88,7 +88,7 @@ class Counting(Int4Pack):
 def test_plain_is_dequantizing_and_a_product(form, dtype):
     shape = (128, 256)
     fields = fields_of(form, shape)
-    weight = LowBitWeight(fields, form, shape, kernels.named("plain"))
+    weight = LowBitWeight(fields, form, shape, kernels.dispatcher_for("plain"))
     whole = lowbit.dequantize(fields, form, shape, dtype)
     assert torch.equal(weight.dequantized(dtype), whole)
     for dims in ((5, 256), (1, 256), (2, 3, 256), (0, 256)):
@@ -97,9 +97,9 @@ def test_plain_is_dequantizing_and_a_product(form, dtype):
 
 
 def test_plain_alone_can_be_asked_for():
-    assert [r.name for r in kernels.named("plain").choose(Format(4, 64), (64, 64), BF16, CPU)] == [
-        "plain"
-    ]
+    assert [
+        r.name for r in kernels.dispatcher_for("plain").choose(Format(4, 64), (64, 64), BF16, CPU)
+    ] == ["plain"]
     with pytest.raises(mc.MoEColabError, match="kernels must be 'auto' or 'plain', not 'fast'"):
         mc.load(kernels="fast")
 
@@ -108,17 +108,17 @@ def test_plain_alone_can_be_asked_for():
 @pytest.mark.parametrize("shape", [(64, 256), (80, 384), (208, 1024)], ids=str)
 @pytest.mark.parametrize("form", PACKABLE, ids=str)
 def test_int4pack_is_as_exact_as_plain(form, shape):
-    rung, fields = Int4Pack(), fields_of(form, shape)
-    assert rung.fits(form, shape, BF16, CPU)
-    state = rung.prepare(fields, form, shape)
+    kernel, fields = Int4Pack(), fields_of(form, shape)
+    assert kernel.fits(form, shape, BF16, CPU)
+    state = kernel.prepare(fields, form, shape)
     weight = lowbit.dequantize(fields, form, shape, torch.float32)
     for x in (rows_of(1, shape[1]), rows_of(8, shape[1]) * 1e3):
         x = x.to(BF16)
-        got, plain = rung.linear(x, state), F.linear(x, weight.to(BF16))
+        got, plain = kernel.linear(x, state), F.linear(x, weight.to(BF16))
         assert got.dtype == BF16
         assert error(got, x, weight) <= 1.25 * error(plain, x, weight)
     kept = sum(part.nbytes for part in state if isinstance(part, torch.Tensor))
-    assert kept == rung.prepared_bytes(form, shape)
+    assert kept == kernel.prepared_bytes(form, shape)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_int4pack_is_as_exact_as_plain(form, shape):
 def test_what_int4pack_is_not_made_for(form, shape, dtype, caplog):
     """Plain is used, nothing is said, and the report knows."""
     caplog.set_level(logging.INFO, "moe_colab")
-    auto = Ladder([Int4Pack()])
-    assert [rung.name for rung in auto.choose(form, shape, dtype, CPU)] == ["plain"]
+    auto = Dispatcher([Int4Pack()])
+    assert [kernel.name for kernel in auto.choose(form, shape, dtype, CPU)] == ["plain"]
     assert not caplog.records
     (choice,) = auto.report()
     assert choice.left_out == {"int4pack": "it is not made for this"}
@@ -152,7 +152,7 @@ def test_packing_in_pieces_is_packing(monkeypatch):
 
 PACKS = """
 import torch
-from moe_colab.kernels import int4pack
+from moe_colab.quantization.kernels import int4pack
 for rows in (16, 48, 64, 80, 192):
     codes = torch.randint(16, (rows, 96), dtype=torch.int16)
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
@@ -169,14 +169,14 @@ def test_our_packing_is_the_ops_on_every_cpu(capability):
 
 
 # ---------------------------------------------------------------------- another expert's bytes
-@pytest.mark.parametrize("rung", [Plain(), Counting()], ids=lambda rung: rung.name)
-def test_bytes_that_are_written_over_count_after_renew(rung):
+@pytest.mark.parametrize("kernel", [Fallback(), Counting()], ids=lambda kernel: kernel.name)
+def test_bytes_that_are_written_over_count_after_renew(kernel):
     form, shape = Format(4, 32), (64, 128)
     fields, others = (fields_of(form, shape, seed) for seed in (0, 1))
-    weight, x = LowBitWeight(fields, form, shape, Only(rung)), rows_of(2, 128).to(BF16)
+    weight, x = LowBitWeight(fields, form, shape, Only(kernel)), rows_of(2, 128).to(BF16)
 
     def fresh(fields):
-        return LowBitWeight(fields, form, shape, Only(rung)).linear(x)
+        return LowBitWeight(fields, form, shape, Only(kernel)).linear(x)
 
     before = weight.linear(x)
     assert torch.equal(weight.linear(x), before)
@@ -188,15 +188,15 @@ def test_bytes_that_are_written_over_count_after_renew(rung):
 
 
 def test_it_prepares_once_for_every_load():
-    form, shape, rung = Format(4, 32), (64, 128), Counting()
-    weight, x = LowBitWeight(fields_of(form, shape), form, shape, Only(rung)), rows_of(2, 128)
+    form, shape, kernel = Format(4, 32), (64, 128), Counting()
+    weight, x = LowBitWeight(fields_of(form, shape), form, shape, Only(kernel)), rows_of(2, 128)
     for load in (1, 2):
         weight.renew()
         for _ in range(3):
             weight.linear(x.to(BF16))
-        assert rung.prepared == load
+        assert kernel.prepared == load
     weight.linear(rows_of(9, 128).to(BF16))  # too many rows for it
-    assert (rung.prepared, rung.multiplied) == (2, 6)
+    assert (kernel.prepared, kernel.multiplied) == (2, 6)
 
 
 def test_what_was_prepared_in_a_generation_outlives_it():
@@ -212,8 +212,8 @@ def test_what_was_prepared_in_a_generation_outlives_it():
 
 def test_a_block_multiplies_with_whose_it_is(monkeypatch):
     """Through slots.py: two experts in turn in one block."""
-    rung, form, shape = Counting(), Format(4, 32), (64, 128)
-    monkeypatch.setattr(slots, "named", lambda kernels: Only(rung))
+    kernel, form, shape = Counting(), Format(4, 32), (64, 128)
+    monkeypatch.setattr(slots, "dispatcher_for", lambda kernels: Only(kernel))
     layout = Recipe(form).layout(0, {"w": shape, "b": (64,)}, "BF16", transposed=False)
     (block,) = slots.allocate(1, layout.nbytes, CPU)
     x = rows_of(1, 128).to(BF16)
@@ -223,8 +223,8 @@ def test_a_block_multiplies_with_whose_it_is(monkeypatch):
         got = block.views(layout, (0, expert))["w"].linear(x)
         weight = lowbit.dequantize(fields_of(form, shape, expert), form, shape, torch.float32)
         assert error(got, x, weight) < 0.01
-    assert rung.prepared == 3
-    assert slots.prepared_bytes(layout, BF16, CPU) == rung.prepared_bytes(form, shape) > 0
+    assert kernel.prepared == 3
+    assert slots.prepared_bytes(layout, BF16, CPU) == kernel.prepared_bytes(form, shape) > 0
 
 
 def test_plain_keeps_nothing_beside_a_block():
@@ -238,9 +238,9 @@ def test_what_is_kept_beside_a_block_takes_room_too(tmp_path, monkeypatch):
     mc.quantize(None, tmp_path / "store", **options)
     beside = 4 * (512 * 192 + 192 * 256) // 8 + 4 * (512 * 3 + 192 * 4)
     blob = mc.inspect(tmp_path / "store").blob_bytes[0]
-    for rung, block in ((None, blob), (Counting(), blob + beside)):
-        used = Only(rung) if rung else kernels.named("plain")
-        monkeypatch.setattr(slots, "named", lambda kernels, used=used: used)
+    for kernel, block in ((None, blob), (Counting(), blob + beside)):
+        used = Only(kernel) if kernel else kernels.dispatcher_for("plain")
+        monkeypatch.setattr(slots, "dispatcher_for", lambda kernels, used=used: used)
         model, _ = mc.load(tmp_path / "store", slots=1, progress=False)
         dense = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         model.offload.close()
@@ -253,8 +253,8 @@ def test_what_is_kept_beside_a_block_takes_room_too(tmp_path, monkeypatch):
 
 
 def test_text_does_not_depend_on_slots_with_packed_products(tmp_path, monkeypatch):
-    rung = Counting()
-    monkeypatch.setattr(slots, "named", lambda kernels: Only(rung))
+    kernel = Counting()
+    monkeypatch.setattr(slots, "dispatcher_for", lambda kernels: Only(kernel))
     wide = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
     folder = make_checkpoint("mixtral", tmp_path / "checkpoint", changes=wide)
     options = {"attention_bits": 16, "expert_bits": 4, "dtype": "bfloat16", "progress": False}
@@ -267,12 +267,12 @@ def test_text_does_not_depend_on_slots_with_packed_products(tmp_path, monkeypatc
             out = model.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False)
             texts.append(out.tolist())
     assert texts[0] == texts[1]
-    assert 0 < rung.prepared < rung.multiplied
+    assert 0 < kernel.prepared < kernel.multiplied
 
 
 # ---------------------------------------------------------------------- trials
 class Clock:
-    """Seconds are what a rung says they are; what says nothing takes one."""
+    """Seconds are what a kernel says they are; what says nothing takes one."""
 
     def __init__(self):
         self.spent = 0.0
@@ -290,7 +290,7 @@ def clock(monkeypatch):
     return clock
 
 
-class Fake(Plain):
+class Fake(Fallback):
     """Plain under another name, spoiled; `cost` of a product of n rows."""
 
     max_rows = 4
@@ -332,9 +332,9 @@ WRONG = {
 @pytest.mark.parametrize("spoil, why", WRONG.values(), ids=WRONG)
 def test_a_wrong_rung_is_left_out_and_that_is_said_once(spoil, why, clock, caplog):
     caplog.set_level(logging.INFO, "moe_colab")
-    auto = Ladder([Fake(clock, "bad", spoil), Fake(clock, "good")])
+    auto = Dispatcher([Fake(clock, "bad", spoil), Fake(clock, "good")])
     for _ in range(2):
-        assert [rung.name for rung in auto.choose(*CASE)] == ["good", "plain"]
+        assert [kernel.name for kernel in auto.choose(*CASE)] == ["good", "plain"]
     (warning,) = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert "bad is not used for 64 x 128 of 2 bits" in warning.getMessage()
     assert why in warning.getMessage()
@@ -348,31 +348,31 @@ def test_a_wrong_rung_is_left_out_and_that_is_said_once(spoil, why, clock, caplo
 
 @pytest.mark.parametrize("error, used", [(1.24, True), (1.26, False)])
 def test_a_quarter_more_than_plains_error_is_too_much(error, used, clock, monkeypatch):
-    def of(tried, out):
-        return 1.0 if torch.equal(out, tried.plain[: len(out)]) else error
+    def of(self_test, out):
+        return 1.0 if torch.equal(out, self_test.plain[: len(out)]) else error
 
-    monkeypatch.setattr(self_test.Trial, "error", of)
-    auto = Ladder([Fake(clock, spoil=lambda y: y + 1)])
-    assert [rung.name for rung in auto.choose(*CASE)] == ["fake"] * used + ["plain"]
+    monkeypatch.setattr(self_test.SelfTest, "error", of)
+    auto = Dispatcher([Fake(clock, spoil=lambda y: y + 1)])
+    assert [kernel.name for kernel in auto.choose(*CASE)] == ["fake"] * used + ["plain"]
 
 
 @pytest.mark.parametrize("method", ["fits", "prepare", "linear"])
 def test_wherever_a_rung_raises_it_is_left_out(method, clock, monkeypatch):
-    rung = Fake(clock)
-    monkeypatch.setattr(rung, method, lambda *args: fail(args))
-    auto = Ladder([rung])
-    assert [rung.name for rung in auto.choose(*CASE)] == ["plain"]
+    kernel = Fake(clock)
+    monkeypatch.setattr(kernel, method, lambda *args: fail(args))
+    auto = Dispatcher([kernel])
+    assert [kernel.name for kernel in auto.choose(*CASE)] == ["plain"]
     assert auto.report()[0].left_out["fake"] == "it raised RuntimeError: no kernel image is there"
 
 
 def test_a_wrong_product_of_one_row_is_enough(clock):
-    auto = Ladder([Fake(clock, spoil=lambda y: y * (1 if len(y) > 1 else 1.01))])
-    assert [rung.name for rung in auto.choose(*CASE)] == ["plain"]
+    auto = Dispatcher([Fake(clock, spoil=lambda y: y * (1 if len(y) > 1 else 1.01))])
+    assert [kernel.name for kernel in auto.choose(*CASE)] == ["plain"]
 
 
 def test_a_wrong_product_of_many_rows_is_enough(clock):
-    auto = Ladder([Fake(clock, spoil=lambda y: y * (1 if len(y) == 1 else 1.01))])
-    assert [rung.name for rung in auto.choose(*CASE)] == ["plain"]
+    auto = Dispatcher([Fake(clock, spoil=lambda y: y * (1 if len(y) == 1 else 1.01))])
+    assert [kernel.name for kernel in auto.choose(*CASE)] == ["plain"]
 
 
 @pytest.mark.parametrize(
@@ -387,8 +387,8 @@ def test_a_wrong_product_of_many_rows_is_enough(clock):
 )
 def test_a_slower_rung_is_left_out_without_alarm(cost, prepare, used, clock, caplog):
     caplog.set_level(logging.INFO, "moe_colab")
-    auto = Ladder([Fake(clock, cost=cost, prepare=prepare)])
-    assert [rung.name for rung in auto.choose(*CASE)] == ["fake"] * used + ["plain"]
+    auto = Dispatcher([Fake(clock, cost=cost, prepare=prepare)])
+    assert [kernel.name for kernel in auto.choose(*CASE)] == ["fake"] * used + ["plain"]
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     if not used:
@@ -398,55 +398,55 @@ def test_a_slower_rung_is_left_out_without_alarm(cost, prepare, used, clock, cap
 def test_what_a_rung_is_shown(clock):
     """Views into a block, all codes, zeros beyond the codes, large x, one row and as many as it
     takes."""
-    rung, form = Fake(clock), Format(3, 32)
-    Ladder([rung]).choose(form, (128, 256), torch.float16, CPU)
-    fields = rung.shown[0]
+    kernel, form = Fake(clock), Format(3, 32)
+    Dispatcher([kernel]).choose(form, (128, 256), torch.float16, CPU)
+    fields = kernel.shown[0]
     assert list(fields) == list(form.fields((128, 256)))
     starts = [field.storage_offset() * field.element_size() for field in fields.values()]
     assert starts[0] == 256 and not any(start % 256 for start in starts)
     assert set(lowbit.unpack(fields, form, (128, 256)).unique().tolist()) == set(range(8))
     _, zero = lowbit.grids(form, fields)
     assert zero.min() < -7 and zero.max() > 14 and ((zero > 0) & (zero < 7)).any()
-    assert rung.rows == {1, 4} and 990 < rung.x.abs().max() <= 1000
+    assert kernel.rows == {1, 4} and 990 < kernel.x.abs().max() <= 1000
 
 
 def test_a_large_matrix_is_tried_on_fewer_rows():
-    tried = self_test.Trial(Format(2, 64), (14336 + 48, 4096), BF16, CPU)
-    assert tried.matrix[2] == (896 + 48, 4096)
-    assert tried.fault(Plain()) is None
+    test = self_test.SelfTest(Format(2, 64), (14336 + 48, 4096), BF16, CPU)
+    assert test.matrix[2] == (896 + 48, 4096)
+    assert test.fault(Fallback()) is None
 
 
 def test_a_trial_leaves_the_users_random_numbers_alone(clock):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    Ladder([Fake(clock)]).choose(*CASE)
+    Dispatcher([Fake(clock)]).choose(*CASE)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_threads_that_ask_at_once_get_one_trial(monkeypatch):
     trials = []
 
-    def tried(rung, case):
+    def self_test(kernel, case):
         trials.append(case)
         time.sleep(0.05)
         return None, logging.INFO
 
-    monkeypatch.setattr(dispatch, "tried", tried)
-    auto, got, case = Ladder([Int4Pack()]), [], (Format(4, 32), (64, 64), BF16, CPU)
+    monkeypatch.setattr(dispatch, "self_test", self_test)
+    auto, got, case = Dispatcher([Int4Pack()]), [], (Format(4, 32), (64, 64), BF16, CPU)
     threads = [threading.Thread(target=lambda: got.append(auto.choose(*case))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(trials) == 1
-    assert len(got) == 4 and all(rungs is got[0] for rungs in got)
+    assert len(got) == 4 and all(kernels is got[0] for kernels in got)
 
 
 def test_more_rows_than_a_rung_takes_go_to_the_next(clock):
     few, more = Fake(clock, "few"), Fake(clock, "more")
     more.max_rows = 6
-    auto, shape = Ladder([few, more]), (64, 128)
+    auto, shape = Dispatcher([few, more]), (64, 128)
     weight = LowBitWeight(fields_of(CASE[0], shape), CASE[0], shape, auto)
     auto.choose(*CASE)
     for rows, expected in ((4, {4}), (5, set()), (7, set())):
@@ -471,9 +471,9 @@ def test_packed_products_keep_the_first_choice(bits, tmp_path, monkeypatch, caps
     products in 99 % of 2,000 positions."""
     options = {"attention_bits": 16, "dtype": "float32", "progress": False}
     mc.quantize(None, tmp_path / "store", expert_bits=bits, **options)
-    rung, choices = Packed(), []
-    for used in (Only(rung), kernels.named("plain")):
-        monkeypatch.setattr(slots, "named", lambda kernels, used=used: used)
+    kernel, choices = Packed(), []
+    for used in (Only(kernel), kernels.dispatcher_for("plain")):
+        monkeypatch.setattr(slots, "dispatcher_for", lambda kernels, used=used: used)
         model, tokenizer = mc.load(tmp_path / "store", slots=8, progress=False)
         found = []
         for texts in mc.evaluation_texts(tokenizer).values():
@@ -488,4 +488,4 @@ def test_packed_products_keep_the_first_choice(bits, tmp_path, monkeypatch, caps
     with capsys.disabled():
         print(f"\n{bits} bits: int4pack's first choice is plain's in {same:.2%} of {len(found):,}")
     assert len(found) == 2000 and same >= 0.99
-    assert rung.multiplied > 1000
+    assert kernel.multiplied > 1000

@@ -16,7 +16,7 @@ from ...cache.settings import SOURCES, check_slots
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
-from ..layer_caches import Caches
+from ..layer_caches import LayerCaches
 from .choices import blocks, check_layer, text_of
 from .intervals import shares
 
@@ -40,7 +40,7 @@ def residency(
 
     check_layer(trace, layer)
     check_slots(slots, [trace.experts[layer]])
-    caches = Caches(trace, policy, bypass)
+    caches = LayerCaches(trace, policy, bypass)
     cache, rows = caches.make(layer, slots), []
     asked = zip(caches.needed(layer), caches.shown(layer), strict=False)
     for step, (needed, tokens) in enumerate(asked):
@@ -78,7 +78,7 @@ def hit_rates(
 
     rows = []
     for policy in policies:
-        caches = Caches(trace, policy)
+        caches = LayerCaches(trace, policy)
         for n in range(1, min(trace.experts) + 1) if slots is None else slots:
             check_slots(n, trace.experts)
             books = [caches.count(layer, n) for layer in range(trace.layers)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ...cache.belady import OptimalCache
+from ...cache.belady import BeladyCache
 from ...cache.policies import LayerCache, make_policy
 from .judging import Reply, judge
 
@@ -16,13 +16,13 @@ ASKED = (0, 1, 0, 2, 1, 0)  # experts, one after the other
 PLACES = 2  # slots
 
 
-def hits_of(cache: LayerCache | OptimalCache) -> int:
+def hits_of(cache: LayerCache | BeladyCache) -> int:
     """Of the six of ASKED."""
     return sum(step.hit for expert in ASKED for step in cache.access([expert]))
 
 
 def best_hits(bypass: bool = False) -> int:
-    return hits_of(OptimalCache([[expert] for expert in ASKED], PLACES, bypass))
+    return hits_of(BeladyCache([[expert] for expert in ASKED], PLACES, bypass))
 
 
 def check_lru(answer: object) -> Reply:

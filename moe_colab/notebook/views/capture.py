@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...analysis.cache_history import LOWEST, History, Telling, watch
+from ...analysis.cache_history import LOWEST, CacheHistory, RecordingPolicy, watch
 from ...cache.settings import SPECULATE
 from ...checkpoint import families
 from ...errors import MoEColabError
 from ...offload.handle import Offload
 from ...offload.read_text import alone, ids_of, record_ids
-from .token_steps import Computed, Moments
+from .token_steps import Computed, TokenSteps
 
 
-class Ear:
+class CaptureListener:
     """A Listener at one layer. Of every token from the number `first` on, in order, `heard` holds
     what was computed."""
 
     def __init__(self, first: int):
         self.first, self.seen = first, 0
-        self.heard: list[Computed] = []
+        self.captured: list[Computed] = []
         self.outputs: dict[tuple[int, int], np.ndarray] = {}  # of this call, by token and expert
 
     def expert(self, expert: int, token: torch.Tensor, out: torch.Tensor) -> None:
@@ -43,7 +43,7 @@ class Ear:
             if self.seen >= self.first:
                 nobody = np.zeros_like(y)  # ids past the last expert
                 outputs = [self.outputs.get((token, expert), nobody) for expert in index]
-                self.heard.append(Computed(x, weights, np.stack(outputs), y))
+                self.captured.append(Computed(x, weights, np.stack(outputs), y))
             self.seen += 1
         self.outputs.clear()
 
@@ -53,9 +53,9 @@ def on_host(values: torch.Tensor) -> np.ndarray:
     return values.detach().float().cpu().numpy().copy()
 
 
-def listen(
+def capture(
     model: torch.nn.Module, tokenizer: Any, text: str, first: int, tokens: int, more: int
-) -> Moments:
+) -> TokenSteps:
     """Let the model read up to `first + tokens` tokens, its own `more` at the end among them; the
     moments from `first` on. Raises MoEColabError."""
     offload = getattr(model, "offload", None)
@@ -71,7 +71,7 @@ def listen(
         )
     room = first + tokens
     ids = ids_of(tokenizer, text, room)
-    with alone(offload), heard(model, offload, first) as (ears, tellers):
+    with alone(offload), captured(model, offload, first) as (ears, tellers):
         trace = record_ids(
             model,
             tokenizer,
@@ -86,7 +86,7 @@ def listen(
     if len(trace.tokens) <= first:
         raise MoEColabError(f"the text ends before token {first}: there are {len(trace.tokens)}.")
     measures = tellers[0].measures
-    history = History(
+    history = CacheHistory(
         policy="whole layer" if offload.whole_layer else offload.policy,
         slots=tuple(teller.cache.slots for teller in tellers),
         measures=measures,
@@ -95,20 +95,20 @@ def listen(
         always=tuple(tuple(sorted(always)) for always in offload.pool.permanent),
         recorded=True,
     )
-    return Moments(trace, history, first, len(trace.tokens), [ear.heard for ear in ears])
+    return TokenSteps(trace, history, first, len(trace.tokens), [ear.captured for ear in ears])
 
 
 @contextlib.contextmanager
-def heard(
+def captured(
     model: torch.nn.Module, offload: Offload, first: int
-) -> Iterator[tuple[list[Ear], list[Telling]]]:
+) -> Iterator[tuple[list[CaptureListener], list[RecordingPolicy]]]:
     """An ear at every layer and a teller in every cache, for a while."""
     layers = [module.moe_colab_layer for _, module in families.experts_modules(model)]
     with offload.lock:
         offload.pool.check_open()
         caches = list(offload.pool.caches)
         tellers = [watch(cache) for cache in caches]
-        ears = [Ear(first) for _ in layers]
+        ears = [CaptureListener(first) for _ in layers]
         for layer, ear in zip(layers, ears, strict=True):
             layer.listener = ear
     try:

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ...analysis.cache_history import LATEST, Choice, replayed
+from ...analysis.cache_history import LATEST, Eviction, replayed
 from ...cache.policies import PolicySpec
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
 from ...trace.outcomes import OUTCOMES
 from ...units import human, parse_bytes
-from .token_steps import Moment, Moments
+from .token_steps import TokenStep, TokenSteps
 from .view import LIMIT, View
 
 MOST = 64  # tokens of a view
@@ -34,13 +34,13 @@ class Stepper(View):
     """The view, and `at(token, layer)`: the same as a `moments.Moment`, in plain Python. `start`:
     the token and layer that are shown first."""
 
-    def __init__(self, moments: Moments, start: tuple[int, int], link: float):
+    def __init__(self, moments: TokenSteps, start: tuple[int, int], link: float):
         self.moments, self.start = moments, start
         data = {**told(moments), "start": list(start), "link": link}
         title = f"Step by step: {moments.trace.model}"
         super().__init__("stepper", title, data, self._figure, parts=("steps",))
 
-    def at(self, token: int, layer: int) -> Moment:
+    def at(self, token: int, layer: int) -> TokenStep:
         """Raises MoEColabError for a token or layer that is not in this view."""
         return self.moments.at(token, layer)
 
@@ -100,9 +100,9 @@ def stepper(
                 "a model has slots and a policy of its own: set model.offload.slots and "
                 "model.offload.policy before."
             )
-        from .capture import listen
+        from .capture import capture
 
-        moments = listen(source, tokenizer, text, first or 0, count, more)
+        moments = capture(source, tokenizer, text, first or 0, count, more)
     asked = moments.end - moments.first
     view = fitted(moments, float(rate))
     if tokens is not None and (fits := moments.end - moments.first) < asked:
@@ -113,7 +113,7 @@ def stepper(
     return view
 
 
-def fitted(moments: Moments, link: float) -> Stepper:
+def fitted(moments: TokenSteps, link: float) -> Stepper:
     """The view of as many of these moments as it can hold; the others are left out of `moments`.
     Raises MoEColabError where it is none."""
     while True:
@@ -129,7 +129,7 @@ def fitted(moments: Moments, link: float) -> Stepper:
         moments.end = moments.first + max(1, min(count - 1, count * LIMIT // size))
 
 
-def window(trace: Trace, policy, slots, first: int | None, count: int) -> Moments:
+def window(trace: Trace, policy, slots, first: int | None, count: int) -> TokenSteps:
     """The moments of a trace from `first` on."""
     if not len(trace.tokens):
         raise MoEColabError("there is nothing in this trace: record a generation first.")
@@ -140,7 +140,7 @@ def window(trace: Trace, policy, slots, first: int | None, count: int) -> Moment
         raise MoEColabError(f"first must be 0 to {len(trace.tokens) - 1}, not {first}.")
     end = min(first + count, len(trace.tokens))
     steps = int(np.searchsorted(trace.bounds, end))  # those after are nobody's concern
-    return Moments(trace, replayed(trace, policy, slots, steps), first, end)
+    return TokenSteps(trace, replayed(trace, policy, slots, steps), first, end)
 
 
 def with_texts(trace: Trace, tokenizer: Any) -> Trace:
@@ -151,7 +151,7 @@ def with_texts(trace: Trace, tokenizer: Any) -> Trace:
     return replace(trace, texts={token: tokenizer.decode([token]) for token in ids})
 
 
-def most_telling(moments: Moments) -> tuple[int, int]:
+def most_telling(moments: TokenSteps) -> tuple[int, int]:
     """Where to begin: the first place in which an expert comes, another goes, and somebody knows
     why; else the first of all."""
     places = product(range(moments.first, moments.end), range(moments.trace.layers))
@@ -163,7 +163,7 @@ def most_telling(moments: Moments) -> tuple[int, int]:
     return moments.first, 0
 
 
-def told(moments: Moments) -> dict[str, Any]:
+def told(moments: TokenSteps) -> dict[str, Any]:
     """What web/steps.js reads. N tokens, L layers, E experts (the most of any layer), K top-k."""
     trace, history, tokens = moments.trace, moments.history, range(moments.first, moments.end)
     grid = [[moments.at(token, layer) for layer in range(trace.layers)] for token in tokens]
@@ -184,7 +184,7 @@ def told(moments: Moments) -> dict[str, Any]:
     }
 
 
-def row_of(moment: Moment) -> list[Any]:
+def row_of(moment: TokenStep) -> list[Any]:
     """[resident, accesses, guess]: an access is [expert, outcome, wait in ms, kept, choice], a
     choice [victim, scores], a guess [guessed, needed]."""
     names = list(OUTCOMES)
@@ -205,7 +205,7 @@ def row_of(moment: Moment) -> list[Any]:
     return [moment.resident, accesses, guess]
 
 
-def score_rows(choice: Choice, rule: str) -> list[list[float | None]]:
+def score_rows(choice: Eviction, rule: str) -> list[list[float | None]]:
     """[expert, score ...], who goes first by the rule first. JSON has no infinity."""
     ranked = sorted(choice.scores.items(), key=lambda one: (one[1], one[0]), reverse=rule == LATEST)
     return [
@@ -214,7 +214,7 @@ def score_rows(choice: Choice, rule: str) -> list[list[float | None]]:
     ]
 
 
-def router(grid: Sequence[Sequence[Moment]], experts: int) -> dict[str, np.ndarray]:
+def router(grid: Sequence[Sequence[TokenStep]], experts: int) -> dict[str, np.ndarray]:
     """logits [N, L, E]: the bits of float16, nan where they are not known; probabilities [N, L, E],
     of 65,535. Neither, where none is known."""
     shape = (len(grid), len(grid[0]), experts)
@@ -229,7 +229,7 @@ def router(grid: Sequence[Sequence[Moment]], experts: int) -> dict[str, np.ndarr
     return {"logits": logits.view(np.uint16), "probabilities": shares}
 
 
-def vectors(grid: Sequence[Sequence[Moment]]) -> dict[str, Any]:
+def vectors(grid: Sequence[Sequence[TokenStep]]) -> dict[str, Any]:
     """weights [N, L, K]; of every vector its norm and first numbers: input and total [N, L, 17],
     outputs [N, L, K, 17]. K: the most experts of any token."""
     most = max(len(moment.experts) for row in grid for moment in row)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...analysis.cache_history import Choice, Found, History
+from ...analysis.cache_history import CacheHistory, CacheSnapshot, Eviction
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import OUTCOMES, Trace
@@ -29,7 +29,7 @@ class Access:
     outcome: str
     bytes: int  # to be copied; 0 for a hit
     wait: float | None
-    choice: Choice | None
+    choice: Eviction | None
     kept: bool
 
 
@@ -56,7 +56,7 @@ class Computed:
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class TokenStep:
     """token: its number in the trace; step: the forward; together: tokens of that forward, whose
     needs one access serves. logits float32 [E] as the trace keeps them, probabilities their
     softmax; None where they are not known. experts: in the router's order, each with one of
@@ -76,16 +76,16 @@ class Moment:
     accesses: tuple[Access, ...]
     guess: Guess | None
     computed: Computed | None
-    history: History = field(repr=False)
+    history: CacheHistory = field(repr=False)
 
 
-class Moments:
+class TokenSteps:
     """All moments of the tokens `first` to `end` of a trace. computed[layer][token - first]."""
 
     def __init__(
         self,
         trace: Trace,
-        history: History,
+        history: CacheHistory,
         first: int,
         end: int,
         computed: Sequence[Sequence[Computed]] | None = None,
@@ -95,7 +95,7 @@ class Moments:
         self.step_of = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))
         self.accesses, self.guesses = self._accesses(), self._guesses()
 
-    def at(self, token: int, layer: int) -> Moment:
+    def at(self, token: int, layer: int) -> TokenStep:
         """Raises MoEColabError for one that is not there."""
         trace = self.trace
         if token not in range(self.first, self.end) or layer not in range(trace.layers):
@@ -114,7 +114,7 @@ class Moments:
             ranks = [k for k, expert in enumerate(chosen) if expert >= 0]
             weights, outputs = computed.weights[ranks], computed.outputs[ranks]
             computed = replace(computed, weights=weights, outputs=outputs)
-        return Moment(
+        return TokenStep(
             token=token,
             layer=layer,
             step=step,
@@ -146,7 +146,7 @@ class Moments:
         found = self.history.found[layer][step]
         return expert in found.resident or expert in self.history.always[layer]
 
-    def _access(self, step: int, layer: int, expert: int, found: Found) -> Access:
+    def _access(self, step: int, layer: int, expert: int, found: CacheSnapshot) -> Access:
         """By the history; where the recording says the same, also how it was there or came."""
         there = self._there(step, layer, expert)
         outcome, wait = "hit" if there else "miss", None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...analysis.layer_caches import Caches
+from ...analysis.layer_caches import LayerCaches
 from ...cache.settings import is_whole
 from ...cache.stats import PHASES, Counters
 from ...errors import MoEColabError
@@ -196,7 +196,7 @@ def start_slots(trace: Trace) -> int:
 def replayed(excerpt: Excerpt) -> np.ndarray:
     """uint8 [n, L, K] like Excerpt.outcomes, of the replay with which the view begins."""
     trace, slots = excerpt.trace, start_slots(excerpt.trace)
-    caches = Caches(trace, start_policy(trace))
+    caches = LayerCaches(trace, start_policy(trace))
     missed = np.zeros((trace.steps, trace.layers, max(trace.experts)), bool)
     for layer, experts in enumerate(trace.experts):
         cache = caches.make(layer, min(slots, experts))

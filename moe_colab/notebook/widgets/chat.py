@@ -25,7 +25,7 @@ from ...chat.turn import Turn
 from ...errors import MoEColabError
 from ..views.view import web_asset
 from .chat_controls import ChatControls, slots_shown
-from .panel import told
+from .panel import shows_errors
 
 SECONDS_BETWEEN_FLUSHES = 0.125
 SECONDS_AFTER_ENTER = 0.5
@@ -78,7 +78,7 @@ class ChatWidget:
             self._follow(self.session.answer)
 
     # ------------------------------------------------------------------ what the buttons do
-    @told
+    @shows_errors
     def send(self, text: str | None = None) -> None:
         """Ask `text`, or what is written in the box."""
         box = self.controls.box
@@ -93,33 +93,33 @@ class ChatWidget:
         if text is None:
             box.value = ""
 
-    @told
+    @shows_errors
     def retry(self) -> None:
         """Ask the latest question again, in place of its answer."""
         answer = self.session.retry(**self._settings())
         self._show(self.session.turns[:-1])
         self._follow(answer)
 
-    @told
+    @shows_errors
     def stop(self) -> None:
         if self.session.busy:
             self.session.stop()
             reading = not self._following or not self._following.count
             self.say("stopping" if reading else "stopping after this token")
 
-    @told
+    @shows_errors
     def clear(self) -> None:
         self.session.reset()
         self._show([])
         self.say("the conversation is cleared")
 
-    @told
+    @shows_errors
     def save(self, ending: str) -> None:
         """Write the conversation into the working folder, as ".json" or ".md"."""
         path = self.session.export(time.strftime(f"chat-%Y%m%d-%H%M%S{ending}"))
         self.say(f"saved as {path} in the notebook's folder")
 
-    @told
+    @shows_errors
     def flush(self) -> None:
         """Show what is new; does nothing where nothing is, or too soon after the last time."""
         answer, now = self._following, time.monotonic()
@@ -226,7 +226,7 @@ class ChatWidget:
             self._entered = 0.0
             self.send()
 
-    @told
+    @shows_errors
     def _change_slots(self, change) -> None:
         offload = self.session.model.offload
         if change["new"] == slots_shown(offload):
@@ -237,7 +237,7 @@ class ChatWidget:
             self.controls.refresh(offload)
         self.say(f"{offload.slots} slots a layer from now on; new slots start empty")
 
-    @told
+    @shows_errors
     def _change_policy(self, change) -> None:
         offload = self.session.model.offload
         if change["new"] == offload.policy_spec:

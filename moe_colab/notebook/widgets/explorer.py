@@ -16,9 +16,9 @@ from ...evaluation.perplexity import DOMAINS, evaluation_texts
 from ...offload.read_text import record_text
 from ...trace import Trace
 from .controls import button, menu, size, slider
-from .panel import told
+from .panel import shows_errors
 from .trace import TraceWidget
-from .trace_views import LOOKS
+from .trace_views import TRACE_VIEWS
 
 LETTERS = 700  # of a text that is offered
 OWN = "a text of your own"
@@ -59,9 +59,9 @@ class Explorer(TraceWidget):
             self.kind.observe(self._offer, "value")
             self.go.on_click(self.record)
             reading = [(self.kind, self.go), (self.words,), (self.length, self.more)]
-        super().__init__(trace, "moe-explorer", list(LOOKS), reading)
+        super().__init__(trace, "moe-explorer", list(TRACE_VIEWS), reading)
 
-    @told
+    @shows_errors
     def record(self, _: Any = None) -> None:
         """Read the words, and show what happened."""
         if self.model is None:

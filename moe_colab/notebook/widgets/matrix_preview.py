@@ -31,7 +31,7 @@ ATTENTION = re.compile(r"\.(\d+)\.\w*attn\w*\.(.+)\.weight$")
 
 
 @dataclass(frozen=True)
-class Sample:
+class MatrixPreview:
     """A matrix and one group of it. `weights` float32 [N, K]; `group` float32 [G], the weights of
     the group; `levels` float32 [2^bits], all that its codes can express; `relative_error`: the norm
     of what the matrix lost over its norm; `bits_per_weight`: scales and zeros counted."""
@@ -93,7 +93,7 @@ class Matrices:
     def all_attention(self) -> list[TensorEntry]:
         return [entry for matrices in self.attention.values() for entry in matrices.values()]
 
-    def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> Sample:
+    def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> MatrixPreview:
         """Quantize one matrix by HQQ; the group is the first of its `row`. Raises MoEColabError
         where the format does not fit, and where hqq is not installed."""
         shape = tuple(entry.shape)
@@ -103,7 +103,7 @@ class Matrices:
         scale, zero = (values[row, 0] for values in grids(form, fields))
         codes = torch.arange(2**form.bits, dtype=torch.float32)
         group = form.grouped(weights)[row, 0] if form.axis else form.grouped(weights)[:, row, 0]
-        return Sample(
+        return MatrixPreview(
             name,
             form,
             weights.numpy(),

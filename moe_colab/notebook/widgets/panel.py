@@ -20,7 +20,7 @@ from ...errors import MoEColabError
 from .controls import below, row, tagged
 
 
-def told(handler: Callable) -> Callable:
+def shows_errors(handler: Callable) -> Callable:
     """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
 
     @functools.wraps(handler)
@@ -64,7 +64,7 @@ class Panel(ABC):
         rows = [row(*line) for line in (*above, *lines)]
         self.page = tagged(w.VBox([*rows, *under]), name)
 
-    @told
+    @shows_errors
     def update(self) -> None:
         """Count anew what is chosen, and show it."""
         try:
@@ -82,8 +82,8 @@ class Panel(ABC):
         """What is chosen, counted anew."""
 
     def say(self, text: str, bad: bool = False) -> None:
-        told = markup.status(text, bad) if text else ""
-        self.status.value = f'<div role="status">{told}</div>' if told else ""
+        line = markup.status(text, bad) if text else ""
+        self.status.value = f'<div role="status">{line}</div>' if line else ""
 
     def close(self) -> None:
         """Take the panel off the page."""

@@ -17,7 +17,7 @@ from ...plots import levels
 from ...quantization.format import BITS, Format
 from ...units import human
 from .controls import LABEL, menu
-from .matrix_preview import Matrices, Sample
+from .matrix_preview import Matrices, MatrixPreview
 from .panel import Panel
 
 KEEP = 16  # bits of a matrix that is left alone
@@ -67,7 +67,7 @@ class QuantizeWidget(Panel):
         self.picture.value = levels([sample.as_row() for sample in samples]).png()
         self.facts.value = card("What it takes", tiles(self.tiles(samples)), FOOT)
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[MatrixPreview]:
         """The expert's matrix, and one of the same layer's attention if that is quantized."""
         layer, expert = self.layer.value, self.expert.value
         name, forms = self.matrix.value, self.formats()
@@ -83,7 +83,7 @@ class QuantizeWidget(Panel):
         group, bits = self.group.value, self.attention_bits.value
         return Format(self.expert_bits.value, group), None if bits == KEEP else Format(bits, group)
 
-    def tiles(self, samples: list[Sample]) -> list[tuple[str, str, str]]:
+    def tiles(self, samples: list[MatrixPreview]) -> list[tuple[str, str, str]]:
         told = [
             (
                 sample.name,

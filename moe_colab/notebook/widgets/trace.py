@@ -20,7 +20,7 @@ from ...trace import Trace
 from ...units import parse_bytes
 from .controls import decimal, menu, slider
 from .panel import Panel
-from .trace_views import LOOKS, MOST_PICTURES, Chosen, Counted, Sight, heard
+from .trace_views import MOST_PICTURES, TRACE_VIEWS, Counted, Drawing, Selection, has_logits
 
 ALL = "all of it"
 POLICIES = (
@@ -46,7 +46,7 @@ class TraceWidget(Panel):
         looks: Sequence[str],
         above: Sequence[Sequence[w.Widget]] = (),
     ):
-        self.look = menu("Look at", [(LOOKS[key].name, key) for key in looks])
+        self.look = menu("Look at", [(TRACE_VIEWS[key].name, key) for key in looks])
         self.part, self.policy = menu("Text", []), menu("Policy", POLICIES)
         self.layer, self.slots = menu("Layer", []), slider("Slots (k)", 1, 1, 1)
         self.place, self.top_k = slider("Token", 0, 0, 0), slider("Top-k", 1, 1, 1)
@@ -57,8 +57,8 @@ class TraceWidget(Panel):
         self.link = decimal("Link, GB/s", 1, 64, 12)
         self.compute = decimal("Layer, ms", 0.1, 10, 1)
         self.expert = decimal("Expert, MB", 0.1, 1000, EXPERT)
-        self.settings = {field: getattr(self, field) for field in Chosen.__dataclass_fields__}
-        minded = {field for key in looks for field in LOOKS[key].minds}
+        self.settings = {field: getattr(self, field) for field in Selection.__dataclass_fields__}
+        minded = {field for key in looks for field in TRACE_VIEWS[key].depends_on}
         shown = [control for field, control in self.settings.items() if field in minded]
         choose = [self.look] if len(looks) > 1 else []
         super().__init__(name, choose, shown, above=above, pictures=MOST_PICTURES)
@@ -90,7 +90,7 @@ class TraceWidget(Panel):
             for control, most, value in (
                 (self.slots, experts, min(4, experts)),
                 (self.place, len(trace.tokens) - 1, min(PLACE, len(trace.tokens) - 1)),
-                (self.top_k, experts if heard(trace) else top_k, top_k),
+                (self.top_k, experts if has_logits(trace) else top_k, top_k),
                 (self.first, trace.steps - 1, 0),
                 (self.step, trace.steps - 1, decoded[min(7, len(decoded) - 1)] if decoded else 0),
                 (self.guesses, held, min(2, held)),
@@ -108,27 +108,27 @@ class TraceWidget(Panel):
         return self.counted.part(self.part.value)
 
     def show(self) -> None:
-        look, trace = LOOKS[self.look.value], self.chosen
+        look, trace = TRACE_VIEWS[self.look.value], self.chosen
         with self.quiet():  # a part is shorter than the whole
             self.place.max = len(trace.tokens) - 1
             self.first.max = self.step.max = trace.steps - 1
         for field, control in self.settings.items():
-            control.layout.display = "" if field in look.minds else "none"
-        seen = look.see(self.counted, Chosen(**{f: c.value for f, c in self.settings.items()}))
-        for image, sight in zip_longest(self.pictures, seen.sights):
-            self.draw(image, sight)
+            control.layout.display = "" if field in look.depends_on else "none"
+        seen = look.see(self.counted, Selection(**{f: c.value for f, c in self.settings.items()}))
+        for image, drawing in zip_longest(self.pictures, seen.drawings):
+            self.draw(image, drawing)
         if seen.tiles:
             self.facts.value = card(seen.title, tiles(seen.tiles), seen.remark)
         else:  # for who cannot see the picture
             self.facts.value = card(self._titles[self.picture], "", "")
 
-    def draw(self, image: w.Image, sight: Sight | None) -> None:
+    def draw(self, image: w.Image, drawing: Drawing | None) -> None:
         """What was drawn of the same things stays."""
-        image.layout.display = "none" if sight is None else ""
-        if sight is not None and self._drawn.get(image) != sight.of:
-            picture = sight.draw()
+        image.layout.display = "none" if drawing is None else ""
+        if drawing is not None and self._drawn.get(image) != drawing.of:
+            picture = drawing.draw()
             image.value, self._titles[image] = picture.png(), picture.get_suptitle()
-            self._drawn[image] = sight.of
+            self._drawn[image] = drawing.of
 
 
 class RoutingWidget(TraceWidget):

@@ -40,7 +40,7 @@ Tiles = Sequence[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """What is looked at. part: a label of the trace, None for all. layer: of the MoE layers. place:
     of a token. top_k: experts of a token. slots: a layer's. first: the first step that is shown.
     guesses: of each layer. link: GB/s. compute: ms of a layer. expert: MB, as if the trace's were
@@ -63,7 +63,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Drawing:
     """A picture that can be drawn, and all that it depends on."""
 
     of: tuple
@@ -71,31 +71,31 @@ class Sight:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Shown:
     """Pictures, and the numbers below them, under a title and above a remark."""
 
-    sights: Sequence[Sight]
+    drawings: Sequence[Drawing]
     tiles: Tiles = ()
     title: str = ""
     remark: str = ""
 
 
 @dataclass(frozen=True)
-class Look:
+class TraceView:
     """minds: the fields of Chosen that it depends on."""
 
     name: str
-    minds: tuple[str, ...]
-    see: Callable[[Counted, Chosen], Seen]
+    depends_on: tuple[str, ...]
+    see: Callable[[Counted, Selection], Shown]
 
 
 # ---------------------------------------------------------------------- routing
-def activity(counted: Counted, chosen: Chosen) -> Seen:
+def activity(counted: Counted, chosen: Selection) -> Shown:
     trace = counted.part(chosen.part)
-    return Seen([sight(activity, chosen, lambda: plots.activations(tables.activations(trace)))])
+    return Shown([drawing(activity, chosen, lambda: plots.activations(tables.activations(trace)))])
 
 
-def routing(counted: Counted, chosen: Chosen) -> Seen:
+def routing(counted: Counted, chosen: Selection) -> Shown:
     trace, place = counted.part(chosen.part), chosen.place
     layer, top_k = chosen.layer, chosen.top_k
     strip = tables.tokens(trace, layer, place - place % TOKENS, TOKENS, top_k)
@@ -103,13 +103,13 @@ def routing(counted: Counted, chosen: Chosen) -> Seen:
     own = strip[strip["place"] == place]
     word = own["text"].iloc[0]
     asked = (chosen.part, layer, top_k)
-    sights = [Sight(("tokens", *asked, place), lambda: plots.tokens(strip, place))]
-    if heard(trace):
+    drawings = [Drawing(("tokens", *asked, place), lambda: plots.tokens(strip, place))]
+    if has_logits(trace):
         said = tables.router(trace, place, layer, top_k)
-        sights.append(Sight(("router", *asked, place), lambda: plots.router(said, word)))
-    sights.append(Sight(("shares", *asked), lambda: plots.shares(spread, layer)))
+        drawings.append(Drawing(("router", *asked, place), lambda: plots.router(said, word)))
+    drawings.append(Drawing(("shares", *asked), lambda: plots.shares(spread, layer)))
     here = spread[spread["layer"] == layer].set_index("expert")
-    return Seen(sights, routing_tiles(own, here), f"Token {place}", FIRST_CHOICES)
+    return Shown(drawings, routing_tiles(own, here), f"Token {place}", FIRST_CHOICES)
 
 
 def routing_tiles(own: pandas.DataFrame, spread: pandas.DataFrame) -> Tiles:
@@ -132,49 +132,53 @@ def routing_tiles(own: pandas.DataFrame, spread: pandas.DataFrame) -> Tiles:
     return facts
 
 
-def heard(trace: Trace) -> bool:
+def has_logits(trace: Trace) -> bool:
     """Does it hold what all its routers said?"""
     return all(map(trace.holds_logits, range(trace.layers)))
 
 
-def domains(counted: Counted, chosen: Chosen) -> Seen:
+def domains(counted: Counted, chosen: Selection) -> Shown:
     trace, layer = counted.trace, chosen.layer
-    return Seen(
-        [sight(domains, chosen, lambda: plots.specialisation(tables.specialisation(trace, layer)))]
+    return Shown(
+        [
+            drawing(
+                domains, chosen, lambda: plots.specialisation(tables.specialisation(trace, layer))
+            )
+        ]
     )
 
 
-def transitions(counted: Counted, chosen: Chosen) -> Seen:
+def transitions(counted: Counted, chosen: Selection) -> Shown:
     trace = counted.part(chosen.part)
     if trace.layers < 2:
         raise MoEColabError("this model has one MoE layer: no other one follows it.")
     layer = min(chosen.layer, trace.layers - 2)  # the last one leads nowhere
-    return Seen(
-        [sight(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
+    return Shown(
+        [drawing(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
     )
 
 
-def sight(look: Callable, chosen: Chosen, draw: Callable[[], plots.Picture]) -> Sight:
+def drawing(look: Callable, chosen: Selection, draw: Callable[[], plots.Picture]) -> Drawing:
     """Of all that was chosen."""
-    return Sight((look, *astuple(chosen)), draw)
+    return Drawing((look, *astuple(chosen)), draw)
 
 
 # ---------------------------------------------------------------------- the cache
-def slots(counted: Counted, chosen: Chosen) -> Seen:
+def slots(counted: Counted, chosen: Selection) -> Shown:
     policies = dict.fromkeys([*BOUNDS, chosen.policy])
     rows = [row for policy in policies for row in counted.rates(chosen.part, policy)]
-    one = sight(slots, chosen, lambda: plots.hit_rates(rows, chosen.slots))
-    return Seen([one], cache_tiles(counted, chosen), "All layers", COUNTED)
+    one = drawing(slots, chosen, lambda: plots.hit_rates(rows, chosen.slots))
+    return Shown([one], cache_tiles(counted, chosen), "All layers", COUNTED)
 
 
-def residency(counted: Counted, chosen: Chosen) -> Seen:
+def residency(counted: Counted, chosen: Selection) -> Shown:
     trace = counted.part(chosen.part)
     table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
-    one = sight(residency, chosen, lambda: plots.residency(table, chosen.first, STEPS))
-    return Seen([one], cache_tiles(counted, chosen), "All layers", COUNTED)
+    one = drawing(residency, chosen, lambda: plots.residency(table, chosen.first, STEPS))
+    return Shown([one], cache_tiles(counted, chosen), "All layers", COUNTED)
 
 
-def cache_tiles(counted: Counted, chosen: Chosen) -> Tiles:
+def cache_tiles(counted: Counted, chosen: Selection) -> Tiles:
     """What all layers' caches hit and load, and what more slots or Belady would bring."""
     trace, policy, slots = counted.part(chosen.part), chosen.policy, chosen.slots
     now = counted.replay(chosen.part, policy, slots)
@@ -203,15 +207,15 @@ def rate(counts: Replay) -> str:
 
 
 # ---------------------------------------------------------------------- time
-def time(counted: Counted, chosen: Chosen) -> Seen:
+def time(counted: Counted, chosen: Selection) -> Shown:
     trace, run = counted.part(chosen.part), model_time(counted, chosen)
     word = tables.word(trace, chosen.step)
-    one = sight(time, chosen, lambda: plots.timeline(run.during(chosen.step), chosen.step, word))
+    one = drawing(time, chosen, lambda: plots.timeline(run.during(chosen.step), chosen.step, word))
     plain = model_time(counted, replace(chosen, guesses=0)) if chosen.guesses else run
-    return Seen([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
+    return Shown([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
 
-def model_time(counted: Counted, chosen: Chosen) -> Timeline:
+def model_time(counted: Counted, chosen: Selection) -> Timeline:
     """The timeline of the part, its experts as large as is chosen."""
     ahead = (chosen.guesses, chosen.lookahead, chosen.source)
     return counted.timeline(
@@ -235,14 +239,14 @@ def time_tiles(run: Timeline, plain: Timeline) -> Tiles:
 
 
 CACHE = ("part", "policy", "slots")
-LOOKS = {
-    "activity": Look("Who is busy", ("part",), activity),
-    "routing": Look("Where tokens go", ("part", "layer", "place", "top_k"), routing),
-    "domains": Look("Topics", ("layer",), domains),
-    "transitions": Look("From layer to layer", ("part", "layer"), transitions),
-    "slots": Look("Hit rates", CACHE, slots),
-    "residency": Look("Who has a slot", (*CACHE, "layer", "first"), residency),
-    "time": Look(
+TRACE_VIEWS = {
+    "activity": TraceView("Who is busy", ("part",), activity),
+    "routing": TraceView("Where tokens go", ("part", "layer", "place", "top_k"), routing),
+    "domains": TraceView("Topics", ("layer",), domains),
+    "transitions": TraceView("From layer to layer", ("part", "layer"), transitions),
+    "slots": TraceView("Hit rates", CACHE, slots),
+    "residency": TraceView("Who has a slot", (*CACHE, "layer", "first"), residency),
+    "time": TraceView(
         "Time",
         (*CACHE, "guesses", "lookahead", "source", "link", "compute", "expert", "step"),
         time,

@@ -1,11 +1,21 @@
-"""Products with low-bit matrices: a ladder of ways to multiply, plain torch its floor.
+"""Kernels: products with low-bit matrices.
 
-The engine multiplies with a LowBitWeight (weight.py); ladder.py decides how, trial.py tries the
-ways on this machine; they are plain.py, which says what a way must offer, and int4pack.py.
+The engine multiplies with a `LowBitWeight` (weight.py). dispatch.py chooses the kernel, after a
+self-test on this machine (self_test.py). kernel.py is the interface; int4pack.py and the fallback
+in plain torch (fallback.py) implement it.
 """
 
-from .dispatch import Choice, Ladder, named, report
-from .plain import Plain, Rung
+from .dispatch import Dispatcher, KernelChoice, dispatcher_for, report
+from .fallback import Fallback
+from .kernel import Kernel
 from .weight import LowBitWeight
 
-__all__ = ["Choice", "Ladder", "LowBitWeight", "Plain", "Rung", "named", "report"]
+__all__ = [
+    "Dispatcher",
+    "Fallback",
+    "Kernel",
+    "KernelChoice",
+    "LowBitWeight",
+    "dispatcher_for",
+    "report",
+]

@@ -1,8 +1,9 @@
-"""Which ways of multiplying are used: those that passed a trial on this machine.
+"""Kernel dispatch: a kernel is used where it passed a self-test on this machine.
 
-Knows rungs, trials and formats. A choice holds for the process, for all matrices of one format,
-shape, dtype and device, whatever lies in a slot: so text never depends on slots or policy. Another
-process may time otherwise and choose otherwise; "plain" is the same everywhere.
+Knows kernels, the self-test and formats. A choice holds for the process, for all matrices of one
+format, shape, dtype and device, whatever lies in a slot: so the text never depends on slots or
+policy. Another process may measure other times and choose otherwise; "plain" is the same
+everywhere.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import NamedTuple
 import torch
 
 from ..format import Format, Shape
+from .fallback import Fallback
 from .int4pack import Int4Pack
-from .plain import Plain, Rung
-from .self_test import MOST, Trial
+from .kernel import Kernel
+from .self_test import MOST, SelfTest
 
 AUTO, PLAIN = "auto", "plain"
 
@@ -40,95 +42,96 @@ class Case(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """`rungs`: the usable ones, the best first and plain last; `left_out`: {name: why not}."""
+class KernelChoice:
+    """The kernels that one kind of matrix uses. `kernels`: the best first, the fallback last;
+    `left_out`: {name: the reason}."""
 
     case: Case
-    rungs: tuple[Rung, ...]
+    kernels: tuple[Kernel, ...]
     left_out: Mapping[str, str]
 
     def __str__(self) -> str:
-        used = ", then ".join(rung.name for rung in self.rungs)
+        used = ", then ".join(kernel.name for kernel in self.kernels)
         return f"{self.case}: {used}" + "".join(f"; not {n}: {w}" for n, w in self.left_out.items())
 
 
-class Ladder:
-    """`rungs`: the best first; plain stands below them and is always there."""
+class Dispatcher:
+    """Chooses among `kernels`, the best first; the fallback is always there and comes last."""
 
-    def __init__(self, rungs: Sequence[Rung] = ()):
-        self._above, self._lock = tuple(rungs), threading.Lock()
-        self._choices: dict[Case, Choice] = {}
+    def __init__(self, kernels: Sequence[Kernel] = ()):
+        self._kernels, self._lock = tuple(kernels), threading.Lock()
+        self._choices: dict[Case, KernelChoice] = {}
         self._warned: set[str] = set()
 
     def choose(
         self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Rung, ...]:
-        """The usable rungs, the best first. The first call for such a matrix tries them, which
-        takes up to a second or two."""
+    ) -> tuple[Kernel, ...]:
+        """The usable kernels, the best first. The first call for such a matrix runs the
+        self-test, which takes up to two seconds."""
         case = Case(form, tuple(shape), dtype, device)
         if case not in self._choices:
             with self._lock:
                 if case not in self._choices:
                     self._choices[case] = self._choose(case)
-        return self._choices[case].rungs
+        return self._choices[case].kernels
 
     def prepared_bytes(
         self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> int:
         """What is kept beside such a matrix, at the most."""
-        rungs = self.choose(form, shape, dtype, device)
-        return sum(rung.prepared_bytes(form, shape) for rung in rungs)
+        kernels = self.choose(form, shape, dtype, device)
+        return sum(kernel.prepared_bytes(form, shape) for kernel in kernels)
 
-    def report(self) -> list[Choice]:
+    def report(self) -> list[KernelChoice]:
         """Every choice made so far."""
         return list(self._choices.values())
 
-    def _choose(self, case: Case) -> Choice:
+    def _choose(self, case: Case) -> KernelChoice:
         used, left_out = [], {}
-        for rung in self._above:
-            why, level = tried(rung, case)
+        for kernel in self._kernels:
+            why, level = self_test(kernel, case)
             if why is None:
-                used.append(rung)
-                log.info("%s multiplies %s", rung.name, case)
+                used.append(kernel)
+                log.info("%s multiplies %s", kernel.name, case)
                 continue
-            left_out[rung.name] = why
-            if level == logging.WARNING and rung.name in self._warned:
+            left_out[kernel.name] = why
+            if level == logging.WARNING and kernel.name in self._warned:
                 level = logging.INFO  # one warning is enough
             elif level == logging.WARNING:
-                self._warned.add(rung.name)
-            log.log(level, "%s is not used for %s: %s", rung.name, case, why)
-        return Choice(case, (*used, Plain()), left_out)
+                self._warned.add(kernel.name)
+            log.log(level, "%s is not used for %s: %s", kernel.name, case, why)
+        return KernelChoice(case, (*used, Fallback()), left_out)
 
 
-def tried(rung: Rung, case: Case) -> tuple[str | None, int]:
-    """Why a rung must not be used, if so, and how loudly that is to be said: only what is broken
-    deserves a warning."""
+def self_test(kernel: Kernel, case: Case) -> tuple[str | None, int]:
+    """(the reason why a kernel must not be used, or None; the log level to report it at): only a
+    kernel that gives wrong results, or raises, deserves a warning."""
     try:
-        if not rung.fits(*case):
+        if not kernel.fits(*case):
             return "it is not made for this", logging.DEBUG
         with torch.inference_mode():
-            trial = Trial(*case)
-            if (fault := trial.fault(rung)) is not None:
+            test = SelfTest(*case)
+            if (fault := test.fault(kernel)) is not None:
                 return fault, logging.WARNING
-            for rows in (1, min(rung.max_rows, MOST)):
-                plain, own = (1e3 * seconds for seconds in trial.times(rung, rows))
+            for rows in (1, min(kernel.max_rows, MOST)):
+                plain, own = (1e3 * seconds for seconds in test.times(kernel, rows))
                 if own >= plain:
                     took = f"{rows} rows took {own:.2g} ms, half of preparing included"
                     return f"{took}, plain {plain:.2g}", logging.INFO
-    except Exception as error:  # whatever a kernel may raise: plain is there
+    except Exception as error:  # whatever a kernel may raise: the fallback is there
         return f"it raised {type(error).__name__}: {error}", logging.WARNING
     return None, logging.INFO
 
 
-_LADDERS = {AUTO: Ladder([Int4Pack()]), PLAIN: Ladder()}
+_DISPATCHERS = {AUTO: Dispatcher([Int4Pack()]), PLAIN: Dispatcher()}
 
 
-def named(kernels: str) -> Ladder:
-    """The process's ladder for what a user may choose: "auto", or "plain" alone."""
-    return _LADDERS[kernels]
+def dispatcher_for(kernels: str) -> Dispatcher:
+    """The process's dispatcher for `kernels`: "auto", or "plain", which is the fallback alone."""
+    return _DISPATCHERS[kernels]
 
 
-def report() -> list[Choice]:
-    """What "auto" has chosen so far in this process, and what it left out and why; each prints as
-    one line."""
-    return named(AUTO).report()
+def report() -> list[KernelChoice]:
+    """The kernels that "auto" has chosen so far in this process, and which it left out and why;
+    each prints as one line."""
+    return dispatcher_for(AUTO).report()

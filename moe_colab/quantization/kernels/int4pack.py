@@ -15,7 +15,7 @@ import torch
 
 from ..bits import grids, unpack
 from ..format import PIECE, PLANES, Format, Shape
-from .plain import Fields
+from .kernel import Fields
 
 TILE = 64  # rows; the op packs so many together, or a divisor of it
 State = tuple[torch.Tensor, int, torch.Tensor]

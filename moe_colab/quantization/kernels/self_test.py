@@ -1,6 +1,6 @@
-"""One matrix of odd values, on which a rung shows that it is right and fast on this machine.
+"""The self-test of a kernel: is it right, and faster than the fallback, on this machine?
 
-Knows what plain makes of the matrix, and a float64 product; knows no rung by name.
+Knows a matrix of odd values, its product by the fallback and in float64; knows no kernel by name.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch
 from ...store.blobs import FIELD_ALIGNMENT, align
 from ..bits import dequantize, keep_grid
 from ..format import PLANES, Format, Shape
-from .plain import Fields, Plain, Rung
+from .fallback import Fallback
+from .kernel import Fields, Kernel
 
-WORST = 1.25  # times plain's error against the float64 product
+WORST = 1.25  # times the fallback's error against the float64 product
 SINGLES, MOST, PAIRS = 8, 32, 5  # rows tried one by one; rows tried at once; timings of each kind
 
 
-class Trial:
-    """Its rows N are fewer than the real matrix has: a row of the result depends on one row of
-    weights, so more of them show nothing new. N's remainder by 128 is kept, for a kernel's last
-    tile, and a GPU gets more, to be filled."""
+class SelfTest:
+    """One matrix of odd values. It has fewer rows N than the real matrix: a row of the result
+    depends on one row of weights, so more of them show nothing new. N's remainder by 128 is kept,
+    for a kernel's last tile, and a GPU gets more rows, to be filled."""
 
     def __init__(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device):
         rows, columns = shape
@@ -35,38 +36,38 @@ class Trial:
         x = 2 * torch.rand(MOST, columns, generator=random, device="cpu") - 1
         x[::2] *= 1e3
         self.x = x.to(device, dtype)
-        self.plain = Plain().linear(self.x, self.matrix)
+        self.plain = Fallback().linear(self.x, self.matrix)
         weight = dequantize(*self.matrix, torch.float32).cpu().double()
         x = self.x.cpu().double()
         self.exact = x @ weight.T
         self.size = x.norm(dim=1)[:, None] * weight.norm(dim=1)  # so that all of them count alike
 
-    def fault(self, rung: Rung) -> str | None:
-        """In which way its results are worse than plain's, if they are."""
-        state = rung.prepare(*self.matrix)
-        for batch in (self.x[:SINGLES].split(1), (self.x[: rung.max_rows],)):
-            out = torch.cat([rung.linear(x, state) for x in batch])
+    def fault(self, kernel: Kernel) -> str | None:
+        """How the kernel's results are worse than the fallback's; None where they are not."""
+        state = kernel.prepare(*self.matrix)
+        for batch in (self.x[:SINGLES].split(1), (self.x[: kernel.max_rows],)):
+            out = torch.cat([kernel.linear(x, state) for x in batch])
             plain = self.plain[: sum(map(len, batch))]
             if out.shape != plain.shape or out.dtype != plain.dtype:
                 return f"its result is {tuple(out.shape)} of {out.dtype}"
-            error, floor = self.error(out), self.error(plain)
-            if not error <= WORST * floor:  # NaN too
-                return f"its error is {error:.2g}, plain's {floor:.2g}"
+            error, fallback = self.error(out), self.error(plain)
+            if not error <= WORST * fallback:  # NaN too
+                return f"its error is {error:.2g}, plain's {fallback:.2g}"
         return None
 
     def error(self, out: torch.Tensor) -> float:
         wrong = (out.cpu().double() - self.exact[: len(out)]) / self.size[: len(out)]
         return wrong.square().mean().sqrt().item()
 
-    def times(self, rung: Rung, rows: int) -> tuple[float, float]:
-        """Seconds for a product of so many rows: plain's, and the rung's with half of the time in
-        which it prepares, as if a load served two products: so it does where half of all accesses
-        hit."""
-        x, state = self.x[:rows], rung.prepare(*self.matrix)
+    def times(self, kernel: Kernel, rows: int) -> tuple[float, float]:
+        """Seconds for a product of so many rows: the fallback's, and the kernel's with half of the
+        time that it takes to prepare, as if a load served two products: so it does where half of
+        all accesses hit."""
+        x, state = self.x[:rows], kernel.prepare(*self.matrix)
         works = (
-            lambda: Plain().linear(x, self.matrix),
-            lambda: rung.linear(x, state),
-            lambda: rung.prepare(*self.matrix),
+            lambda: Fallback().linear(x, self.matrix),
+            lambda: kernel.linear(x, state),
+            lambda: kernel.prepare(*self.matrix),
         )
         timed = [[seconds(work, x.device) for work in works] for _ in range(PAIRS)]
         plain, product, preparing = (median(column) for column in zip(*timed, strict=True))

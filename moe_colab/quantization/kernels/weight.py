@@ -1,5 +1,7 @@
-"""A low-bit matrix to be multiplied with. Knows where its fields lie and which ladder to ask; knows
-no expert."""
+"""A low-bit weight: a matrix in its fields, and the kernel that multiplies with it.
+
+Knows where the fields lie and which dispatcher to ask; knows no expert.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +11,32 @@ import torch
 
 from ..bits import dequantize
 from ..format import Format, Shape
-from .dispatch import AUTO, Ladder, named
-from .plain import Fields
+from .dispatch import AUTO, Dispatcher, dispatcher_for
+from .kernel import Fields
 
 
 class LowBitWeight:
     """A matrix [N, K] in its fields. Where another matrix of the same format is written over them,
     `renew` must be called."""
 
-    def __init__(self, fields: Fields, form: Format, shape: Shape, ladder: Ladder | None = None):
+    def __init__(
+        self, fields: Fields, form: Format, shape: Shape, dispatcher: Dispatcher | None = None
+    ):
         self.fields, self.form, self.shape = fields, form, shape
-        self._ladder = ladder or named(AUTO)
+        self._dispatcher = dispatcher or dispatcher_for(AUTO)
         self.renew()
 
     def renew(self) -> None:
         self._states: dict[str, Any] = {}
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., K] -> [..., N], by the best rung for so many rows."""
+        """x [..., K] -> [..., N], by the best kernel for so many rows."""
         rows = x.reshape(-1, self.shape[1])
-        rungs = self._ladder.choose(self.form, self.shape, x.dtype, x.device)
-        rung = next(rung for rung in rungs if len(rows) <= rung.max_rows)
-        if rung.name not in self._states:
-            self._states[rung.name] = rung.prepare(self.fields, self.form, self.shape)
-        return rung.linear(rows, self._states[rung.name]).view(*x.shape[:-1], self.shape[0])
+        kernels = self._dispatcher.choose(self.form, self.shape, x.dtype, x.device)
+        kernel = next(kernel for kernel in kernels if len(rows) <= kernel.max_rows)
+        if kernel.name not in self._states:
+            self._states[kernel.name] = kernel.prepare(self.fields, self.form, self.shape)
+        return kernel.linear(rows, self._states[kernel.name]).view(*x.shape[:-1], self.shape[0])
 
     def rows(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Those of these `numbers` [R] alone, [R, K]; of groups along axis 1."""

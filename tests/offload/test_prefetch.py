@@ -17,13 +17,13 @@ from families import FAMILIES, PROMISED, make_checkpoint, reference
 from naive import NaiveLayer, plain_routing
 
 import moe_colab as mc
-from moe_colab.cache.clock_link import ClockLink, ManualLink, keep_time
+from moe_colab.cache.clock_link import ClockLink, ManualLink, with_compute_times
 from moe_colab.cache.homes import DiskHome
 from moe_colab.cache.policies import POLICIES
 from moe_colab.cache.settings import SOURCES
 from moe_colab.offload.hooks import Layer
 from moe_colab.offload.placement import SPARES
-from moe_colab.offload.speculation import likeliest
+from moe_colab.offload.prefetch import likeliest
 
 IDS = torch.randint(6, 4000, (1, 24), generator=torch.Generator().manual_seed(1))
 ALWAYS = {"stand_aside": False, "progress": False}
@@ -228,7 +228,7 @@ def test_a_router_that_cannot_be_asked_ahead_of_time_is_left_alone(said, monkeyp
 
 
 def test_nothing_is_asked_where_nothing_is_wanted(monkeypatch):
-    from moe_colab.offload.speculation import Speculator
+    from moe_colab.offload.prefetch import Prefetcher
 
     def refuse(*_):
         raise AssertionError("a guess that nobody wants")
@@ -241,7 +241,7 @@ def test_nothing_is_asked_where_nothing_is_wanted(monkeypatch):
                     for _ in model.offload.pool.experts(layer, range(8)):
                         pass
             with monkeypatch.context() as patch:
-                patch.setattr(Speculator, "guess", refuse)
+                patch.setattr(Prefetcher, "guess", refuse)
                 generate(model, tokens=4)
 
 
@@ -311,7 +311,7 @@ def clocked(monkeypatch, chunks: int = 4, load: float = 1.0, **settings):
     monkeypatch.setattr("moe_colab.offload.handle.make_link", make_link)
     model, _ = mc.load(slots=3, **settings, **ALWAYS)
     assert model.offload.entries[0].layout.nbytes == 294912
-    keep_time(model.offload.pool, 0.5, 0.25)
+    with_compute_times(model.offload.pool, 0.5, 0.25)
     return model
 
 

@@ -72,7 +72,7 @@ class Stage:
         self.hooks.clear()
 
 
-class Speculator:
+class Prefetcher:
     """Keeps what the routers of the running forward are shown, and shows it to later routers.
 
     wanted(): is anybody interested in guesses now? after(stage number): called when a layer has

@@ -25,7 +25,7 @@ from families import reference
 from naive import NaiveLayer
 
 import moe_colab as mc
-from moe_colab.cache.clock_link import ClockLink, keep_time
+from moe_colab.cache.clock_link import ClockLink, with_compute_times
 from moe_colab.cache.policies import LRU
 from moe_colab.cache.settings import SOURCES
 
@@ -343,7 +343,7 @@ def live(model, load, slots, policy, guesses, lookahead):
     handle.policy, handle.speculate, handle.lookahead = policy, guesses, lookahead
     for number in (8, slots):  # new slots are empty
         handle.slots = number
-    keep_time(handle.pool, COMPUTE[load] / 2, COMPUTE[load] / 4)
+    with_compute_times(handle.pool, COMPUTE[load] / 2, COMPUTE[load] / 4)
     handle.reset_stats()
     talk(model)
     return handle.stats(), handle.pool.link.now

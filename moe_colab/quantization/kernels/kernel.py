@@ -1,0 +1,35 @@
+"""The interface of a kernel: a product with one low-bit matrix.
+
+Knows formats and fields; knows no implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+
+from ..format import Format, Shape
+
+Fields = Mapping[str, torch.Tensor]
+
+
+class Kernel(Protocol):
+    """A way to multiply with a low-bit matrix. `max_rows`: how many rows of x it is for. What
+    `prepare` returns is kept beside the matrix, in `prepared_bytes` of memory, until other bytes
+    are written there."""
+
+    name: str
+    max_rows: int
+
+    def fits(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+        """Whether it is made for such a matrix; the self-test shows whether it works here."""
+
+    def prepared_bytes(self, form: Format, shape: Shape) -> int: ...
+
+    def prepare(self, fields: Fields, form: Format, shape: Shape) -> Any:
+        """Called once per load. `fields` stay as they are for as long as the result is used."""
+
+    def linear(self, x: torch.Tensor, state: Any) -> torch.Tensor:
+        """x [rows, K] -> [rows, N], as F.linear."""
