@@ -79,7 +79,7 @@ class CacheHistory:
     measures: tuple[str, ...]
     rule: str
     found: Sequence[Sequence[CacheSnapshot]]
-    always: tuple[tuple[int, ...], ...]
+    pinned: tuple[tuple[int, ...], ...]
     recorded: bool
 
     def kept(self, layer: int, choice: Eviction | None) -> bool:
@@ -117,8 +117,8 @@ def replayed(
         found.append(teller.found)
         measures = teller.measures
     rule = LATEST if policy in (OPTIMAL, OPTIMAL_BYPASS) else LOWEST if measures else ""
-    always = ((),) * trace.layers
-    return CacheHistory(policy_name(policy), tuple(slots), measures, rule, found, always, same)
+    pinned = ((),) * trace.layers
+    return CacheHistory(policy_name(policy), tuple(slots), measures, rule, found, pinned, same)
 
 
 def look_back(cache: BeladyCache, needed: Sequence[int]) -> CacheSnapshot:

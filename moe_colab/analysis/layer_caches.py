@@ -13,7 +13,7 @@ import numpy as np
 
 from ..cache.belady import BeladyCache
 from ..cache.policies import KeepNothing, LayerCache, Policy, PolicySpec, Step, Tokens, make_policy
-from ..cache.settings import check_resident, check_slots
+from ..cache.settings import check_pinned, check_slots
 from ..cache.stats import PHASES, Counters
 from ..errors import MoEColabError
 from ..trace import Trace
@@ -35,7 +35,7 @@ class LayerCaches:
         self.trace, self.policy, self.whole_layer = trace, policy, whole_layer
         self.optimal = policy in (OPTIMAL, OPTIMAL_BYPASS)
         self.bypass = bypass or policy == OPTIMAL_BYPASS
-        self.resident = check_resident(resident or {}, trace.experts)
+        self.resident = check_pinned(resident or {}, trace.experts)
         self.phases = [PHASES[phase] for phase in trace.forwards["phase"].tolist()]
         if not self.optimal:
             make_policy(policy, trace.experts[0])
@@ -59,8 +59,8 @@ class LayerCaches:
         if self.whole_layer:
             return LayerCache(KeepNothing(experts), slots)
         if self.optimal:
-            always = set(self.resident[layer])
-            asked = [[e for e in needed if e not in always] for needed in self.needed(layer)]
+            pinned = set(self.resident[layer])
+            asked = [[e for e in needed if e not in pinned] for needed in self.needed(layer)]
             return BeladyCache(asked, slots, self.bypass)
         policy = make_policy(self.policy, experts, layer)
         return LayerCache(Bypassing(policy) if self.bypass else policy, slots)
@@ -68,10 +68,10 @@ class LayerCaches:
     def count(self, layer: int, slots: int) -> dict[str, Counters]:
         """What is counted over all steps, by phase."""
         books = {phase: Counters() for phase in PHASES}
-        cache, always = self.make(layer, slots), set(self.resident[layer])
+        cache, pinned = self.make(layer, slots), set(self.resident[layer])
         accesses = zip(self.phases, self.needed(layer), self.shown(layer), strict=False)
         for phase, needed, tokens in accesses:
-            asked = [e for e in needed if e not in always] if always else needed
+            asked = [e for e in needed if e not in pinned] if pinned else needed
             book = books[phase]
             book.accesses += len(needed)
             book.hits += len(needed) - len(asked)

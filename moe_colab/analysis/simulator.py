@@ -188,7 +188,7 @@ class Simulation:
             [[EmptyBlock()] * n for n in slots],
             [caches.make(layer, n) for layer, n in enumerate(slots)],
             spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
-            permanent=[{e: EmptyBlock() for e in always} for always in caches.resident],
+            pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.resident],
             ledger=self.ledger,
         )
         self.noted: list[tuple] = []

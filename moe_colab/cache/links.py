@@ -62,7 +62,7 @@ class Link(Protocol):
     def time(self) -> float:
         """Seconds, from any beginning, as compute sees them."""
 
-    def settle(self) -> None:
+    def book_stalls(self) -> None:
         """Bring all stall times to the books they belong to, before these are read."""
 
     def stop(self) -> None:
@@ -151,7 +151,7 @@ class QueueLink:
             self._end(ticket, CANCELLED)
             return True
 
-    def settle(self) -> None:
+    def book_stalls(self) -> None:
         """Stall times are booked when they happen."""
 
     def stop(self) -> None:

@@ -23,7 +23,7 @@ from .governor import Governor, Ranked
 from .homes import Home
 from .links import Block, Link
 from .policies import LayerCache, Step, Tokens
-from .spares import Scratch, Slot, start
+from .spares import Slot, Spares, start
 from .stats import Counters, Ledger
 
 CLOSED = "this model was closed: load it again with mc.load()."
@@ -54,12 +54,12 @@ class Pool:
         blocks: Sequence[Sequence[Block]],
         caches: Sequence[LayerCache],
         spares: Mapping[int, Sequence[Block]] | None = None,
-        permanent: Sequence[dict[int, Block]] | None = None,
+        pinned: Sequence[dict[int, Block]] | None = None,
         ledger: Ledger | None = None,
         governor: Governor | None = None,
     ):
         self.link, self.homes, self.caches, self.governor = link, homes, list(caches), governor
-        self.permanent = list(permanent or [{} for _ in homes])
+        self.pinned = list(pinned or [{} for _ in homes])
         self.ledger = ledger or Ledger(len(homes))
         self.table: list[dict[int, Slot]] = [{} for _ in homes]
         # Earlier compute may still read the memory that the blocks were made of.
@@ -67,8 +67,8 @@ class Pool:
         self.free: list[deque[tuple[Block, Any]]] = [
             deque((b, fresh) for b in layer) for layer in blocks
         ]
-        self.scratch = Scratch(link, homes, spares or {}, fresh, governor)
-        self.torn: dict[int, Any] = {}  # layers whose last use has not come to its end: which use
+        self.spares = Spares(link, homes, spares or {}, fresh, governor)
+        self.unfinished: dict[int, Any] = {}  # by layer: its use that has not ended yet
         self.guessed: dict[int, Ranked] = {}  # the last word on a layer whose turn is to come
         self.turns = [0] * len(homes)  # how often each layer's router has spoken
         self.closed = False
@@ -87,19 +87,19 @@ class Pool:
         caller's until it asks for the next. Raises MoEColabError where a load fails; the pool stays
         whole. One use at a time: the next one ends it."""
         self.check_open()
-        for left in list(self.torn):  # it may hold spares
+        for left in list(self.unfinished):  # it may hold spares
             self._repair(left)
         if layer == 0 and self.governor is not None:
             self.governor.forward(decode=self.ledger.phase == "decode")
-        book, always, table = self.ledger.layer(layer), self.permanent[layer], self.table[layer]
+        book, pinned, table = self.ledger.layer(layer), self.pinned[layer], self.table[layer]
         self.turns[layer] += 1
         guessed = self.guessed.pop(layer, ())
         if guessed and self.governor is not None:
             self.governor.heard(layer, guessed, needed)
-        self.scratch.settle(layer, needed)
-        use = self.torn[layer] = object()
+        self.spares.resolve_guesses(layer, needed)
+        use = self.unfinished[layer] = object()
         try:
-            steps = self.caches[layer].access([e for e in needed if e not in always], tokens)
+            steps = self.caches[layer].access([e for e in needed if e not in pinned], tokens)
             steps = self._guesses_first(layer, steps)
             self._count(layer, needed, steps, book)
             to_load = deque(step for step in steps if not step.hit)
@@ -108,8 +108,8 @@ class Pool:
             for other, ranked in ahead:
                 self.guess(other, ranked)
             for expert in needed:
-                if expert in always:
-                    yield expert, always[expert]
+                if expert in pinned:
+                    yield expert, pinned[expert]
                     self._check_goes_on(layer, use)
             for step in steps:
                 self._start_all(layer, to_load, unused, book)
@@ -121,20 +121,20 @@ class Pool:
                 unused.discard(step.expert)
                 if not slot.keep:
                     self._drop(layer, step.expert)
-            del self.torn[layer]
+            del self.unfinished[layer]
         finally:
-            if self.torn.get(layer) is use:  # an error, Ctrl-C, or a caller that stopped asking
+            if self.unfinished.get(layer) is use:  # an error, Ctrl-C, or a caller that stopped
                 self._repair(layer)
 
     def guess(self, layer: int, ranked: Ranked, phase: str | None = None) -> None:
         """Begin to load what `layer` may need next. Changes speed, never output: takes only
         spares, and never waits. `phase`: of the forward that this is for, if not this thread's."""
-        if self.closed or layer in self.torn:
+        if self.closed or layer in self.unfinished:
             return
         self.guessed[layer] = ranked
-        there = (self.table[layer], self.permanent[layer])
+        there = (self.table[layer], self.pinned[layer])
         absent = [guess for guess in ranked if not any(guess[0] in some for some in there)]
-        self.scratch.guess(layer, absent, self.ledger.layer(layer, phase))
+        self.spares.guess(layer, absent, self.ledger.layer(layer, phase))
 
     # ------------------------------------------------------------------ ask
     @property
@@ -144,16 +144,16 @@ class Pool:
 
     def lacks_any(self, layer: int) -> bool:
         """Is there an expert of this layer that would have to be loaded?"""
-        return len(self.table[layer]) + len(self.permanent[layer]) < len(self.homes[layer])
+        return len(self.table[layer]) + len(self.pinned[layer]) < len(self.homes[layer])
 
     def check_open(self) -> None:
         if self.closed:
             raise MoEColabError(CLOSED)
 
     def where(self, layer: int, expert: int) -> Place:
-        if expert in self.permanent[layer]:
+        if expert in self.pinned[layer]:
             return Place("device", "ready")
-        slot = self.table[layer].get(expert) or self.scratch.guesses.get((layer, expert))
+        slot = self.table[layer].get(expert) or self.spares.guesses.get((layer, expert))
         state = "absent" if slot is None else "ready" if slot.ticket.done() else "loading"
         return Place(self.homes[layer][expert].tier, state)
 
@@ -166,12 +166,12 @@ class Pool:
         for layer, homes in enumerate(self.homes):
             for expert in range(len(homes)):
                 out["home_" + self.where(layer, expert).home] += 1
-            out["ready"] += len(self.permanent[layer])
+            out["ready"] += len(self.pinned[layer])
             out["free"] += len(self.free[layer])
         tables = [slot for table in self.table for slot in table.values()]
-        for slot in (*tables, *self.scratch.guesses.values()):
+        for slot in (*tables, *self.spares.guesses.values()):
             out["ready" if slot.ticket.done() else "loading"] += 1
-        out["free"] += self.scratch.idle()
+        out["free"] += self.spares.idle()
         return out
 
     def change_cache(self, layer: int, cache: LayerCache) -> None:
@@ -185,19 +185,19 @@ class Pool:
 
     def govern(self, governor: Governor | None) -> None:
         """Let another governor say from now on how much is guessed."""
-        self.governor = self.scratch.governor = governor
+        self.governor = self.spares.governor = governor
 
     def close(self) -> None:
         """Stop the link and let go of every block. Use after this raises MoEColabError."""
         self.closed = True
         self.link.close()
-        self.torn.clear()
+        self.unfinished.clear()
         for layer in range(len(self.homes)):
             for expert in list(self.table[layer]):
                 self._drop(layer, expert)
             self.free[layer].clear()
-            self.permanent[layer].clear()
-        self.scratch.clear()
+            self.pinned[layer].clear()
+        self.spares.clear()
 
     # ------------------------------------------------------------------ move
     def _start_all(
@@ -216,7 +216,7 @@ class Pool:
             self._drop(layer, step.victim)
             book.evictions += 1
         home, own = self.homes[layer][step.expert], self.free[layer]
-        spares, slot = self.scratch.room(home.nbytes), self.scratch.take(layer, step.expert)
+        spares, slot = self.spares.room(home.nbytes), self.spares.take(layer, step.expert)
         if slot is None:
             room = own or spares
             slot = start(self.link, home, room, book, True, step.keep, spare=room is spares)
@@ -229,16 +229,16 @@ class Pool:
     def _has_scratch(self, layer: int, expert: int) -> bool:
         """Is there a block for an expert that will not stay? A guess for a later layer gives
         way."""
-        if (layer, expert) in self.scratch.guesses or self.free[layer]:
+        if (layer, expert) in self.spares.guesses or self.free[layer]:
             return True
         nbytes = self.homes[layer][expert].nbytes
-        return bool(self.scratch.room(nbytes)) or self.scratch.give_way(nbytes)
+        return bool(self.spares.room(nbytes)) or self.spares.give_way(nbytes)
 
     def _drop(self, layer: int, expert: int) -> None:
         """The expert leaves its block."""
         slot, home = self.table[layer].pop(expert), self.homes[layer][expert]
         slot.uncount()
-        room = self.scratch.room(home.nbytes) if slot.spare else self.free[layer]
+        room = self.spares.room(home.nbytes) if slot.spare else self.free[layer]
         room.append((slot.block, self.link.mark()))
 
     def _repair(self, layer: int) -> None:
@@ -250,22 +250,22 @@ class Pool:
             if slot.ticket.failed() or not slot.keep:
                 self._drop(layer, expert)
         self.caches[layer].reconcile(self.table[layer])
-        self.torn.pop(layer, None)
+        self.unfinished.pop(layer, None)
 
     def _check_goes_on(self, layer: int, use: object) -> None:
         """Raises MoEColabError where the caller has closed the pool or used it anew meanwhile."""
-        if self.torn.get(layer) is not use:
+        if self.unfinished.get(layer) is not use:
             what = "was closed" if self.closed else "was run anew"
             raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
     def _guesses_first(self, layer: int, steps: list[Step]) -> list[Step]:
         """Guesses arrive before what is asked for now; they keep their turn where somebody must be
         used before the next one can be loaded into his slot."""
-        guessed, needed = self.scratch.guessed(layer), {step.expert for step in steps}
+        guessed, needed = self.spares.guessed(layer), {step.expert for step in steps}
         if any(step.victim in needed for step in steps):
             if any(not (step.hit or step.keep) for step in steps):
                 for expert in guessed:  # their turn may come after one that waits for their room
-                    self.scratch.drop(layer, expert)
+                    self.spares.drop(layer, expert)
             return steps
         return sorted(steps, key=lambda step: 0 if step.hit else 1 if step.expert in guessed else 2)
 
@@ -279,7 +279,7 @@ class Pool:
         book.hits += len(needed) - len(steps)  # at home on the device
         outcomes = dict.fromkeys(needed, "hit")
         for step in steps:
-            slot = self.scratch.guesses.get((layer, step.expert))
+            slot = self.spares.guesses.get((layer, step.expert))
             slot = slot or self.table[layer].get(step.expert)
             book.bypasses += not (step.hit or step.keep)
             if slot is None:
@@ -295,14 +295,14 @@ class Pool:
                 outcomes[step.expert] = "late"
             if not step.hit and self.governor is not None:
                 self.governor.needed(self.homes[layer][step.expert].nbytes)
-        if self.ledger.witness is not None:
+        if self.ledger.recorder is not None:
             for expert, outcome in outcomes.items():
                 nbytes = self.homes[layer][expert].nbytes if outcome == "miss" else 0
-                self.ledger.witness.accessed(layer, expert, outcome, nbytes)
+                self.ledger.recorder.accessed(layer, expert, outcome, nbytes)
 
     def _await(self, layer: int, expert: int, slot: Slot, book: Counters) -> None:
         """Until compute may use the slot."""
         before = book.stall_seconds
         slot.ticket.wait(book)
-        if self.ledger.witness is not None:
-            self.ledger.witness.waited(layer, expert, book.stall_seconds - before)
+        if self.ledger.recorder is not None:
+            self.ledger.recorder.waited(layer, expert, book.stall_seconds - before)

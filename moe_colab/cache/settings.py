@@ -18,37 +18,39 @@ SPECULATE = 2  # guesses a layer, unless something else is asked for
 
 @dataclass(frozen=True)
 class PrefetchSettings:
-    """How the next layers' experts are guessed.
+    """How the experts of the next layers are prefetched (paper, section 3.2).
 
-    guesses: experts of each layer, 0 for none. lookahead: how many layers ahead, 1 or 2. source:
-    the residual stream at the router ("router_input", earlier) or after the layer ("layer_output",
-    nearer to the truth). threshold: guesses that the router thinks less probable are not made.
-    stand_aside: let the governor guess less, or not at all, where it does not pay.
+    speculate: experts of each layer that are guessed and loaded ahead of time, 0 for none.
+    lookahead: how many layers ahead, 1 or 2. guess_from: the residual stream at the router
+    ("router_input", earlier) or after the layer ("layer_output", more often right).
+    guess_threshold: a guess that the router thinks less probable is not made. stand_aside: let the
+    governor prefetch less, or nothing, where it does not pay.
     """
 
-    guesses: int = SPECULATE
+    speculate: int = SPECULATE
     lookahead: int = 1
-    source: str = SOURCES[0]
-    threshold: float = 0.0
+    guess_from: str = SOURCES[0]
+    guess_threshold: float = 0.0
     stand_aside: bool = True
 
     def __post_init__(self) -> None:
         """Raises MoEColabError."""
-        if not is_whole(self.guesses) or self.guesses < 0:
+        if not is_whole(self.speculate) or self.speculate < 0:
             raise MoEColabError(
-                f"speculate must be a number of guesses a layer, 0 for none, not {self.guesses!r}."
+                "speculate must be a number of guesses a layer, 0 for none, not "
+                f"{self.speculate!r}."
             )
         if not is_whole(self.lookahead) or not 1 <= self.lookahead <= FARTHEST:
             raise MoEColabError(
                 f"lookahead must be 1 to {FARTHEST} layers, not {self.lookahead!r}."
             )
-        if self.source not in SOURCES:
+        if self.guess_from not in SOURCES:
             raise MoEColabError(
-                f"guess_from must be {' or '.join(map(repr, SOURCES))}, not {self.source!r}."
+                f"guess_from must be {' or '.join(map(repr, SOURCES))}, not {self.guess_from!r}."
             )
-        if not isinstance(self.threshold, Real) or not 0 <= self.threshold <= 1:
+        if not isinstance(self.guess_threshold, Real) or not 0 <= self.guess_threshold <= 1:
             raise MoEColabError(
-                f"guess_threshold must be a probability from 0 to 1, not {self.threshold!r}."
+                f"guess_threshold must be a probability from 0 to 1, not {self.guess_threshold!r}."
             )
         if not isinstance(self.stand_aside, bool):
             raise MoEColabError(f"stand_aside must be True or False, not {self.stand_aside!r}.")
@@ -76,7 +78,7 @@ def check_slots(slots: int | Sequence[int], experts: Sequence[int]) -> list[int]
     return [int(n) for n in per_layer]
 
 
-def check_resident(
+def check_pinned(
     resident: Mapping[int, Sequence[int]], experts: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
     """The named experts of each layer, ascending. Raises MoEColabError for one that is not

@@ -54,7 +54,7 @@ class Slot:
         self.book.disk_bytes += nbytes if home.tier == "disk" else 0
 
 
-class Scratch:
+class Spares:
     """spares: by the bytes of an expert, the blocks that all layers with experts of that size
     share. Without a governor every guess for which there is room is made."""
 
@@ -104,7 +104,7 @@ class Scratch:
                 return  # whoever needs this expert will hear of it
             self.guesses[layer, expert] = slot
 
-    def settle(self, layer: int, needed: Sequence[int]) -> None:
+    def resolve_guesses(self, layer: int, needed: Sequence[int]) -> None:
         """The router has spoken: a failed guess never was, a wrong one is called back, a right one
         is a demand from now on."""
         for expert in self.guessed(layer):

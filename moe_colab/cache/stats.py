@@ -87,7 +87,7 @@ Note = Callable[[int, Sequence[tuple[int, float]]], None]
 first."""
 
 
-class Witness(Protocol):
+class RecordingListener(Protocol):
     """Told of every event while a model is recorded, in the thread that runs it."""
 
     def routed(self, layer: int, index: Any, logits: Any) -> None:
@@ -110,7 +110,7 @@ class Ledger:
 
     def __init__(self, layers: int):
         self.layers = layers
-        self.witness: Witness | None = None
+        self.recorder: RecordingListener | None = None
         self._thread = threading.local()
         self.reset()
 

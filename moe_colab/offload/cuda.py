@@ -67,7 +67,7 @@ class CudaLink(ThreadLink):
         while self.stalls and self.stalls[0][2].query():  # past: it needs no waiting for
             self._book_oldest()
 
-    def settle(self) -> None:
+    def book_stalls(self) -> None:
         while self.stalls:
             self.stalls[0][2].synchronize()
             self._book_oldest()

@@ -38,17 +38,17 @@ def close_all() -> None:
         handle.close()
 
 
-def guessing_setting(name: str, doc: str) -> property:
-    """One field of `guessing`, to be set on the handle."""
+def prefetch_setting(name: str, doc: str) -> property:
+    """One field of `prefetch`, to be set on the handle."""
 
     def change(handle: Offload, value: object) -> None:
-        guessing = replace(handle.guessing, **{name: value})
+        prefetch = replace(handle.prefetch, **{name: value})
         with handle.lock:
             handle.pool.check_open()
-            handle.guessing = guessing
+            handle.prefetch = prefetch
             handle.pool.govern(handle._make_governor(handle.pool.link))
 
-    return property(lambda handle: getattr(handle.guessing, name), change, doc=doc)
+    return property(lambda handle: getattr(handle.prefetch, name), change, doc=doc)
 
 
 class Offload:
@@ -56,11 +56,11 @@ class Offload:
     `guess_from`, `guess_threshold` and `stand_aside` can be set at any time and hold from the next
     layer on; new slots start empty. A context manager: leaving it closes the model."""
 
-    speculate = guessing_setting("guesses", "Guesses for each later layer; 0: none.")
-    lookahead = guessing_setting("lookahead", "How many layers ahead is guessed, 1 or 2.")
-    guess_from = guessing_setting("source", '"router_input" or "layer_output".')
-    guess_threshold = guessing_setting("threshold", "How probable a guess must be.")
-    stand_aside = guessing_setting("stand_aside", "Guess less, or not, where it does not pay?")
+    speculate = prefetch_setting("speculate", "Guesses for each later layer; 0: none.")
+    lookahead = prefetch_setting("lookahead", "How many layers ahead is guessed, 1 or 2.")
+    guess_from = prefetch_setting("guess_from", '"router_input" or "layer_output".')
+    guess_threshold = prefetch_setting("guess_threshold", "How probable a guess must be.")
+    stand_aside = prefetch_setting("stand_aside", "Guess less, or not, where it does not pay?")
 
     def __init__(
         self,
@@ -81,8 +81,8 @@ class Offload:
         self.experts = [entry.experts for entry in self.entries]
         settings = settings.checked(self.experts)
         self._policy, self.whole_layer = settings.policy, settings.whole_layer
-        self._resident, self._kernels = settings.resident, settings.kernels
-        self.guessing = settings.guessing
+        self._pinned, self._kernels = settings.pinned, settings.kernels
+        self.prefetch = settings.prefetch
         self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
         self._working = lowbit_modules.working_bytes(model, self._kernels)
         if settings.slots == AUTO:
@@ -91,7 +91,7 @@ class Offload:
             self._slots = placement.fitting_slots(
                 self.entries,
                 self._blocks,
-                self._resident,
+                self._pinned,
                 settings.vram,
                 dense,
                 top_k,
@@ -100,13 +100,13 @@ class Offload:
             )
         else:
             self._slots = settings.slots
-        placement.check_room(self._blocks, self._slots, self._resident, device, self._working)
+        placement.check_room(self._blocks, self._slots, self._pinned, device, self._working)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
-        self.homes = placement.make_homes(store.homes, ram, device, self._resident)
+        self.homes = placement.make_homes(store.homes, ram, device, self._pinned)
         self.ledger = Ledger(len(self.entries))
-        self.speculator = attach(model, self)
+        self.prefetcher = attach(model, self)
         self.pool = self._make_pool(self._slots)
         self._model = weakref.ref(model)
         _open.add(self)
@@ -126,9 +126,7 @@ class Offload:
                 return
             self.pool.close()
             try:
-                placement.check_room(
-                    self._blocks, slots, self._resident, self.device, self._working
-                )
+                placement.check_room(self._blocks, slots, self._pinned, self.device, self._working)
                 self.pool = self._make_pool(slots)
             except BaseException:
                 self.pool = self._make_pool(self._slots)
@@ -161,7 +159,7 @@ class Offload:
     def stats(self) -> Stats:
         """What was counted since loading or `reset_stats()`."""
         with self.lock:
-            self.pool.link.settle()
+            self.pool.link.book_stalls()
             return self.peek()
 
     def peek(self) -> Stats:
@@ -171,7 +169,7 @@ class Offload:
 
     def reset_stats(self) -> None:
         with self.lock:
-            self.pool.link.settle()
+            self.pool.link.book_stalls()
             self.ledger.reset()
 
     def where(self, layer: int, expert: int) -> Place:
@@ -192,7 +190,7 @@ class Offload:
         with self.lock:
             self.pool.check_open()
             return placement.places(
-                self._blocks, self._slots, self._resident, self.homes, dense_bytes(self._model())
+                self._blocks, self._slots, self._pinned, self.homes, dense_bytes(self._model())
             )
 
     @property
@@ -241,14 +239,14 @@ class Offload:
         )
 
     def _make_governor(self, link: Link) -> Governor | None:
-        guessing = self.guessing
-        return Governor(link.time) if guessing.guesses and guessing.stand_aside else None
+        wanted = self.prefetch.speculate and self.prefetch.stand_aside
+        return Governor(link.time) if wanted else None
 
     def _make_pool(self, slots: Sequence[int]) -> Pool:
         sizes = {entry.layout.nbytes for entry in self.entries}
         link = (self.make_link or make_link)(self.device)
         try:
-            permanent = self._load_permanent(link)
+            pinned = self._load_pinned(link)
         except BaseException:
             link.close()  # or its thread would wait for good
             raise
@@ -261,7 +259,7 @@ class Offload:
             ],
             [self._make_cache(number, n) for number, n in enumerate(slots)],
             spares={n: self._allocate(placement.SPARES, n) for n in sorted(sizes)},
-            permanent=permanent,
+            pinned=pinned,
             ledger=self.ledger,
             governor=self._make_governor(link),
         )
@@ -271,18 +269,18 @@ class Offload:
     def _allocate(self, count: int, nbytes: int) -> list[Block]:
         return allocate(count, nbytes, self.device, self._kernels)
 
-    def _load_permanent(self, link: Link) -> list[dict]:
+    def _load_pinned(self, link: Link) -> list[dict]:
         """Experts whose home is the device: loaded now, never evicted, in blocks beside the
         slots."""
-        permanent = []
+        pinned = []
         for number, entry in enumerate(self.entries):
-            experts = self._resident[number]
+            experts = self._pinned[number]
             room = self._allocate(len(experts), entry.layout.nbytes)
             blocks = dict(zip(experts, room, strict=True))
             for expert, block in blocks.items():
                 link.start(self.homes[number][expert], block, link.mark(), True).wait()
-            permanent.append(blocks)
-        return permanent
+            pinned.append(blocks)
+        return pinned
 
 
 def dense_bytes(model: torch.nn.Module) -> int:

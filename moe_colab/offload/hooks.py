@@ -43,8 +43,8 @@ class Handle(Protocol):
     policy: str
     needs_logits: bool
     whole_layer: bool
-    guessing: PrefetchSettings
-    speculator: Prefetcher
+    prefetch: PrefetchSettings
+    prefetcher: Prefetcher
     check_stop: Callable[[], None]
 
 
@@ -94,18 +94,18 @@ class Layer:
     def routing(self, top_k_index: torch.Tensor) -> Routing:
         """top_k_index [T, K] and whatever else is to be known on the host; one transfer for all. A
         policy is shown, and a trace keeps, logits in 16 bits: so a replay decides alike."""
-        wanted, witness = self.offload.needs_logits, self.offload.ledger.witness
-        shown = self._logits(len(top_k_index)) if wanted or witness is not None else None
+        wanted, recorder = self.offload.needs_logits, self.offload.ledger.recorder
+        shown = self._logits(len(top_k_index)) if wanted or recorder is not None else None
         guesses = guesses_at(self.offload, self.number, "router_input")
         parts = [top_k_index, *([] if shown is None else [shown]), *guesses.values()]
         index, *rest = to_host(parts)
         index = index.astype(np.int64)
         logits = None if shown is None else in_half(rest.pop(0))
-        least = self.offload.guessing.threshold
+        least = self.offload.prefetch.guess_threshold
         ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
-        if witness is not None:
-            witness.routed(self.number, index, logits)
-            note = witness.guessing(self.number, "router_input")
+        if recorder is not None:
+            recorder.routed(self.number, index, logits)
+            note = recorder.guessing(self.number, "router_input")
             for layer, likely in ahead:
                 note(layer, likely)
         tokens = list(zip(index.tolist(), logits.tolist(), strict=True)) if wanted else None
@@ -135,7 +135,7 @@ class Layer:
 
     def keep_logits(self, router, args, output) -> None:
         """Hook on the router: its logits, if the policy or a recording asks for them."""
-        if self.offload.needs_logits or self.offload.ledger.witness is not None:
+        if self.offload.needs_logits or self.offload.ledger.recorder is not None:
             self.router.logits = families.router_logits(output, self.experts)
 
 
@@ -151,8 +151,8 @@ class Deliveries:
         guesses = guesses_at(self.offload, number, "layer_output")
         if not guesses:
             return
-        pool, witness = self.offload.pool, self.offload.ledger.witness
-        note = witness.guessing(number, "layer_output") if witness is not None else None
+        pool, recorder = self.offload.pool, self.offload.ledger.recorder
+        note = recorder.guessing(number, "layer_output") if recorder is not None else None
         turns = {layer: pool.turns[layer] for layer in guesses}
         if self.offload.device.type == "cpu":
             self._deliver(pool, guesses, turns, self.offload.ledger.phase, note)
@@ -170,7 +170,7 @@ class Deliveries:
         self, pool: Pool, guesses, turns, phase: str, note: Note | None, wait=lambda: None
     ) -> None:
         wait()
-        least = self.offload.guessing.threshold
+        least = self.offload.prefetch.guess_threshold
         with self.offload.lock:
             for layer, guess in guesses.items():
                 if pool.turns[layer] == turns[layer]:  # or its router has spoken meanwhile
@@ -183,21 +183,21 @@ class Deliveries:
 def guesses_at(offload: Handle, number: int, source: str) -> dict[int, torch.Tensor]:
     """{layer: float [2, n] on the device} for the layers after `number`, if they are to be guessed
     from this source and lack anything."""
-    guessing, pool = offload.guessing, offload.pool
-    if guessing.source != source or not wants_guesses(offload):
+    prefetch, pool = offload.prefetch, offload.pool
+    if prefetch.guess_from != source or not wants_guesses(offload):
         return {}
     found = {}
-    for layer in range(number + 1, min(number + guessing.lookahead + 1, len(offload.entries))):
+    for layer in range(number + 1, min(number + prefetch.lookahead + 1, len(offload.entries))):
         if pool.lacks_any(layer):
             from_output = source == "layer_output"
-            guess = offload.speculator.guess(number, layer, guessing.guesses, from_output)
+            guess = offload.prefetcher.guess(number, layer, prefetch.speculate, from_output)
             if guess is not None:
                 found[layer] = guess
     return found
 
 
 def wants_guesses(offload: Handle) -> bool:
-    return offload.guessing.guesses > 0 and not offload.whole_layer and offload.pool.wants_guesses
+    return offload.prefetch.speculate > 0 and not offload.whole_layer and offload.pool.wants_guesses
 
 
 def ranked(guess: np.ndarray, least: float) -> Ranked:

@@ -82,8 +82,8 @@ def load(
     Raises MoEColabError.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
-    guessing = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
-    settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels, guessing)
+    prefetch = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
+    settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels, prefetch)
     store = open_store(source, revision, settings, target, wanted, progress)
     own = TORCH_DTYPES[store.manifest.dtype]
     if wanted not in (None, own):

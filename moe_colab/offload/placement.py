@@ -123,8 +123,8 @@ def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
 
 def beside_slots(blocks: Sequence[int], resident: Resident) -> int:
     """Spares for every size of block, and the blocks of experts at home on the device."""
-    permanent = sum(len(experts) * block for experts, block in zip(resident, blocks, strict=True))
-    return permanent + SPARES * sum(set(blocks))
+    pinned = sum(len(experts) * block for experts, block in zip(resident, blocks, strict=True))
+    return pinned + SPARES * sum(set(blocks))
 
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:

@@ -54,12 +54,12 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
     trace = recorder.builder.trace()
     with offload.lock:
         offload.pool.check_open()
-        if offload.ledger.witness is not None:
+        if offload.ledger.recorder is not None:
             raise MoEColabError(
                 "this model is being recorded already: leave the first `with mc.record(...)` block "
                 "before the next begins."
             )
-        offload.ledger.witness = recorder
+        offload.ledger.recorder = recorder
     hooks = [
         model.register_forward_pre_hook(recorder.begin, with_kwargs=True),
         model.register_forward_hook(recorder.end),
@@ -70,7 +70,7 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
         for hook in hooks:
             hook.remove()
         with offload.lock:  # no layer is at work
-            offload.ledger.witness = None
+            offload.ledger.recorder = None
         trace.become(recorder.trace(tokenizer))
 
 
@@ -99,7 +99,7 @@ class Recorder:
         )
 
     def end(self, model, args, output) -> None:
-        if self.forward is not None and self.ledger.witness is self:
+        if self.forward is not None and self.ledger.recorder is self:
             self.builder.end(self.forward)
         self.thread.forward = None
 

@@ -223,7 +223,7 @@ class TestEveryLink:
         ticket.wait()
         book = Counters()
         ticket.wait(book)
-        link.settle()
+        link.book_stalls()
         assert book.stall_seconds == 0
 
     @pytest.mark.parametrize("error", [MoEColabError("expert 7 is damaged"), ValueError("odd")])

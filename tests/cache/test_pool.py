@@ -55,7 +55,7 @@ class Experts:
         layers: int = 1,
         spares: int = 0,
         policy="lru",
-        permanent: Sequence[int] = (),
+        pinned: Sequence[int] = (),
         homes: Callable | None = None,
         governor: Governor | None = None,
     ):
@@ -65,8 +65,8 @@ class Experts:
         homes = homes or (lambda layer, expert: HostHome(memoryview(blob(layer, expert))))
         self.blocks = [[Room() for _ in range(slots)] for _ in range(layers)]
         self.spares = [Room() for _ in range(spares)]
-        self.permanent = [{expert: Room() for expert in permanent} for _ in range(layers)]
-        for layer, held in enumerate(self.permanent):
+        self.pinned = [{expert: Room() for expert in pinned} for _ in range(layers)]
+        for layer, held in enumerate(self.pinned):
             for expert, block in held.items():
                 block.buffer[:] = blob(layer, expert)
         self.pool = Pool(
@@ -75,7 +75,7 @@ class Experts:
             self.blocks,
             [LayerCache(make_policy(policy, experts), slots) for _ in range(layers)],
             {N: self.spares},
-            [dict(held) for held in self.permanent],
+            [dict(held) for held in self.pinned],
             governor=governor,
         )
 
@@ -129,8 +129,8 @@ class Experts:
         """Every block is in one place, the cache knows who is there, and the census agrees."""
         pool, census = self.pool, self.pool.census()
         table = [slot.block for layer in pool.table for slot in layer.values()]
-        table += [slot.block for slot in pool.scratch.guesses.values()]
-        free = [block for where in (*pool.free, pool.scratch.room(N)) for block, _ in where]
+        table += [slot.block for slot in pool.spares.guesses.values()]
+        free = [block for where in (*pool.free, pool.spares.room(N)) for block, _ in where]
         assert sorted(map(id, table + free)) == sorted(
             map(id, [*self.spares, *(block for layer in self.blocks for block in layer)])
         )
@@ -169,7 +169,7 @@ class TestAUse:
         assert [expert for expert, _ in use] == [1, 2, 3]
 
     def test_loads_while_experts_at_home_on_the_device_are_computed(self):
-        it = Experts(slots=2, permanent=[4])
+        it = Experts(slots=2, pinned=[4])
         use = it.begin(1, 4)
         assert it.slot(1) == "loading"
         assert [expert for expert, _ in use] == [1]
@@ -201,7 +201,7 @@ class TestAUse:
         it.pool.close()
 
     def test_experts_at_home_on_the_device_come_first_and_are_never_loaded(self):
-        it = Experts(slots=1, permanent=[2, 4])
+        it = Experts(slots=1, pinned=[2, 4])
         assert it.use(1, 2, 4) == [2, 4, 1]
         assert it.use(0, 1, 2, 3, 4, 5) == [2, 4, 1, 0, 3, 5]
         it.counted(accesses=9, hits=5, misses=4, loads=4, evictions=3, bytes_loaded=4 * N)
@@ -493,12 +493,12 @@ class TestAGuess:
         it = Experts(slots=1, spares=1, layers=2)
         it.use(0)
         it.guess(1)
-        (guess,) = it.pool.scratch.guesses.values()
+        (guess,) = it.pool.spares.guesses.values()
         it.finish(1)
         assert it.ready() == {0, 1}, "nobody has left"
         it.use(1)
         assert it.ready() == {1} and it.pool.table[0][1].block is guess.block
-        assert [block for block, _ in it.pool.scratch.room(N)] == it.blocks[0]
+        assert [block for block, _ in it.pool.spares.room(N)] == it.blocks[0]
         it.guess(2, layer=1)  # into what was a slot of layer 0
         it.use(2, layer=1)
         it.check_whole()
@@ -666,7 +666,7 @@ def interrupt_twice(it: Experts) -> None:
     it.link.on_wait = on_wait
     with pytest.raises(KeyboardInterrupt):
         it.use(1, 2, 3)
-    assert 0 in it.pool.torn
+    assert 0 in it.pool.unfinished
 
 
 def stop_asking(it: Experts) -> None:
@@ -814,7 +814,7 @@ def test_a_policy_that_fails_half_way_leaves_the_pool_whole():
 # ---------------------------------------------------------------------- close
 class TestClose:
     def test_lets_go_of_everything_and_says_so(self):
-        it = Experts(slots=2, spares=1, permanent=[5], layers=2)
+        it = Experts(slots=2, spares=1, pinned=[5], layers=2)
         it.use(0, 5)
         it.guess(1, layer=1)
         it.pool.close()
@@ -837,7 +837,7 @@ class TestClose:
     @pytest.mark.parametrize("policy", ["lru", "none"])
     @pytest.mark.parametrize("needed", [(0, 1), (0, 1, 2, 3), (5,), (4, 5)])
     def test_in_the_middle_of_a_use_ends_it(self, policy, needed):
-        it = Experts(slots=2, policy=policy, permanent=[5])
+        it = Experts(slots=2, policy=policy, pinned=[5])
         use = it.begin(*needed)
         it.pool.close()
         with pytest.raises(MoEColabError, match="was closed while one of its layers was at work"):
@@ -917,7 +917,7 @@ class TestLongRuns:
         it.check_books()
 
     def test_with_loads_that_begin_finish_and_fail_at_random(self, policy):
-        it = Experts(slots=2, layers=3, spares=1, policy=policy, permanent=[5])
+        it = Experts(slots=2, layers=3, spares=1, policy=policy, pinned=[5])
         dice, all_blocks = random.Random(2), blocks_counted(it)
 
         def between():

@@ -23,7 +23,7 @@ from moe_colab.cache import pool
 from moe_colab.cache.links import CANCELLED, DONE, FAILED, QUEUED
 from moe_colab.cache.policies import LRU, KeepNothing, LayerCache, Policy
 from moe_colab.cache.pool import Pool
-from moe_colab.cache.spares import Scratch, Slot
+from moe_colab.cache.spares import Slot, Spares
 from moe_colab.errors import MoEColabError
 
 LAYERS, EXPERTS, NBYTES, PART = 2, 3, 10, 4
@@ -341,7 +341,7 @@ class World:
         if not self.pool.closed:
             for layer in range(LAYERS):
                 self.use(Use(layer, tuple(range(EXPERTS))))
-            assert not self.pool.torn
+            assert not self.pool.unfinished
             self.check()
         for use in self.suspended:
             use.close()
@@ -364,16 +364,16 @@ class World:
         before, self.calm = self.calm, True
         self.check_blocks()
         for layer in range(LAYERS):
-            if layer not in self.in_use and layer not in self.pool.torn:
+            if layer not in self.in_use and layer not in self.pool.unfinished:
                 self.check_layer(layer)
         self.calm = before
 
     def check_blocks(self) -> None:
         """Every block is in one place, and only a block in the table is moved into."""
         table = [slot for layer in self.pool.table for slot in layer.values()]
-        table += self.pool.scratch.guesses.values()
+        table += self.pool.spares.guesses.values()
         free = [block for layer in self.pool.free for block, _ in layer]
-        spare = [block for block, _ in self.pool.scratch.room(NBYTES)]
+        spare = [block for block, _ in self.pool.spares.room(NBYTES)]
         every = [] if self.pool.closed else [*sum(self.blocks, []), *self.spares]
         assert Counter([slot.block for slot in table] + free + spare) == Counter(every)
         if not self.pool.closed:
@@ -398,7 +398,7 @@ class World:
             assert residents == set(table)
         for expert in range(EXPERTS):
             place = self.pool.where(layer, expert)
-            guess = self.pool.scratch.guesses.get((layer, expert))
+            guess = self.pool.spares.guesses.get((layer, expert))
             slot = table.get(expert) or guess
             assert not (expert in table and guess), "it is there twice"
             assert place.home == "disk"
@@ -537,12 +537,12 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     ),
     "a wrong guess is not called back": (
         "nothing",
-        *(Scratch, "drop"),
+        *(Spares, "drop"),
         *("slot.ticket.cancel()", "None"),
     ),
     "a block forgets whom it waits for when its guess is called back": (
         "nothing",
-        *(Scratch, "drop"),
+        *(Spares, "drop"),
         *("slot.after)", "None)"),
     ),
     "a layer gives no block for the one that a guess has brought": (
@@ -558,12 +558,12 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a guess holds the room of a load whose turn comes before": (
         "nothing",
         *(Pool, "_guesses_first"),
-        *("self.scratch.drop(layer, expert)", "None"),
+        *("self.spares.drop(layer, expert)", "None"),
     ),
     "a guess never gives way": (
         "nothing",
         *(Pool, "_has_scratch"),
-        *(" or self.scratch.give_way(nbytes)", ""),
+        *(" or self.spares.give_way(nbytes)", ""),
     ),
     "a scratch block is given back while it is moved into": (
         "a use is left",
@@ -598,7 +598,7 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     ),
     "a failed guess is not discarded before its demand": (
         "a load fails",
-        *(Scratch, "settle"),
+        *(Spares, "resolve_guesses"),
         *(" or ticket.failed()", ""),
     ),
     "an expert is loaded twice": (
@@ -614,22 +614,22 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a use that was left keeps its spares": (
         "a use is left",
         *(Pool, "experts"),
-        *("for left in list(self.torn):", "for left in {layer} & {*self.torn}:"),
+        *("for left in list(self.unfinished):", "for left in {layer} & {*self.unfinished}:"),
     ),
     "an old use ends a new one of the same layer": (
         "a use is left",
         *(Pool, "experts"),
-        *("if self.torn.get(layer) is use:", "if layer in self.torn:"),
+        *("if self.unfinished.get(layer) is use:", "if layer in self.unfinished:"),
     ),
     "a use goes on in a closed pool": (
         "a use is left",
         *(Pool, "_check_goes_on"),
-        *("self.torn.get(layer) is not use", "False"),
+        *("self.unfinished.get(layer) is not use", "False"),
     ),
     "an interrupted use is forgotten": (
         "Ctrl-C",
         *(Pool, "experts"),
-        *("self._repair(layer)\n", "self.torn.pop(layer)\n"),
+        *("self._repair(layer)\n", "self.unfinished.pop(layer)\n"),
     ),
     "a wrong guess is no waste": (
         "nothing",

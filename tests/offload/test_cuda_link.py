@@ -201,7 +201,7 @@ class World:
         try:
             for number in range(rounds * LAYERS):
                 self.forward(number % LAYERS)
-            self.link.settle()
+            self.link.book_stalls()
             self.device.compute.synchronize()
             assert self.used and all(self.used), "compute has read what was not there"
             waits = self.pool.ledger.stats().stall_seconds * 1000
@@ -248,7 +248,7 @@ def test_a_wait_for_what_is_there_takes_no_time(monkeypatch, tmp_path):
     world.device.copies.synchronize()
     assert ticket.done()
     ticket.wait(book)
-    world.link.settle()
+    world.link.book_stalls()
     assert book.stall_seconds == 0
     world.pool.close()
     world.file.close()
@@ -276,7 +276,7 @@ SEEDED = {
         *("issued.synchronize()", "pass"),
     ),
     "books are read before the events have passed": (
-        *(cuda.CudaLink, "settle"),
+        *(cuda.CudaLink, "book_stalls"),
         *("self.stalls[0][2].synchronize()", "pass"),
     ),
     "the link is closed while it copies": (

@@ -146,10 +146,10 @@ def check_family(family, folder, policy="lru", sources=SOURCES, slots=3) -> None
         with model.offload as offload:
             with mc.record(model) as trace:
                 assert torch.equal(generate(model, ids, do_sample=False), expected)
-            assert not offload.speculator.refusals
+            assert not offload.prefetcher.refusals
             # What a guess has brought depends on time: under "none" all may have to give way.
             assert len(trace.guesses) > 0, "nothing was ever guessed"
-            assert all(stage.known for stage in offload.speculator.stages)
+            assert all(stage.known for stage in offload.prefetcher.stages)
 
 
 # ---------------------------------------------------------------------- what is guessed
@@ -163,21 +163,21 @@ def test_a_guess_is_the_next_routers_word_on_what_this_one_was_shown(plain):
         norm.register_forward_pre_hook(lambda _, args, i=i: shown.update({i: args[0]}))
         layer.register_forward_hook(lambda _, args, out, i=i: left.update({i: out}))
     with model.offload as offload, torch.no_grad():
-        speculator = offload.speculator
-        speculator.wanted = lambda: True
+        prefetcher = offload.prefetcher
+        prefetcher.wanted = lambda: True
         routing = Layer.routing
 
         def note(self, index):
             for ahead in (1, 2):
                 if self.number + ahead < len(layers):
-                    made[self.number, ahead] = speculator.guess(self.number, self.number + ahead, 8)
+                    made[self.number, ahead] = prefetcher.guess(self.number, self.number + ahead, 8)
             return routing(self, index)
 
         def note_output(number):
             if number + 1 < len(layers):
-                made[number, "output"] = speculator.guess(number, number + 1, 8, from_output=True)
+                made[number, "output"] = prefetcher.guess(number, number + 1, 8, from_output=True)
 
-        speculator.after = note_output
+        prefetcher.after = note_output
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Layer, "routing", note)
             model(IDS)  # which shows the speculator where each norm is
@@ -224,7 +224,7 @@ def test_a_router_that_cannot_be_asked_ahead_of_time_is_left_alone(said, monkeyp
         model.generate(IDS, max_new_tokens=1)
         monkeypatch.setattr(router, "forward", only_in_turn)
         check_says(model, said, "greedy")
-        assert offload.speculator.refusals == {4: "ValueError: not now"}
+        assert offload.prefetcher.refusals == {4: "ValueError: not now"}
 
 
 def test_nothing_is_asked_where_nothing_is_wanted(monkeypatch):
@@ -284,7 +284,7 @@ def test_who_stays_does_not_depend_on_guesses(plain, policy, source):
     )
     with model.offload as offload:
         generate(model, do_sample=False)
-        offload.pool.scratch.clear()  # the last guesses, for layers whose turn did not come
+        offload.pool.spares.clear()  # the last guesses, for layers whose turn did not come
         stats = offload.stats()
     assert stats.speculative_hits + stats.late > 0
     nbytes = model.offload.entries[0].layout.nbytes

@@ -40,9 +40,9 @@ def test_the_text_is_read_and_continued_as_the_plain_model_does(loaded):
 
 def test_it_holds_what_any_replay_needs_and_leaves_the_settings_alone(loaded):
     model, tokenizer = loaded
-    before = model.offload.guessing
+    before = model.offload.prefetch
     trace = mc.record_text(model, tokenizer, TEXT, tokens=40, prompt=8, sources=SOURCES)
-    assert model.offload.guessing == before
+    assert model.offload.prefetch == before
     assert trace.sources == SOURCES
     for source in SOURCES:
         for guesses, ahead in ((4, 1), (4, 2)):
@@ -61,10 +61,10 @@ def test_a_text_shorter_than_a_prompt_is_one(loaded):
 
 def test_the_settings_come_back_after_an_error(loaded):
     model, tokenizer = loaded
-    before = model.offload.guessing
+    before = model.offload.prefetch
     with mc.record(model), pytest.raises(mc.MoEColabError, match="recorded already"):
         mc.record_text(model, tokenizer, TEXT)
-    assert model.offload.guessing == before
+    assert model.offload.prefetch == before
 
 
 def test_nothing_is_read_while_a_chat_answers(loaded):

@@ -92,7 +92,7 @@ def capture(
         measures=measures,
         rule=LOWEST if measures else "",
         found=[teller.found for teller in tellers],
-        always=tuple(tuple(sorted(always)) for always in offload.pool.permanent),
+        pinned=tuple(tuple(sorted(pinned)) for pinned in offload.pool.pinned),
         recorded=True,
     )
     return TokenSteps(trace, history, first, len(trace.tokens), [ear.captured for ear in ears])

@@ -125,7 +125,7 @@ class TokenSteps:
             logits=logits if known else None,
             probabilities=softmax(logits) if known else None,
             experts=tuple(experts),
-            resident=tuple(sorted({*found.resident, *self.history.always[layer]})),
+            resident=tuple(sorted({*found.resident, *self.history.pinned[layer]})),
             accesses=tuple(self._access(step, layer, expert, found) for expert in experts),
             guess=self._guess(step, layer),
             computed=computed or None,
@@ -144,7 +144,7 @@ class TokenSteps:
     def _there(self, step: int, layer: int, expert: int) -> bool:
         """By the history."""
         found = self.history.found[layer][step]
-        return expert in found.resident or expert in self.history.always[layer]
+        return expert in found.resident or expert in self.history.pinned[layer]
 
     def _access(self, step: int, layer: int, expert: int, found: CacheSnapshot) -> Access:
         """By the history; where the recording says the same, also how it was there or came."""
