@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..errors import MoEColabError
+from ..errors import CLOSED, MoEColabError
 from . import homes
 from .homes import Home
 from .stats import Counters
@@ -126,7 +126,7 @@ class QueueLink:
         ticket = self.ticket_class(self, home, block, after, urgent)
         with self.changed:
             if self.closing:  # nobody would ever move it
-                raise MoEColabError("this model was closed: load it again with mc.load().")
+                raise MoEColabError(CLOSED)
             self._queue(ticket).append(ticket)
             self.changed.notify_all()
         return ticket

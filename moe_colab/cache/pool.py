@@ -18,15 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MoEColabError
+from ..errors import CLOSED, MoEColabError
 from .governor import Governor, Ranked
 from .homes import Home
 from .links import Block, Link
 from .policies import LayerCache, Step, Tokens
 from .spares import Slot, Spares, start
 from .stats import Counters, Ledger
-
-CLOSED = "this model was closed: load it again with mc.load()."
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..cache.homes import DiskHome
-from ..errors import MoEColabError
+from ..errors import CLOSED, MoEColabError
 from ..quantization.format import Shape
 from ..quantization.kernels import LowBitWeight
 from ..quantization.kernels.dispatch import AUTO
@@ -51,7 +51,7 @@ class LowBitModule(nn.Module):
 
     def _held(self) -> LowBitWeight:
         if self.matrix is None:
-            raise MoEColabError("this model was closed: load it again.")
+            raise MoEColabError(CLOSED)
         return self.matrix
 
 
