@@ -52,8 +52,8 @@ def made_up(seed: int, steps: int = 12, layers: int = 3, experts: int = 6, most:
         forward = builder.begin(phase, 1, length, 0, None)
         for layer in range(layers):
             chosen = [dice.sample(range(experts), 2 if length == 1 else 1) for _ in range(length)]
-            builder.routed(forward, layer, np.array(chosen), None)
-        builder.end(forward)
+            forward.routed(layer, np.array(chosen), None)
+        builder.end()
     return builder.trace()
 
 

@@ -43,7 +43,7 @@ def listen(model: torch.nn.Module, texts: list[torch.Tensor]) -> list[Said]:
     offload, said = model.offload, []
     with torch.inference_mode():
         model(texts[0][:, :1])  # the first forward shows the speculator where each norm is
-    layers, speculator = len(offload.entries), offload.speculator
+    layers, speculator = len(offload.entries), offload.runtime.prefetcher
     experts = offload.pool.experts
 
     def note(layer: int, source: str) -> None:

@@ -44,12 +44,12 @@ def made_up(tokens: int, layers: int, experts: int, top_k: int) -> Trace:
         for layer in range(layers):
             logits = dice.normal(size=(1, experts))
             index = np.argsort(-logits)[:, :top_k]
-            builder.routed(forward, layer, index, logits)
+            forward.routed(layer, index, logits)
             for expert in sorted(index[0].tolist()):
                 outcome = "hit" if dice.random() < 0.5 else "miss"
-                builder.accessed(forward, layer, expert, outcome, 10**8)
-                builder.waited(forward, layer, expert, float(dice.random()))
-        builder.end(forward)
+                forward.accessed(layer, expert, outcome, 10**8)
+                forward.waited(layer, expert, float(dice.random()))
+        builder.end()
     return builder.trace()
 
 

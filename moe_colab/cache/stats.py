@@ -1,15 +1,17 @@
-"""The words that are counted. Knows what the pool reports; knows nothing of how loads are made.
+"""Cache statistics: hits, speculative hits, late, misses, loads, stalls.
+
+Knows what the pool counts; knows nothing of how loads are made.
 
 One *access* is one distinct expert needed by one MoE layer in one forward. It is exactly one of
-*hit* (resident and ready), *speculative hit* (brought by speculation, ready, first use), *late*
-(its speculative load is under way) and *miss* (a load must be issued). A *load* brings one expert's
-bytes into a device slot; `bytes_loaded` counts also what moved of loads that were called back.
+*hit* (in a slot and ready), *speculative hit* (prefetched, ready, first use), *late* (its prefetch
+is under way) and *miss* (a load must be issued). A *load* brings one expert's bytes to the device;
+`bytes_loaded` also counts what moved of loads that were cancelled.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
@@ -18,7 +20,12 @@ PHASES = ("prompt", "decode")
 
 @dataclass(slots=True)
 class Counters:
-    """What happened in one layer and phase, or a sum of such."""
+    """The counters of one layer and phase, or their sum over several.
+
+    accesses = hits + speculative_hits + late + misses. bypasses: loads that were used once and not
+    kept in a slot. bytes_wasted: bytes of prefetches that were never used. stall_seconds: time in
+    which compute waited for bytes.
+    """
 
     accesses: int = 0
     hits: int = 0
@@ -49,11 +56,14 @@ class Counters:
 
 @dataclass(frozen=True)
 class Stats:
-    """A snapshot since loading or `reset_stats()`. `total`, `prompt` and `decode` sum all layers;
-    `layers` holds one sum per MoE layer. A forward with one new token per row after the first is
-    *decode*, any other is *prompt*. Every counter of `total` is also an attribute: `stats.hits`,
-    `stats.bytes_loaded`, `stats.hit_rate`. `speculation`: whether guessing has paid, in words; ""
-    as long as that is not known."""
+    """A snapshot of the counters since loading or `reset_stats()`.
+
+    `total`, `prompt` and `decode` sum all layers; `layers` holds one sum per MoE layer. A forward
+    with one new token per row after the first is *decode*, any other is prefill (the phase called
+    `prompt` here and in traces). Every counter of `total` is also an attribute: `stats.hits`,
+    `stats.bytes_loaded`, `stats.hit_rate`. `speculation`: in words, whether the speculative
+    prefetch pays, and which layers have none because their router failed; "" for nothing to say.
+    """
 
     total: Counters
     prompt: Counters
@@ -69,8 +79,8 @@ class Stats:
         return getattr(self.total, name)
 
     def as_dict(self) -> dict[str, Any]:
-        """The totals flat, then `prompt`, `decode` and `layers` as dictionaries of the same
-        counters."""
+        """The counters of `total` flat, then `prompt`, `decode` and `layers` as dictionaries of the
+        same counters."""
         return {
             **self.total.as_dict(),
             "forwards": self.forwards,
@@ -82,13 +92,8 @@ class Stats:
         }
 
 
-Note = Callable[[int, Sequence[tuple[int, float]]], None]
-"""Told of a layer, and the experts that are guessed for it with their probability, the likeliest
-first."""
-
-
-class RecordingListener(Protocol):
-    """Told of every event while a model is recorded, in the thread that runs it."""
+class ForwardRecorder(Protocol):
+    """Records the events of one forward."""
 
     def routed(self, layer: int, index: Any, logits: Any) -> None:
         """The router's choice [T, K] and logits [T, E] (None: it shows none), on the host."""
@@ -99,18 +104,28 @@ class RecordingListener(Protocol):
     def waited(self, layer: int, expert: int, seconds: float) -> None:
         """How long compute waited for an expert that was accessed."""
 
-    def guessing(self, at: int, source: str) -> Note:
-        """A hidden state at the MoE layer `at` is asked what later layers will need. The answer is
-        told of each layer's guesses, in any thread."""
+    def guessed(
+        self, at: int, layer: int, ranked: Sequence[tuple[int, float]], source: str
+    ) -> None:
+        """At the MoE layer `at`, experts were guessed for `layer`: (expert, probability), likeliest
+        first. May be called in any thread."""
+
+
+class Recording(Protocol):
+    """A model that is recorded."""
+
+    @property
+    def forward(self) -> ForwardRecorder | None:
+        """The recorder of this thread's forward, if there is one."""
 
 
 class Ledger:
-    """The open books: one Counters per layer and phase, and the phase each thread's forward is
-    in. `witness` hears of single events too, while there is one."""
+    """The running counters: one Counters per layer and phase, and the phase of each thread's
+    forward. `recording` is set while single events are recorded too."""
 
     def __init__(self, layers: int):
         self.layers = layers
-        self.recorder: RecordingListener | None = None
+        self.recording: Recording | None = None
         self._thread = threading.local()
         self.reset()
 
@@ -125,12 +140,17 @@ class Ledger:
         self.forwards, self.tokens = self.forwards + 1, self.tokens + tokens
 
     @property
+    def recorder(self) -> ForwardRecorder | None:
+        """Records this thread's forward; None while nothing is recorded."""
+        return None if self.recording is None else self.recording.forward
+
+    @property
     def phase(self) -> str:
-        """Of this thread's forward."""
+        """The phase of this thread's forward: "prompt" (prefill) or "decode"."""
         return getattr(self._thread, "phase", "prompt")
 
     def layer(self, layer: int, phase: str | None = None) -> Counters:
-        """The book to write in now, or in that phase."""
+        """The counters of a layer, to be added to: those of this thread's phase, or of `phase`."""
         return self._books[phase or self.phase][layer]
 
     def stats(self) -> Stats:

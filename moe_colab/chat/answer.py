@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from ..cache.pool import CLOSED
-from ..errors import MoEColabError
+from ..errors import CLOSED, MoEColabError
 from .streamer import Streamer
 from .turn import Turn
 
@@ -149,7 +148,7 @@ class Answer(StoppingCriteria):
                 self._changed.notify_all()
 
     def _run(self, model, inputs, streamer, settings: dict[str, Any]) -> None:
-        self._offload.check_stop = self._check_stop
+        self._offload.runtime.check_stop = self._check_stop
         devices = [model.device] if model.device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices):  # the user's own random numbers stay theirs
@@ -159,12 +158,12 @@ class Answer(StoppingCriteria):
             streamer.end()
         except BaseException as error:  # raised again where the text is read
             self.error = error
-            with self._offload.lock:
+            with self._offload.runtime.lock:
                 if self._offload.closed:  # its weights went away in the midst of a forward
                     self.error = MoEColabError(CLOSED)
                     self.error.__cause__ = error
         finally:
-            self._offload.check_stop = lambda: None
+            self._offload.runtime.check_stop = lambda: None
             self._finish()
 
     def _finish(self) -> None:

@@ -1,7 +1,8 @@
 """The experts function: what every MoE layer of an offloaded model computes.
 
-Registered with transformers as "moe_colab"; knows the math of an experts module, in which order
-eager adds, and asks the pool for each expert's weights. Knows nothing of where they come from.
+Registered with transformers as "moe_colab". Knows the math of an experts module and the order in
+which the eager implementation adds; takes each expert's weights from the layer. Knows nothing of
+where they come from.
 
 Legend: T tokens in this call (all rows), H hidden, I expert intermediate, E experts in the layer, K
 top-k.
@@ -24,25 +25,26 @@ NAME = "moe_colab"
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Who computes what, from the routers' choice [T, K] on the host.
+class TokensByExpert:
+    """The tokens of a call, sorted by expert, as the expert's matrix products take them.
 
-    experts: the distinct ones, ascending. Rows (token, top-k position) sorted by expert, an
-    expert's rows in eager's order: position, then token; expert i has rows bounds[i] to bounds[i +
-    1]. rank: the place of a row's expert among its token's experts by id: the order in which eager
-    adds.
+    experts: the distinct experts, ascending. rows: one (token, top-k position, rank) for every
+    choice of the router, sorted by expert, then as eager sorts them: by position, then by token;
+    expert i has rows[:, bounds[i] : bounds[i + 1]]. rank: where the expert stands among its token's
+    experts sorted by id, the order in which eager adds.
     """
 
     experts: list[int]
     bounds: list[int]
-    rows: np.ndarray  # int64 [3, rows]: token, position, rank
+    rows: np.ndarray  # int64 [3, rows]
 
     @classmethod
-    def of(cls, index: np.ndarray, n_experts: int) -> Groups:
+    def of(cls, index: np.ndarray, n_experts: int) -> TokensByExpert:
+        """From the router's choice [T, K] on the host; ids past the last expert mean no expert."""
         T, K = index.shape
         flat = index.T.reshape(-1)  # position-major
         order = np.argsort(flat, kind="stable")
-        order = order[flat[order] < n_experts]  # ids past the last expert mean: nobody
+        order = order[flat[order] < n_experts]
         position, token = np.divmod(order, T)
         rank = np.argsort(np.argsort(index, axis=1, kind="stable"), axis=1)[token, position]
         experts, starts = np.unique(flat[order], return_index=True)
@@ -61,13 +63,14 @@ def experts_forward(
     """hidden_states [T, H], top_k_index [T, K] int, top_k_weights [T, K] -> [T, H].
 
     Experts are computed in whatever order their weights arrive; their outputs are added in eager's
-    order and dtype, so that the result equals the fully resident model's. Raises MoEColabError
-    where it could not be right.
+    order and dtype, so that the result equals that of the model with all experts in memory. Raises
+    MoEColabError in a model that mc.load did not make, with gradients, and for an input of another
+    dtype or device.
     """
     layer = getattr(module, "moe_colab_layer", None)
     if layer is None:
         raise MoEColabError(
-            "this model's experts were never attached: load it with moe_colab.load()."
+            "this model's experts were never loaded: load it with moe_colab.load()."
         )
     if torch.is_grad_enabled() and (hidden_states.requires_grad or top_k_weights.requires_grad):
         raise MoEColabError(
@@ -75,21 +78,21 @@ def experts_forward(
             "inference_mode()."
         )
     layer.check_input(hidden_states)
-    layer.offload.check_stop()
-    with layer.lock, deferred_interrupts():
-        index, tokens, ahead = layer.routing(top_k_index)
-        groups = Groups.of(index, module.num_experts)
+    layer.runtime.check_stop()
+    with layer.runtime.lock, deferred_interrupts():
+        routing = layer.routing(top_k_index)
+        groups = TokensByExpert.of(routing.index, module.num_experts)
         rows = torch.from_numpy(groups.rows).to(hidden_states.device, non_blocking=True)
         outputs = hidden_states.new_zeros(
             (*top_k_index.shape, hidden_states.shape[1]), dtype=layer.sum_dtype
         )
-        where = {
+        parts = {
             expert: slice(*groups.bounds[i : i + 2]) for i, expert in enumerate(groups.experts)
         }
-        for expert, weights in layer.weights(groups.experts, tokens, ahead):
-            if expert not in where:  # loaded because the whole layer is
+        for expert, weights in layer.weights(groups.experts, routing):
+            if expert not in parts:  # loaded because the whole layer is
                 continue
-            token, position, rank = rows[:, where[expert]]
+            token, position, rank = rows[:, parts[expert]]
             out = expert_mlp(module, hidden_states[token], weights)
             if layer.listener is not None:
                 layer.listener.expert(expert, token, out)
@@ -107,7 +110,7 @@ def experts_forward(
 def expert_mlp(
     module: torch.nn.Module, x: torch.Tensor, weights: dict[str, torch.Tensor | LowBitWeight]
 ) -> torch.Tensor:
-    """One expert on its rows: x [rows, H] -> [rows, H], as the module's eager forward does it."""
+    """One expert on its rows: x [rows, H] -> [rows, H], as the module's eager forward computes."""
 
     def product(x: torch.Tensor, name: str) -> torch.Tensor:
         weight = weights[name]
@@ -122,7 +125,7 @@ def expert_mlp(
     else:
         x = module.act_fn(product(x, "up_proj"))
     x = product(x, "down_proj")
-    # Only newer versions of transformers know norms after an expert.
+    # Only newer versions of transformers have a norm after an expert.
     return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
 
 

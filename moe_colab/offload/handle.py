@@ -1,7 +1,6 @@
-"""The handle of an offloaded model: `model.offload`. Settings, statistics, and where each expert
-lies.
+"""The handle of an offloaded model, `model.offload`: its settings, statistics and memory.
 
-Builds the pool for a loaded model and changes it live. Knows no forward: attachment.py does.
+Changes a model's pool while it lives. Knows no forward: hooks.py and experts.py do.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from dataclasses import replace
 
 import torch
 
-from ..cache import policies
-from ..cache.governor import Governor
+from ..cache.homes import Home
 from ..cache.links import Link, ThreadLink
+from ..cache.policies import PolicySpec, make_policy
 from ..cache.pool import Place, Pool
-from ..cache.settings import check_slots
+from ..cache.settings import PrefetchSettings, check_slots
 from ..cache.stats import Ledger, Stats
 from ..checkpoint import families
 from ..errors import MoEColabError
@@ -25,8 +24,8 @@ from ..quantization.kernels.dispatch import AUTO
 from ..store import Store
 from . import lowbit_modules, placement
 from .hooks import attach
+from .runtime import Runtime
 from .settings import Settings
-from .slots import Block, allocate
 
 _open: weakref.WeakSet[Offload] = weakref.WeakSet()
 
@@ -39,28 +38,31 @@ def close_all() -> None:
 
 
 def prefetch_setting(name: str, doc: str) -> property:
-    """One field of `prefetch`, to be set on the handle."""
+    """One field of `Offload.prefetch` as a property of the handle."""
 
     def change(handle: Offload, value: object) -> None:
-        prefetch = replace(handle.prefetch, **{name: value})
-        with handle.lock:
-            handle.pool.check_open()
-            handle.prefetch = prefetch
-            handle.pool.govern(handle._make_governor(handle.pool.link))
+        handle.prefetch = replace(handle.prefetch, **{name: value})
 
     return property(lambda handle: getattr(handle.prefetch, name), change, doc=doc)
 
 
 class Offload:
-    """The handle. `slots` (an int, or one per layer), `policy`, `speculate`, `lookahead`,
-    `guess_from`, `guess_threshold` and `stand_aside` can be set at any time and hold from the next
-    layer on; new slots start empty. A context manager: leaving it closes the model."""
+    """The handle of an offloaded model. A context manager: leaving it closes the model.
 
-    speculate = prefetch_setting("speculate", "Guesses for each later layer; 0: none.")
-    lookahead = prefetch_setting("lookahead", "How many layers ahead is guessed, 1 or 2.")
+    `slots` (an int, or one per layer), `policy`, `speculate`, `lookahead`, `guess_from`,
+    `guess_threshold` and `stand_aside` can be set at any time and hold from the next MoE layer on;
+    new slots start empty. `mc.load` explains each of them.
+    """
+
+    speculate = prefetch_setting("speculate", "Experts to prefetch for each later layer; 0: none.")
+    lookahead = prefetch_setting("lookahead", "How many layers ahead to prefetch: 1 or 2.")
     guess_from = prefetch_setting("guess_from", '"router_input" or "layer_output".')
-    guess_threshold = prefetch_setting("guess_threshold", "How probable a guess must be.")
-    stand_aside = prefetch_setting("stand_aside", "Guess less, or not, where it does not pay?")
+    guess_threshold = prefetch_setting(
+        "guess_threshold", "The least probability, 0 to 1, at which an expert is prefetched."
+    )
+    stand_aside = prefetch_setting(
+        "stand_aside", "Whether to prefetch less, or nothing, where it does not pay."
+    )
 
     def __init__(
         self,
@@ -70,44 +72,41 @@ class Offload:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        self.device, self.dtype = device, dtype
-        self.name = store.manifest.source["id"]
+        """Let `model`, loaded without its experts, compute with those of `store`. Raises
+        MoEColabError where a setting is wrong or memory is short."""
+        self.name, self.store = store.manifest.source["id"], store.folder
         self.model_type = model.config.get_text_config().model_type
-        self.lock = threading.RLock()
-        self.answering = threading.Lock()  # held by the one conversation that generates now
-        self.check_stop: Callable[[], None] = lambda: None  # asked before every layer; may raise
-        self.make_link: Callable[[torch.device], Link] | None = None  # of the next pool's, if any
-        self.entries, self.store = store.manifest.layers, store.folder
+        self.device, self.dtype = device, dtype
+        self.entries = store.manifest.layers
         self.experts = [entry.experts for entry in self.entries]
+        self.answering = threading.Lock()  # held by the one conversation that generates now
+        self.make_link: Callable[[torch.device], Link] | None = None  # for the next pool, if set
         settings = settings.checked(self.experts)
-        self._policy, self.whole_layer = settings.policy, settings.whole_layer
-        self._pinned, self._kernels = settings.pinned, settings.kernels
-        self.prefetch = settings.prefetch
-        self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
-        self._working = lowbit_modules.working_bytes(model, self._kernels)
+        self._blocks = placement.block_bytes(self.entries, dtype, device, settings.kernels)
+        self._working = lowbit_modules.working_bytes(model, settings.kernels)
         if settings.slots == AUTO:
-            dense = dense_bytes(model)
-            top_k = families.top_k(model.config)
-            self._slots = placement.fitting_slots(
+            slots = placement.fitting_slots(
                 self.entries,
                 self._blocks,
-                self._pinned,
+                settings.pinned,
                 settings.vram,
-                dense,
-                top_k,
+                dense_bytes(model),
+                families.top_k(model.config),
                 device,
                 self._working,
             )
-        else:
-            self._slots = settings.slots
-        placement.check_room(self._blocks, self._slots, self._pinned, device, self._working)
+            settings = replace(settings, slots=slots)
+        placement.check_room(self._blocks, settings.slots, settings.pinned, device, self._working)
         ram = settings.ram
-        if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
-            ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
-        self.homes = placement.make_homes(store.homes, ram, device, self._pinned)
-        self.ledger = Ledger(len(self.entries))
-        self.prefetcher = attach(model, self)
-        self.pool = self._make_pool(self._slots)
+        if ram is None and all(n >= e for n, e in zip(settings.slots, self.experts, strict=True)):
+            ram = (
+                0  # every expert will be in a slot: a copy of it in host memory would be of no use
+            )
+        homes = placement.make_homes(store.homes, ram, device, settings.pinned)
+        ledger = Ledger(len(self.entries))
+        self.runtime = Runtime(device, dtype, self.model_type, self.entries, settings, ledger)
+        self.runtime.prefetcher = attach(model, self.runtime)
+        self.runtime.pool = self._make_pool(settings.slots, homes)
         self._model = weakref.ref(model)
         _open.add(self)
 
@@ -115,87 +114,120 @@ class Offload:
     @property
     def slots(self) -> int | list[int]:
         """Device slots of each layer: one number where they are all equal."""
-        return self._slots[0] if len(set(self._slots)) == 1 else list(self._slots)
+        slots = self.runtime.settings.slots
+        return slots[0] if len(set(slots)) == 1 else list(slots)
 
     @slots.setter
     def slots(self, slots: int | Sequence[int]) -> None:
-        slots = check_slots(slots, self.experts)
-        with self.lock:
+        slots, runtime = check_slots(slots, self.experts), self.runtime
+        with runtime.lock:
             self.pool.check_open()
-            if slots == self._slots:
+            before = runtime.settings
+            if slots == before.slots:
                 return
             self.pool.close()
+            homes = self.pool.homes
             try:
-                placement.check_room(self._blocks, slots, self._pinned, self.device, self._working)
-                self.pool = self._make_pool(slots)
+                placement.check_room(self._blocks, slots, before.pinned, self.device, self._working)
+                runtime.pool = self._make_pool(slots, homes)
             except BaseException:
-                self.pool = self._make_pool(self._slots)
+                runtime.pool = self._make_pool(before.slots, homes)
                 raise
-            self._slots = slots
+            runtime.settings = replace(before, slots=slots)
 
     @property
     def policy(self) -> str:
-        return policies.policy_name(self._policy)
+        """The name of the eviction policy; can be set to a name or a class."""
+        return self.runtime.policy
 
     @policy.setter
-    def policy(self, policy: policies.PolicySpec) -> None:
-        policies.make_policy(policy, self.experts[0])
-        with self.lock:
+    def policy(self, policy: PolicySpec) -> None:
+        make_policy(policy, self.experts[0])
+        runtime = self.runtime
+        with runtime.lock:
             self.pool.check_open()
-            self._policy = policy
-            for number in range(len(self.entries)):
-                self.pool.change_cache(number, self._make_cache(number, self._slots[number]))
+            runtime.settings = replace(runtime.settings, policy=policy)
+            for layer, slots in enumerate(runtime.settings.slots):
+                self.pool.change_cache(layer, runtime.make_cache(layer, slots))
 
     @property
-    def policy_spec(self) -> policies.PolicySpec:
+    def policy_spec(self) -> PolicySpec:
         """The policy as it was given: a name, or a class."""
-        return self._policy
+        return self.runtime.settings.policy
 
     @property
-    def needs_logits(self) -> bool:
-        return any(getattr(policies.policy, "needs_logits", False) for policies in self.pool.caches)
+    def whole_layer(self) -> bool:
+        """Whether every expert of a layer is loaded each time."""
+        return self.runtime.settings.whole_layer
+
+    @property
+    def prefetch(self) -> PrefetchSettings:
+        """All settings of the prefetch in one object; can be set."""
+        return self.runtime.prefetch
+
+    @prefetch.setter
+    def prefetch(self, prefetch: PrefetchSettings) -> None:
+        runtime = self.runtime
+        with runtime.lock:
+            self.pool.check_open()
+            runtime.settings = replace(runtime.settings, prefetch=prefetch)
+            self.pool.govern(runtime.make_governor(self.pool.link))
 
     # ------------------------------------------------------------------ questions
+    @property
+    def pool(self) -> Pool:
+        """The pool of now; another one after `slots` was set."""
+        return self.runtime.pool
+
     def stats(self) -> Stats:
         """What was counted since loading or `reset_stats()`."""
-        with self.lock:
+        with self.runtime.lock:
             self.pool.link.book_stalls()
             return self.peek()
 
     def peek(self) -> Stats:
-        """`stats()` without waiting for the layer that is at work: what it moves may be missing."""
-        governor = self.pool.governor
-        return replace(self.ledger.stats(), speculation=governor.says() if governor else "")
+        """`stats()` without waiting for the layer that runs now: its stall time may be missing."""
+        governor, prefetcher = self.pool.governor, self.runtime.prefetcher
+        clauses = [governor.says() if governor else "", prefetcher.describe_errors()]
+        speculation = "; ".join(filter(None, clauses))
+        return replace(self.runtime.ledger.stats(), speculation=speculation)
 
     def reset_stats(self) -> None:
-        with self.lock:
+        """Set every counter to 0."""
+        with self.runtime.lock:
             self.pool.link.book_stalls()
-            self.ledger.reset()
+            self.runtime.ledger.reset()
 
     def where(self, layer: int, expert: int) -> Place:
-        """Where one expert lies now: its home and its slot."""
-        with self.lock:
+        """Where one expert is now: its home and its slot. Raises MoEColabError once closed."""
+        with self.runtime.lock:
             self.pool.check_open()
             return self.pool.where(layer, expert)
 
     def census(self) -> dict[str, int]:
-        """Experts by home and blocks by state, over all layers."""
-        with self.lock:
+        """How many experts have each home and how many blocks are in each state, over all
+        layers."""
+        with self.runtime.lock:
             return self.pool.census()
 
     def memory(self) -> list[dict[str, object]]:
-        """Where this model's bytes lie, for mc.plots.memory: a row for each place ("device",
-        "host", "disk") and part, with its bytes. An expert counts where its home is; slots and
-        spares are room for copies of others."""
-        with self.lock:
+        """The bytes of this model, for mc.plots.memory: one row per place ("device", "host",
+        "disk") and part. An expert counts where its home is; slots and spares hold copies. Raises
+        MoEColabError once closed."""
+        with self.runtime.lock:
             self.pool.check_open()
+            settings = self.runtime.settings
             return placement.places(
-                self._blocks, self._slots, self._pinned, self.homes, dense_bytes(self._model())
+                self._blocks,
+                settings.slots,
+                settings.pinned,
+                self.pool.homes,
+                dense_bytes(self._model()),
             )
 
     @property
     def store_bytes(self) -> int:
-        """All experts together."""
+        """Bytes of all experts together."""
         return sum(entry.experts * entry.layout.nbytes for entry in self.entries)
 
     @property
@@ -204,19 +236,18 @@ class Offload:
 
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
-        """Free the slots, the files and the rest of the model's weights, whoever still holds the
-        model. It cannot be used afterwards; closing twice is fine."""
-        with self.lock:
+        """Free the slots, the files and the rest of the model's weights, even while the model is
+        still referenced. It cannot be used afterwards; closing twice is fine."""
+        with self.runtime.lock:
             self.pool.close()
-            self.homes = self.pool.homes = []
+            self.pool.homes = []
             if (model := self._model()) is not None:
                 lowbit_modules.release(model)
                 for tensor in (*model.parameters(), *model.buffers()):
                     tensor.data = tensor.data.new_empty(0)
         _open.discard(self)
 
-    def __deepcopy__(self, memo) -> Offload:
-        raise MoEColabError("an offloaded model cannot be copied: load it a second time.")
+    __deepcopy__ = Runtime.__deepcopy__
 
     def __enter__(self) -> Offload:
         return self
@@ -225,70 +256,31 @@ class Offload:
         self.close()
 
     def __repr__(self) -> str:
-        experts = sum(self.experts)
+        layers, experts = len(self.entries), sum(self.experts)
         state = "closed" if self.closed else f"slots={self.slots}, policy={self.policy!r}"
-        return (
-            f"<Offload {len(self.entries)} MoE layers, {experts} experts, {state}, {self.device}>"
+        return f"<Offload {layers} MoE layers, {experts} experts, {state}, {self.device}>"
+
+    def _make_pool(self, slots: Sequence[int], homes: Sequence[Sequence[Home]]) -> Pool:
+        return self.runtime.make_pool(slots, homes, (self.make_link or make_link)(self.device))
+
+
+def offload_of(model: object, use: str) -> Offload:
+    """The handle of a model. Raises MoEColabError, which names the `use`, where there is none."""
+    handle = getattr(model, "offload", None)
+    if not isinstance(handle, Offload):
+        raise MoEColabError(
+            f"only a model of mc.load() can be {use}, and this is {type(model).__name__}."
         )
-
-    # ------------------------------------------------------------------ building
-    def _make_cache(self, number: int, slots: int) -> policies.LayerCache:
-        policy = "none" if self.whole_layer else self._policy
-        return policies.LayerCache(
-            policies.make_policy(policy, self.experts[number], number), slots
-        )
-
-    def _make_governor(self, link: Link) -> Governor | None:
-        wanted = self.prefetch.speculate and self.prefetch.stand_aside
-        return Governor(link.time) if wanted else None
-
-    def _make_pool(self, slots: Sequence[int]) -> Pool:
-        sizes = {entry.layout.nbytes for entry in self.entries}
-        link = (self.make_link or make_link)(self.device)
-        try:
-            pinned = self._load_pinned(link)
-        except BaseException:
-            link.close()  # or its thread would wait for good
-            raise
-        pool = Pool(
-            link,
-            self.homes,
-            [
-                self._allocate(n, entry.layout.nbytes)
-                for n, entry in zip(slots, self.entries, strict=True)
-            ],
-            [self._make_cache(number, n) for number, n in enumerate(slots)],
-            spares={n: self._allocate(placement.SPARES, n) for n in sorted(sizes)},
-            pinned=pinned,
-            ledger=self.ledger,
-            governor=self._make_governor(link),
-        )
-        weakref.finalize(pool, link.stop)
-        return pool
-
-    def _allocate(self, count: int, nbytes: int) -> list[Block]:
-        return allocate(count, nbytes, self.device, self._kernels)
-
-    def _load_pinned(self, link: Link) -> list[dict]:
-        """Experts whose home is the device: loaded now, never evicted, in blocks beside the
-        slots."""
-        pinned = []
-        for number, entry in enumerate(self.entries):
-            experts = self._pinned[number]
-            room = self._allocate(len(experts), entry.layout.nbytes)
-            blocks = dict(zip(experts, room, strict=True))
-            for expert, block in blocks.items():
-                link.start(self.homes[number][expert], block, link.mark(), True).wait()
-            pinned.append(blocks)
-        return pinned
+    return handle
 
 
 def dense_bytes(model: torch.nn.Module) -> int:
-    """Of all but the experts."""
+    """Bytes of all weights but the experts'."""
     return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def make_link(device: torch.device) -> Link:
+    """The link that loads experts to `device`."""
     if device.type != "cuda":
         return ThreadLink()
     from .cuda import CudaLink

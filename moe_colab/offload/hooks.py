@@ -1,15 +1,13 @@
-"""What is hung onto a transformers model: a Layer on every experts module, hooks on routers and
-model.
+"""Hooks on a transformers model: a layer object on every experts module, router and model hooks.
 
-Knows transformers' modules from outside, and the handle's pool and ledger; carries the guesses of
-`speculation` to the pool. Decides nothing.
+Knows transformers' modules from outside, and the runtime's pool and counters; brings the guesses of
+the prefetcher to the pool. Decides nothing.
 """
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -19,40 +17,24 @@ from transformers import Cache
 
 from ..cache.governor import Ranked
 from ..cache.policies import Tokens
-from ..cache.pool import Pool
-from ..cache.settings import PrefetchSettings
-from ..cache.stats import Ledger, Note
 from ..checkpoint import families
 from ..errors import MoEColabError
-from ..store import BlobLayout, LayerEntry
+from ..quantization.kernels import LowBitWeight
+from ..store import BlobLayout
 from .prefetch import Prefetcher
+from .runtime import Runtime
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
 
-
-class Handle(Protocol):
-    """What is asked of `model.offload` during a forward."""
-
-    device: torch.device
-    dtype: torch.dtype
-    model_type: str
-    entries: Sequence[LayerEntry]
-    lock: threading.RLock
-    pool: Pool
-    ledger: Ledger
-    policy: str
-    needs_logits: bool
-    whole_layer: bool
-    prefetch: PrefetchSettings
-    prefetcher: Prefetcher
-    check_stop: Callable[[], None]
+Weights = dict[str, torch.Tensor | LowBitWeight]
+"""One expert's matrices by name."""
 
 
-class Listener(Protocol):
-    """Told what one MoE layer computes, while there is one; must keep copies."""
+class LayerListener(Protocol):
+    """Receives what one MoE layer computes, while it is set; must keep copies."""
 
     def expert(self, expert: int, token: torch.Tensor, out: torch.Tensor) -> None:
-        """An expert's output [rows, H], not weighted, for the tokens [rows] of this call."""
+        """An expert's output [rows, H], not yet weighted, for the tokens [rows] of this call."""
 
     def layer(
         self,
@@ -61,143 +43,128 @@ class Listener(Protocol):
         top_k_weights: torch.Tensor,
         total: torch.Tensor,
     ) -> None:
-        """All of the call: what the experts function was given, and what it answers [T, H]."""
+        """The whole call: the arguments of the experts function and its result [T, H]."""
 
 
 class Routing(NamedTuple):
-    """What one router has said, and what the routers of later layers would say, on the host."""
+    """What one router chose, and the guesses for later layers, on the host."""
 
     index: np.ndarray  # int [T, K]
-    tokens: Tokens | None  # what the policy is shown
-    ahead: list[tuple[int, Ranked]]
+    tokens: Tokens | None  # for the policy: (experts, logits) of each token
+    ahead: list[tuple[int, Ranked]]  # guesses by layer
 
 
-class Layer:
-    """What one experts module is attached to: the engine's way to the pool."""
+class OffloadedLayer:
+    """What an experts module holds instead of its weights: its way to the pool."""
 
-    def __init__(self, offload: Handle, number: int, module: torch.nn.Module, layout: BlobLayout):
-        self.offload, self.number, self.layout = offload, number, layout
+    def __init__(self, runtime: Runtime, number: int, module: torch.nn.Module, layout: BlobLayout):
+        self.runtime, self.number, self.layout = runtime, number, layout
         self.experts = module.num_experts
-        self.lock = offload.lock
-        self.sum_dtype = families.sum_dtype(offload.model_type, offload.dtype)
+        self.sum_dtype = families.sum_dtype(runtime.model_type, runtime.dtype)
         self.router = threading.local()  # `logits` [T, E] of this thread's forward, kept by a hook
-        self.listener: Listener | None = None
+        self.listener: LayerListener | None = None
 
     def check_input(self, hidden_states: torch.Tensor) -> None:
-        if hidden_states.dtype != self.offload.dtype or hidden_states.device != self.offload.device:
+        """Raises MoEColabError where the input's dtype or device is not the experts'."""
+        dtype, device = self.runtime.dtype, self.runtime.device
+        if hidden_states.dtype != dtype or hidden_states.device != device:
             raise MoEColabError(
-                f"the experts are {self.offload.dtype} on {self.offload.device}, their input is "
-                f"{hidden_states.dtype} on {hidden_states.device}: do not move or cast a loaded "
-                "model, load it with device=... and dtype=..."
+                f"the experts are {dtype} on {device}, but their input is {hidden_states.dtype} on "
+                f"{hidden_states.device}: do not move or cast a loaded model, load it with "
+                "device=... and dtype=..."
             )
 
     def routing(self, top_k_index: torch.Tensor) -> Routing:
-        """top_k_index [T, K] and whatever else is to be known on the host; one transfer for all. A
-        policy is shown, and a trace keeps, logits in 16 bits: so a replay decides alike."""
-        wanted, recorder = self.offload.needs_logits, self.offload.ledger.recorder
-        shown = self._logits(len(top_k_index)) if wanted or recorder is not None else None
-        guesses = guesses_at(self.offload, self.number, "router_input")
-        parts = [top_k_index, *([] if shown is None else [shown]), *guesses.values()]
-        index, *rest = to_host(parts)
+        """top_k_index [T, K], with logits and guesses where they are wanted, brought to the host in
+        one transfer. Policies and traces get logits in 16 bits, so that a replay of the trace
+        decides as the policy did. Raises MoEColabError where the policy needs logits and there are
+        none."""
+        wanted, recorder = self.runtime.needs_logits, self.runtime.ledger.recorder
+        logits = self._logits(len(top_k_index)) if wanted or recorder is not None else None
+        guesses = self.runtime.guesses(self.number, "router_input")
+        index, *rest = to_host(
+            [top_k_index, *([] if logits is None else [logits]), *guesses.values()]
+        )
         index = index.astype(np.int64)
-        logits = None if shown is None else in_half(rest.pop(0))
-        least = self.offload.prefetch.guess_threshold
+        logits = None if logits is None else to_half(rest.pop(0))
+        least = self.runtime.prefetch.guess_threshold
         ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
         if recorder is not None:
             recorder.routed(self.number, index, logits)
-            note = recorder.guessing(self.number, "router_input")
             for layer, likely in ahead:
-                note(layer, likely)
+                recorder.guessed(self.number, layer, likely, "router_input")
         tokens = list(zip(index.tolist(), logits.tolist(), strict=True)) if wanted else None
         return Routing(index, tokens, ahead)
 
     def _logits(self, length: int) -> torch.Tensor | None:
-        """The router's [T, E]; None where it shows none and only a recording asks."""
+        """The router's logits [T, E]; None where it shows none and only a recording wants them."""
         logits = self.router.__dict__.pop("logits", None)
         if logits is not None and len(logits) == length:
             return logits
-        if self.offload.needs_logits:
+        if self.runtime.needs_logits:
             raise MoEColabError(
-                f"policy {self.offload.policy!r} needs the router's logits, and MoE layer "
+                f"policy {self.runtime.policy!r} needs the router's logits, and MoE layer "
                 f"{self.number} of this family shows none: choose another policy."
             )
         return None
 
-    def weights(
-        self, needed: list[int], tokens: Tokens | None, ahead: Sequence[tuple[int, Ranked]] = ()
-    ) -> Iterator[tuple[int, dict]]:
-        """Each needed expert once, with its matrices, in the order in which they can be had; the
-        guesses for the layers `ahead` are loaded behind them."""
-        if self.offload.whole_layer:
+    def weights(self, needed: list[int], routing: Routing) -> Iterator[tuple[int, Weights]]:
+        """Each needed expert (distinct, ascending) once, with its matrices, in the order in which
+        they arrive; behind them begin the loads of the routing's guesses. With `whole_layer`, every
+        expert of the layer."""
+        if self.runtime.settings.whole_layer:
             needed = list(range(self.experts))
-        for expert, block in self.offload.pool.experts(self.number, needed, tokens, ahead):
-            yield expert, block.views(self.layout, (self.number, expert))
+        pool, number = self.runtime.pool, self.number
+        for expert, block in pool.experts(number, needed, routing.tokens, routing.ahead):
+            yield expert, block.views(self.layout, (number, expert))
 
     def keep_logits(self, router, args, output) -> None:
-        """Hook on the router: its logits, if the policy or a recording asks for them."""
-        if self.offload.needs_logits or self.offload.ledger.recorder is not None:
+        """Hook on the router: keeps its logits where the policy or a recording wants them."""
+        if self.runtime.needs_logits or self.runtime.ledger.recorder is not None:
             self.router.logits = families.router_logits(output, self.experts)
 
 
-class Deliveries:
-    """Brings guesses made from a layer's output to the pool. On a GPU they come when the layer is
-    through, and nobody but a thread of their own waits for that."""
+class PrefetchWorker:
+    """Brings guesses made from a layer's output to the pool. On a GPU they are ready only when the
+    layer has ended: a thread waits for that, so that the forward goes on."""
 
-    def __init__(self, offload: Handle):
-        self.offload = weakref.proxy(offload)
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="moe_colab-guesses")
 
     def send(self, number: int) -> None:
-        guesses = guesses_at(self.offload, number, "layer_output")
+        """Guess from the output of MoE layer `number`, which has just been computed."""
+        guesses = self.runtime.guesses(number, "layer_output")
         if not guesses:
             return
-        pool, recorder = self.offload.pool, self.offload.ledger.recorder
-        note = recorder.guessing(number, "layer_output") if recorder is not None else None
+        pool, ledger = self.runtime.pool, self.runtime.ledger
+        recorder, phase = ledger.recorder, ledger.phase
         turns = {layer: pool.turns[layer] for layer in guesses}
-        if self.offload.device.type == "cpu":
-            self._deliver(pool, guesses, turns, self.offload.ledger.phase, note)
-            return
-        host = {
-            layer: torch.empty(guess.shape, pin_memory=True).copy_(guess, non_blocking=True)
-            for layer, guess in guesses.items()
-        }
-        issued = torch.cuda.Event()
-        issued.record()
-        phase = self.offload.ledger.phase
-        self.thread.submit(self._deliver, pool, host, turns, phase, note, issued.synchronize)
+        copied = None
+        if self.runtime.device.type != "cpu":
+            guesses = {
+                layer: torch.empty(guess.shape, pin_memory=True).copy_(guess, non_blocking=True)
+                for layer, guess in guesses.items()
+            }
+            copied = torch.cuda.Event()
+            copied.record()
 
-    def _deliver(
-        self, pool: Pool, guesses, turns, phase: str, note: Note | None, wait=lambda: None
-    ) -> None:
-        wait()
-        least = self.offload.prefetch.guess_threshold
-        with self.offload.lock:
-            for layer, guess in guesses.items():
-                if pool.turns[layer] == turns[layer]:  # or its router has spoken meanwhile
-                    likely = ranked(guess.numpy(), least)
-                    pool.guess(layer, likely, phase)
-                    if note is not None:
-                        note(layer, likely)
+        def deliver() -> None:
+            if copied is not None:
+                copied.synchronize()
+            least = self.runtime.prefetch.guess_threshold
+            with self.runtime.lock:
+                for layer, guess in guesses.items():
+                    if pool.turns[layer] == turns[layer]:  # or its router has run meanwhile
+                        likely = ranked(guess.numpy(), least)
+                        pool.guess(layer, likely, phase)
+                        if recorder is not None:
+                            recorder.guessed(number, layer, likely, "layer_output")
 
-
-def guesses_at(offload: Handle, number: int, source: str) -> dict[int, torch.Tensor]:
-    """{layer: float [2, n] on the device} for the layers after `number`, if they are to be guessed
-    from this source and lack anything."""
-    prefetch, pool = offload.prefetch, offload.pool
-    if prefetch.guess_from != source or not wants_guesses(offload):
-        return {}
-    found = {}
-    for layer in range(number + 1, min(number + prefetch.lookahead + 1, len(offload.entries))):
-        if pool.lacks_any(layer):
-            from_output = source == "layer_output"
-            guess = offload.prefetcher.guess(number, layer, prefetch.speculate, from_output)
-            if guess is not None:
-                found[layer] = guess
-    return found
-
-
-def wants_guesses(offload: Handle) -> bool:
-    return offload.prefetch.speculate > 0 and not offload.whole_layer and offload.pool.wants_guesses
+        if copied is None:
+            deliver()
+        else:
+            self.thread.submit(deliver)
 
 
 def ranked(guess: np.ndarray, least: float) -> Ranked:
@@ -206,35 +173,33 @@ def ranked(guess: np.ndarray, least: float) -> Ranked:
     return [(expert, probability) for expert, probability in pairs if probability >= least]
 
 
-def attach(model: torch.nn.Module, offload: Handle) -> Prefetcher:
-    """Let every experts module of the model find the handle, and the handle hear of forwards.
-    Answers who can be asked for guesses."""
+def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
+    """Give every experts module its layer object, and hang hooks on routers and model; the
+    prefetcher of these hooks."""
     modules = families.experts_modules(model)
-    for number, ((name, module), entry) in enumerate(zip(modules, offload.entries, strict=True)):
-        layer = Layer(offload, number, module, entry.layout)
+    for number, ((name, module), entry) in enumerate(zip(modules, runtime.entries, strict=True)):
+        layer = OffloadedLayer(runtime, number, module, entry.layout)
         module.moe_colab_layer = layer
         router = families.router_of(model, name)
         if router is not None:
             router.register_forward_hook(layer.keep_logits)
-    deliveries = Deliveries(offload)
 
     def begin_forward(model, args, kwargs) -> None:
         inputs = model_input(args, kwargs)
         if inputs is None:
-            return  # the model will say what it misses
+            return  # the model itself raises the error
         rows, length = inputs.shape[:2]
         decode = length == 1 and past_length(kwargs) > 0
-        with offload.lock:
-            offload.pool.check_open()
-            offload.ledger.forward("decode" if decode else "prompt", rows * length)
+        with runtime.lock:
+            runtime.pool.check_open()
+            runtime.ledger.forward("decode" if decode else "prompt", rows * length)
 
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
-    handle = weakref.proxy(offload)
-    return Prefetcher(model, lambda: wants_guesses(handle), deliveries.send)
+    return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)
 
 
 def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:
-    """Each on the host, in one transfer; several as float32, in which ids are exact too."""
+    """Each part on the host, in one transfer; several as float32, in which ids are exact too."""
     if len(parts) == 1:
         return [parts[0].cpu().numpy()]
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
@@ -246,13 +211,13 @@ def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:
     return pieces
 
 
-def in_half(logits: np.ndarray) -> np.ndarray:
-    """In 16 bits, as a trace keeps them; what is too large becomes the largest number there is."""
+def to_half(logits: np.ndarray) -> np.ndarray:
+    """float16, as a trace keeps them; larger values become the largest of float16."""
     return np.minimum(np.maximum(logits, -LARGEST_HALF), LARGEST_HALF).astype(np.float16)
 
 
 def model_input(args: Sequence, kwargs: Mapping) -> torch.Tensor | None:
-    """What a forward reads: ids [rows, length], or embeddings [rows, length, H]."""
+    """The input of a forward: ids [rows, length], or embeddings [rows, length, H]; None: none."""
     inputs = kwargs.get("input_ids")
     if inputs is None:
         inputs = args[0] if args else kwargs.get("inputs_embeds")
@@ -260,9 +225,8 @@ def model_input(args: Sequence, kwargs: Mapping) -> torch.Tensor | None:
 
 
 def past_length(kwargs: Mapping) -> int:
-    """Earlier tokens in the cache that a forward was given; layers without attention cannot
-    tell."""
-    # By type: its name differs between versions.
+    """Earlier tokens in the cache that a forward was given, 0 without one."""
+    # Found by type: the argument's name differs between versions of transformers.
     caches = [value for value in kwargs.values() if isinstance(value, Cache)]
     layers = [layer for past in caches for layer in past.layers if hasattr(layer, "get_seq_length")]
     return max((int(layer.get_seq_length()) for layer in layers), default=0)

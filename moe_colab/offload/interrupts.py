@@ -1,5 +1,5 @@
-"""Ctrl-C waits for the end of a layer: in the middle of one, a KeyboardInterrupt at the wrong line
-of bookkeeping could lose a slot. Knows signals; knows nothing of models."""
+"""Ctrl-C that waits for the end of a layer: a KeyboardInterrupt in the middle of one could lose a
+slot. Knows signals; knows nothing of models."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[None]:
-    """Hold back the first Ctrl-C until the block is left; a second one comes through at once. Only
-    the main thread is ever interrupted: in any other this does nothing."""
+    """Hold back the first Ctrl-C until the block ends; a second one acts at once. Python interrupts
+    the main thread only: in any other thread this does nothing."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield

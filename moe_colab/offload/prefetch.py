@@ -1,15 +1,16 @@
-"""Speculation: which experts the next layers will need, asked of their own routers ahead of time.
+"""Prefetcher: guesses which experts the next layers will need, by running their routers early.
 
-A layer adds little to the residual stream, so what enters this layer's MoE norm (or leaves this
-layer) is shown to the next layer's norm and router already now: section 3.2 of the paper, for any
-family. Knows transformers' modules from outside and finds a layer's norm by watching one forward.
-Knows no pool: whoever asks decides what is loaded.
+This is the paper's speculative prefetch (section 3.2), for any family: a layer adds little to the
+residual stream, so the next layer's norm and router can already run on what enters this layer's
+MoE norm, or leaves this layer. Knows transformers' modules from outside and finds a layer's norm by
+watching one forward. Knows no pool: the caller decides what is loaded.
 
 Legend: T tokens in this call (all rows), H hidden, E experts in the layer, n guesses.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from torch import nn
 
 from ..checkpoint import families
 
+log = logging.getLogger("moe_colab")
+
 
 class Stage:
-    """One MoE layer, as a guess passes through it. It does not keep the model alive."""
+    """The modules of one MoE layer that a guess runs through, by weak references."""
 
     def __init__(self, model: nn.Module, name: str, experts: nn.Module):
         self._block = weakref.ref(model.get_submodule(name.rpartition(".")[0]))
@@ -31,18 +34,18 @@ class Stage:
         self._router = None if router is None else weakref.ref(router)
         self._norm: weakref.ref | None = None
         self.experts = experts.num_experts
-        self.known = False  # the norm was looked for; without one the router's own input must do
-        self.refusal = ""  # why its router cannot be asked ahead of time
+        self.known = False  # the norm was looked for; without one, guess from the router's input
+        self.error = ""  # why its router cannot run early
         self.hooks: list = []  # on norms, until the right one is known
 
     @property
     def block(self) -> nn.Module:
-        """What holds the router and the experts."""
+        """The module that holds the router and the experts."""
         return self._block()
 
     @property
     def layer(self) -> nn.Module:
-        """The decoder layer around it."""
+        """The decoder layer around the block."""
         return self._layer()
 
     @property
@@ -51,21 +54,21 @@ class Stage:
 
     @property
     def norm(self) -> nn.Module | None:
-        """Whose output the router is shown."""
+        """The norm whose output is the router's input."""
         return self._norm and self._norm()
 
-    def watch(self, passed: Callable) -> None:
-        """Call `passed` after every norm of the decoder layer."""
+    def watch(self, on_norm: Callable) -> None:
+        """Call the hook `on_norm` after every norm of the decoder layer."""
         for module in self.layer.modules():
             if "norm" in type(module).__name__.lower() and module is not self.layer:
-                self.hooks.append((weakref.ref(module), module.register_forward_hook(passed)))
+                self.hooks.append((weakref.ref(module), module.register_forward_hook(on_norm)))
 
-    def find_norm(self, shown: torch.Tensor, passed: list) -> None:
-        """The norm whose output lies where the router's input does; the others are left alone from
-        now on."""
-        place = shown.untyped_storage().data_ptr()
-        found = [norm for norm, out, _ in passed if out.untyped_storage().data_ptr() == place]
-        self._norm, self.known = (weakref.ref(found[-1]) if found else None), True
+    def find_norm(self, router_input: torch.Tensor, passed: list) -> None:
+        """Find the norm whose output shares the memory of the router's input, and remove the hooks
+        from the others. passed: (norm, output, input) of every norm that ran."""
+        address = router_input.untyped_storage().data_ptr()
+        norms = [norm for norm, out, _ in passed if out.untyped_storage().data_ptr() == address]
+        self._norm, self.known = (weakref.ref(norms[-1]) if norms else None), True
         for module, hook in self.hooks:
             if module() is not self.norm:
                 hook.remove()
@@ -73,10 +76,10 @@ class Stage:
 
 
 class Prefetcher:
-    """Keeps what the routers of the running forward are shown, and shows it to later routers.
+    """Keeps the inputs of the routers in the running forward, and runs later routers on them.
 
-    wanted(): is anybody interested in guesses now? after(stage number): called when a layer has
-    ended, for guesses from its output.
+    wanted(): whether guesses are made now. after(layer): called when a MoE layer's decoder layer
+    has ended, for guesses from its output.
     """
 
     def __init__(
@@ -86,51 +89,65 @@ class Prefetcher:
         self.stages = [
             Stage(model, name, module) for name, module in families.experts_modules(model)
         ]
-        self._thread = threading.local()  # what belongs to the forward of one thread
+        self._thread = threading.local()  # the forward of each thread
         for number, stage in enumerate(self.stages):
             if stage.router is not None:
                 self._watch(number, stage)
 
-    # ------------------------------------------------------------------ ask
+    # ------------------------------------------------------------------ guess
     def guess(self, source: int, target: int, n: int, from_output: bool = False):
-        """The n experts that layer `target` will likeliest need, from the residual stream at layer
-        `source`: float [2, n], ids and probabilities (that any of the tokens needs it), on the
-        device; None where it cannot be known. Never waits for the device."""
-        stage, seen = self.stages[target], self._seen.get(source)
-        if seen is None or stage.router is None or not stage.known or stage.refusal:
+        """The n experts that MoE layer `target` will most probably need, from the residual stream
+        at layer `source`: float [2, n] on the device, ids and probabilities (that at least one of
+        the tokens needs it); None where there is no guess. Never waits for the device. A router
+        that raises is not run early again, and logged: a guess changes speed, never output."""
+        stage, inputs = self.stages[target], self._inputs.get(source)
+        if inputs is None or stage.router is None or not stage.known or stage.error:
             return None
-        shown, args, kwargs, stream = seen
+        hidden, args, kwargs, stream = inputs
         if from_output:
             stream = self._outputs.get(source)
         if stage.norm is not None and stream is None:
             return None
         try:
             with torch.no_grad():
-                if stage.norm is not None:  # by forward(): no hook of ours or others' is called
-                    shown = stage.norm.forward(stream).reshape(shown.shape)
+                if stage.norm is not None:  # by forward(), which calls no hooks
+                    hidden = stage.norm.forward(stream).reshape(hidden.shape)
                 elif from_output:
-                    shown = stream.reshape(shown.shape)
+                    hidden = stream.reshape(hidden.shape)
                 args, kwargs = self._own(source, target, args, kwargs)
-                return likeliest(stage.router.forward(shown, *args, **kwargs), stage.experts, n)
-        except Exception as error:  # a guess changes speed, never output
-            stage.refusal = f"{type(error).__name__}: {error}"
+                return likeliest(stage.router.forward(hidden, *args, **kwargs), stage.experts, n)
+        except Exception as error:
+            first = not self.errors
+            stage.error = f"{type(error).__name__}: {error}"
+            if first:
+                log.warning("%s; output does not change", self.describe_errors())
             return None
 
     def forget(self, number: int) -> None:
-        """What was shown to this layer's router is not needed any more."""
-        self._seen.pop(number, None)
+        """Let go of the input of this layer's router and of the layer's output."""
+        self._inputs.pop(number, None)
         self._outputs.pop(number, None)
 
     @property
-    def refusals(self) -> dict[int, str]:
-        """Layers whose routers cannot be asked ahead of time, and why."""
-        return {i: stage.refusal for i, stage in enumerate(self.stages) if stage.refusal}
+    def errors(self) -> dict[int, str]:
+        """MoE layers whose routers cannot run early, and why."""
+        return {i: stage.error for i, stage in enumerate(self.stages) if stage.error}
+
+    def describe_errors(self) -> str:
+        """One clause that names the layers without prefetch and the first reason; "" for none."""
+        errors = self.errors
+        if not errors:
+            return ""
+        layers = f"layer{'s' * (len(errors) > 1)} {', '.join(map(str, errors))}"
+        reason = next(iter(errors.values())).splitlines()[0]
+        return f"no prefetch for MoE {layers}, whose router cannot run early ({reason})"
 
     # ------------------------------------------------------------------ watch
     @property
-    def _seen(self) -> dict[int, tuple]:
-        """By layer: the router's input [T, H], its other arguments, and the residual stream."""
-        return self._thread.__dict__.setdefault("seen", {})
+    def _inputs(self) -> dict[int, tuple]:
+        """By layer: the router's input [T, H], its other arguments, and the stream before the
+        norm."""
+        return self._thread.__dict__.setdefault("inputs", {})
 
     @property
     def _outputs(self) -> dict[int, torch.Tensor]:
@@ -138,15 +155,15 @@ class Prefetcher:
 
     @property
     def _passed(self) -> dict[int, list]:
-        """By layer: the norms that were passed, with their outputs and inputs."""
+        """By layer: (norm, output, input) of the norms that ran."""
         return self._thread.__dict__.setdefault("passed", {})
 
     def _watch(self, number: int, stage: Stage) -> None:
-        def passed(norm, args, output) -> None:
+        def on_norm(norm, args, output) -> None:
             if (not stage.known or self.wanted()) and args and torch.is_tensor(output):
                 self._passed.setdefault(number, []).append((norm, output, args[0]))
 
-        def shown(router, args, kwargs) -> None:
+        def on_router(router, args, kwargs) -> None:
             passed = self._passed.pop(number, [])
             if not args or not torch.is_tensor(args[0]):
                 return
@@ -154,44 +171,44 @@ class Prefetcher:
                 stage.find_norm(args[0], passed)
             if self.wanted():
                 stream = next((s for norm, _, s in reversed(passed) if norm is stage.norm), None)
-                self._seen[number] = (args[0], args[1:], kwargs, stream)
+                self._inputs[number] = (args[0], args[1:], kwargs, stream)
 
-        def ended(layer, args, output) -> None:
-            if number in self._seen:
+        def on_layer_end(layer, args, output) -> None:
+            if number in self._inputs:
                 output = output[0] if isinstance(output, tuple) else output
                 if torch.is_tensor(output):
                     self._outputs[number] = output
                     self.after(number)
                 self.forget(number)
 
-        stage.watch(passed)
-        stage.router.register_forward_pre_hook(shown, with_kwargs=True)
-        stage.layer.register_forward_hook(ended)
+        stage.watch(on_norm)
+        stage.router.register_forward_pre_hook(on_router, with_kwargs=True)
+        stage.layer.register_forward_hook(on_layer_end)
 
     def _own(self, source: int, target: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """A router's other arguments: where they are the block's own tensors (a bias), those of the
-        target's block."""
-        theirs, ours = self.stages[source].block, self.stages[target].block
+        """A router's other arguments; a tensor of the source's block (a bias) is replaced by the
+        same tensor of the target's block."""
+        from_block, to_block = self.stages[source].block, self.stages[target].block
 
         def own(value: Any) -> Any:
             if torch.is_tensor(value):
-                for name, tensor in (*theirs._buffers.items(), *theirs._parameters.items()):
+                for name, tensor in (*from_block._buffers.items(), *from_block._parameters.items()):
                     if tensor is value:
-                        return getattr(ours, name)
+                        return getattr(to_block, name)
             return value
 
         return tuple(map(own, args)), {name: own(value) for name, value in kwargs.items()}
 
 
 def likeliest(output: Any, experts: int, n: int) -> torch.Tensor:
-    """What a router's forward tells about its n likeliest experts, over all tokens: float [2, n],
-    ids and probabilities. Those that the router itself would choose come first, whatever rule it
-    chooses by; a probability is the softmax of its logits."""
+    """The n likeliest experts in the output of a router's forward, over all tokens: float [2, n],
+    ids and probabilities. The router's own choices come first, whatever rule it chooses by;
+    probabilities are the softmax of its logits."""
     parts = output if isinstance(output, (tuple, list)) else (output,)
     index = next((p for p in parts if torch.is_tensor(p) and is_index(p)), None)
     logits = families.router_logits(output, experts)
     chosen = 0
-    if index is not None:  # one column more: ids past the last expert mean nobody
+    if index is not None:  # one column more: ids past the last expert mean no expert
         index = index.reshape(-1, index.shape[-1]).long()
         chosen = torch.zeros(len(index), experts + 1, device=index.device)
         chosen = chosen.scatter_(1, index.clamp(max=experts), 1.0)[:, :experts]

@@ -1,7 +1,7 @@
-"""Reading a text with a model that is recorded: a prompt, then one token after the other, as the
-text says it. The routing then depends on the text alone, not on what a model would have made up.
+"""Recording of a model that reads a text: a prompt at once, then one given token after another.
+The routing then depends on the text alone, not on tokens that the model would have generated.
 
-Knows transformers' caches and `recording`; knows no texts.
+Knows transformers' caches and `record`; knows no texts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from transformers import DynamicCache
 from ..cache.settings import SOURCES
 from ..errors import MoEColabError
 from ..trace import Trace
-from .handle import Offload
+from .handle import Offload, offload_of
 from .record import record
 
-PROMPT = 32  # tokens that are read at once
+PROMPT = 32  # tokens of the prompt
 
 
 def record_text(
@@ -38,24 +39,29 @@ def record_text(
     lookahead: int = 2,
     sources: Sequence[str] = SOURCES[:1],
 ) -> Trace:
-    """Read the first `tokens` tokens of `text`, `prompt` of them at once and the others one by one,
-    then go on for `more` tokens, each the likeliest; the trace of all that.
+    """The trace of a model that reads a text and goes on with it.
 
-    The model guesses `speculate` experts a layer meanwhile, `lookahead` layers ahead, and does not
-    stand aside, so that any replay with as many guesses can be made of the trace; its settings are
-    as before afterwards. With several `sources` of guesses all is read as often; outcomes and times
-    are those of the first reading. Raises MoEColabError for a text without tokens, numbers that
-    cannot be, while a chat answers, or what mc.record refuses.
+    label: the name of the text in the trace.
+    prompt: how many tokens are read at once (prefill); the others are read one by one (decode).
+    tokens: how many tokens of the text are read.
+    more: how many tokens the model adds, each the likeliest one.
+    speculate, lookahead: the guesses that are recorded, as for mc.load; the prefetch never stands
+        aside. A replay of the trace may use as many guesses, or fewer.
+    sources: where guesses are made from, `guess_from` of mc.load. The text is read once for each;
+        outcomes and times are those of the first reading.
+
+    The model's own settings come back afterwards. Raises MoEColabError for a text without tokens,
+    for numbers that are too small, while a chat answers, and where mc.record does.
     """
     if prompt < 1 or tokens < 1 or more < 0 or not sources:
         raise MoEColabError("prompt and tokens must be 1 at least, more 0, and sources not empty.")
     ids = ids_of(tokenizer, text, tokens)
-    with alone(handle_of(model)):
+    with exclusive(offload_of(model, "recorded")):
         return record_ids(model, tokenizer, ids, label, prompt, more, speculate, lookahead, sources)
 
 
 def ids_of(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
-    """int64 [1, T]: the text's first tokens, so many at the most. Raises MoEColabError where there
+    """int64 [1, T]: the text's first tokens, `tokens` at the most. Raises MoEColabError where there
     are none."""
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     if not ids.shape[1]:
@@ -74,50 +80,39 @@ def record_ids(
     lookahead: int,
     sources: Sequence[str],
 ) -> Trace:
-    """What record_text does with the ids of a text, for whoever is alone with the model."""
-    readings = []
-    for source in sources:
+    """`record_text` for token ids [1, T], inside `exclusive`."""
+    traces = []
+    for guess_from in sources:
         with (
-            guessing(handle_of(model), speculate, lookahead, source),
+            prefetching(model.offload, speculate, lookahead, guess_from),
             record(model, tokenizer, label=label) as trace,
         ):
             read(model, ids, prompt, more)
-        readings.append(trace)
-    whole = readings[0]
-    for other in readings[1:]:
-        whole = with_guesses_of(whole, other)
-    return whole
+        traces.append(trace)
+    return reduce(with_guesses_of, traces)
 
 
 @torch.no_grad()
 def read(model: torch.nn.Module, ids: torch.Tensor, prompt: int = PROMPT, more: int = 0) -> None:
-    """ids [1, T]: `prompt` of them at once, then a token at a time, then `more` of the model's
-    own."""
+    """Run the model on ids [1, T]: `prompt` of them at once, then a token at a time, then `more`
+    that it chooses itself."""
     # The argument's name differs between versions of transformers.
     takes = inspect.signature(type(model).forward).parameters
     past = {"cache" if "cache" in takes else "past_key_values": DynamicCache(config=model.config)}
     ids = ids.to(model.device)
     prompt = min(prompt, ids.shape[1])
     for part in ids.split([prompt] + [1] * (ids.shape[1] - prompt), dim=1):
-        said = model(part, use_cache=True, **past)
+        output = model(part, use_cache=True, **past)
     for _ in range(more):
-        said = model(said.logits[:, -1:].argmax(-1), use_cache=True, **past)
-
-
-def handle_of(model: torch.nn.Module) -> Offload:
-    """Raises MoEColabError where there is none."""
-    handle = getattr(model, "offload", None)
-    if not isinstance(handle, Offload):
-        raise MoEColabError("only a model of mc.load() can be recorded, and this one is not.")
-    return handle
+        output = model(output.logits[:, -1:].argmax(-1), use_cache=True, **past)
 
 
 @contextlib.contextmanager
-def alone(handle: Offload) -> Iterator[None]:
-    """No chat answers meanwhile: what it makes the model do would be recorded too. Raises
-    MoEColabError while one does."""
+def exclusive(handle: Offload) -> Iterator[None]:
+    """Keep chats from answering meanwhile, whose tokens would be recorded too. Raises MoEColabError
+    while one answers."""
     if not handle.answering.acquire(blocking=False):
-        raise MoEColabError("this model is answering somebody now: wait until that is over.")
+        raise MoEColabError("this model is answering in a chat now: wait until the answer ends.")
     try:
         yield
     finally:
@@ -125,27 +120,30 @@ def alone(handle: Offload) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def guessing(handle: Offload, speculate: int, lookahead: int, source: str) -> Iterator[None]:
-    """For a while, guess so much, whether it pays or not."""
-    names = ("speculate", "lookahead", "guess_from", "stand_aside")
-    before = [getattr(handle, name) for name in names]
+def prefetching(handle: Offload, speculate: int, lookahead: int, guess_from: str) -> Iterator[None]:
+    """Prefetch with these settings meanwhile, whether it pays or not."""
+    before = handle.prefetch
+    handle.prefetch = replace(
+        before,
+        speculate=speculate,
+        lookahead=lookahead,
+        guess_from=guess_from,
+        stand_aside=False,
+    )
     try:
-        for name, value in zip(names, (speculate, lookahead, source, False), strict=True):
-            setattr(handle, name, value)
         yield
     finally:
         if not handle.closed:
-            for name, value in zip(names, before, strict=True):
-                setattr(handle, name, value)
+            handle.prefetch = before
 
 
 def with_guesses_of(trace: Trace, other: Trace) -> Trace:
-    """A trace with the guesses of another one too, of a second reading of the same tokens. Raises
+    """`trace` with the guesses of `other` too, which is another reading of the same tokens. Raises
     MoEColabError where they were routed differently."""
     if not np.array_equal(trace.routing, other.routing):
         raise MoEColabError("two readings of the same tokens were routed differently.")
-    theirs = other.guesses.copy()
-    theirs["source"] += len(trace.sources)
-    both = np.concatenate([trace.guesses, theirs])
+    added = other.guesses.copy()
+    added["source"] += len(trace.sources)
+    both = np.concatenate([trace.guesses, added])
     both = both[np.lexsort((both["source"], both["at"], both["step"]))]
     return replace(trace, guesses=both, sources=trace.sources + other.sources)

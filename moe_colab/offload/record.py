@@ -1,24 +1,20 @@
-"""Recording a model: what is hung on it for a while, so that a trace hears of what happens.
+"""Recording of a model: `mc.record` hooks it up to a trace builder for the length of a block.
 
-Knows torch's hooks and the handle's ledger; knows no pool. What is heard goes to trace.Builder. Of
-each layer's routing the host has a copy anyway; the logits come with it, in the same transfer.
+Knows torch's hooks and the handle's counters; knows no pool. Each layer's routing is on the host
+anyway; the logits come with it, in the same transfer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
-from ..cache.stats import Ledger, Note
 from ..errors import MoEColabError
 from ..trace import Builder, Trace
-from ..trace.builder import Forward
-from .handle import Offload
+from .handle import Offload, offload_of
 from .hooks import model_input, past_length
 
 
@@ -26,109 +22,75 @@ from .hooks import model_input, past_length
 def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") -> Iterator[Trace]:
     """Record what an offloaded model does inside the block: `with mc.record(model) as trace: ...`.
 
-    The trace is empty until the block is left, by its end or by an error. A forward that does not
-    come to its end is left out. Guesses are kept as they are made: to replay speculation, record
-    with `speculate` at least as high. tokenizer: to keep the tokens' texts too. label: a name for
-    this part, for traces that are merged. Raises MoEColabError where the model is not one of
-    mc.load, is closed, or is being recorded already.
+    The trace is empty until the block ends, by its last line or by an error. A forward that does
+    not end is left out. Guesses are recorded as they are made: to replay the prefetch of n experts,
+    record with `speculate` at least n.
+
+    tokenizer: to record the texts of the tokens too.
+    label: the name of this part, for traces that are merged.
+
+    Raises MoEColabError where the model is not one of mc.load, is closed, or is being recorded
+    already.
     """
-    offload = getattr(model, "offload", None)
-    if not isinstance(offload, Offload):
-        raise MoEColabError("only a model of mc.load() can be recorded, and this one is not.")
-    header = {
-        "model": offload.name,
-        "experts": tuple(offload.experts),
-        "expert_bytes": tuple(entry.layout.nbytes for entry in offload.entries),
-        "settings": {
-            "slots": offload.slots,
-            "policy": offload.policy,
-            "whole_layer": offload.whole_layer,
-            "speculate": offload.speculate,
-            "lookahead": offload.lookahead,
-            "guess_from": offload.guess_from,
-            "device": str(offload.device),
-            "dtype": str(offload.dtype).removeprefix("torch."),
-        },
-    }
-    recorder = Recorder(Builder(header, label), offload.ledger)
-    trace = recorder.builder.trace()
-    with offload.lock:
-        offload.pool.check_open()
-        if offload.ledger.recorder is not None:
+    offload = offload_of(model, "recorded")
+    runtime, builder = offload.runtime, Builder(header(offload), label)
+    trace = builder.trace()
+    with runtime.lock:
+        runtime.pool.check_open()
+        if runtime.ledger.recording is not None:
             raise MoEColabError(
                 "this model is being recorded already: leave the first `with mc.record(...)` block "
                 "before the next begins."
             )
-        offload.ledger.recorder = recorder
+        runtime.ledger.recording = builder
+
+    def begin(model, args, kwargs) -> None:
+        inputs = model_input(args, kwargs)
+        if inputs is not None:
+            rows, length = inputs.shape[:2]
+            # Copied on their device, and brought to the host at the end.
+            ids = None if inputs.is_floating_point() else inputs.detach().clone()
+            builder.begin(runtime.ledger.phase, rows, length, past_length(kwargs), ids)
+
+    def end(model, args, output) -> None:
+        if runtime.ledger.recording is builder:
+            builder.end()
+
     hooks = [
-        model.register_forward_pre_hook(recorder.begin, with_kwargs=True),
-        model.register_forward_hook(recorder.end),
+        model.register_forward_pre_hook(begin, with_kwargs=True),
+        model.register_forward_hook(end),
     ]
     try:
         yield trace
     finally:
         for hook in hooks:
             hook.remove()
-        with offload.lock:  # no layer is at work
-            offload.ledger.recorder = None
-        trace.become(recorder.trace(tokenizer))
+        with runtime.lock:  # no layer runs now
+            runtime.ledger.recording = None
+        builder.header["texts"] = texts_of(builder, tokenizer)
+        trace.become(builder.trace())
 
 
-class Recorder:
-    """A Witness and the hooks that tell where a forward begins and ends. Each thread that runs the
-    model is in a forward of its own."""
+def header(offload: Offload) -> dict[str, Any]:
+    """What a trace says of the model that was recorded."""
+    names = ("slots", "policy", "whole_layer", "speculate", "lookahead", "guess_from")
+    return {
+        "model": offload.name,
+        "experts": tuple(offload.experts),
+        "expert_bytes": tuple(entry.layout.nbytes for entry in offload.entries),
+        "settings": {
+            **{name: getattr(offload, name) for name in names},
+            "device": str(offload.device),
+            "dtype": str(offload.dtype).removeprefix("torch."),
+        },
+    }
 
-    def __init__(self, builder: Builder, ledger: Ledger):
-        self.builder, self.ledger = builder, ledger
-        self.thread = threading.local()
 
-    @property
-    def forward(self) -> Forward | None:
-        return getattr(self.thread, "forward", None)
-
-    # ------------------------------------------------------------------ hooks
-    def begin(self, model, args, kwargs) -> None:
-        inputs = model_input(args, kwargs)
-        if inputs is None:
-            return
-        rows, length = inputs.shape[:2]
-        # Copied where they are, and brought to the host when all is over.
-        ids = None if inputs.is_floating_point() else inputs.detach().clone()
-        self.thread.forward = self.builder.begin(
-            self.ledger.phase, rows, length, past_length(kwargs), ids
-        )
-
-    def end(self, model, args, output) -> None:
-        if self.forward is not None and self.ledger.recorder is self:
-            self.builder.end(self.forward)
-        self.thread.forward = None
-
-    # ------------------------------------------------------------------ the witness
-    def routed(self, layer: int, index: np.ndarray, logits: np.ndarray | None) -> None:
-        if self.forward is not None:
-            self.builder.routed(self.forward, layer, index, logits)
-
-    def accessed(self, layer: int, expert: int, outcome: str, nbytes: int) -> None:
-        if self.forward is not None:
-            self.builder.accessed(self.forward, layer, expert, outcome, nbytes)
-
-    def waited(self, layer: int, expert: int, seconds: float) -> None:
-        if self.forward is not None:
-            self.builder.waited(self.forward, layer, expert, seconds)
-
-    def guessing(self, at: int, source: str) -> Note:
-        forward = self.forward
-        if forward is None:
-            return lambda layer, ranked: None
-        return lambda layer, ranked: self.builder.guessed(forward, at, layer, ranked, source)
-
-    # ------------------------------------------------------------------ the result
-    def trace(self, tokenizer: Any) -> Trace:
-        ids = set()
-        for forward in self.builder.done:
-            if isinstance(forward.ids, torch.Tensor):
-                forward.ids = forward.ids.cpu().numpy()
-                ids.update(forward.ids.reshape(-1).tolist())
-        texts = {token: tokenizer.decode([token]) for token in sorted(ids)} if tokenizer else {}
-        self.builder.header["texts"] = texts
-        return self.builder.trace()
+def texts_of(builder: Builder, tokenizer: Any) -> dict[int, str]:
+    """The text of every token id that was recorded; brings the ids to the host."""
+    ids = set()
+    for forward in builder.done:
+        if isinstance(forward.ids, torch.Tensor):
+            forward.ids = forward.ids.cpu().numpy()
+            ids.update(forward.ids.reshape(-1).tolist())
+    return {token: tokenizer.decode([token]) for token in sorted(ids)} if tokenizer else {}

@@ -1,4 +1,4 @@
-"""The settings of `mc.load`, checked against the model: one clear error, before any work.
+"""Settings of `mc.load`, checked against the model before any work is done.
 
 Knows how many experts each layer has; knows no memory and no torch.
 """
@@ -17,9 +17,9 @@ from ..units import parse_bytes
 
 @dataclass(frozen=True)
 class Settings:
-    """As given to `mc.load`, whose docstring says what each means; after `checked`, `slots` is one
-    number per layer or "auto", `vram` and `ram` are bytes or None, `pinned` is a tuple per
-    layer."""
+    """The arguments of `mc.load`, whose docstring explains them; `pinned` is its `resident`. After
+    `checked`, `slots` is a list with one number per layer or "auto", `vram` and `ram` are bytes or
+    None for "auto", `pinned` is a tuple of experts per layer."""
 
     slots: int | Sequence[int] | str = AUTO
     policy: PolicySpec = "lru"
@@ -31,7 +31,8 @@ class Settings:
     prefetch: PrefetchSettings = field(default_factory=PrefetchSettings)
 
     def checked(self, experts: Sequence[int]) -> Settings:
-        """The same for a model with `experts` per MoE layer. Raises MoEColabError."""
+        """These settings for a model with `experts` in each MoE layer. Raises MoEColabError for the
+        first wrong one."""
         make_policy(self.policy, experts[0])
         if self.kernels not in (AUTO, PLAIN):
             raise MoEColabError(f"kernels must be {AUTO!r} or {PLAIN!r}, not {self.kernels!r}.")

@@ -1,11 +1,13 @@
-"""A trace while it happens. Knows arrays; knows no model and no torch.
+"""Builder of a trace, from the events of a model that runs. Knows arrays; knows no model and no
+torch.
 
-It is told of forwards in their order, and within one of each layer's routing, accesses and guesses.
-A forward that does not end (an error, Ctrl-C, Stop) is left out with all that belongs to it.
+Forwards are recorded in the order in which they end, each with its layers' routing, accesses and
+guesses. A forward that does not end (an error, Ctrl-C, Stop) is left out.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +24,9 @@ from .trace import Trace
 
 @dataclass
 class Forward:
-    """One forward under way, or over. ids: of its tokens [rows, length], None where it was given
-    embeddings; the recorder may keep them elsewhere until `Builder.trace` is asked for."""
+    """One forward that is recorded: what `cache.stats.ForwardRecorder` names. ids: of its tokens
+    [rows, length], None where it was given embeddings; any array until `Builder.trace` is called.
+    began: seconds of `time.perf_counter`."""
 
     phase: str
     rows: int
@@ -38,59 +41,63 @@ class Forward:
     waits: dict[tuple[int, int], float] = field(default_factory=dict)  # by layer and expert
     guesses: list[tuple] = field(default_factory=list)  # as in arrays.GUESS, named
 
+    def routed(self, layer: int, index: np.ndarray, logits: np.ndarray | None) -> None:
+        """index [T, K], logits [T, E] within the range of float16, of all tokens of the forward.
+        Raises MoEColabError where a layer is run on other tokens than the model, or twice."""
+        tokens = self.rows * self.length
+        if len(index) != tokens or layer in self.routing:
+            raise MoEColabError(
+                f"MoE layer {layer} was run on {len(index)} tokens in a forward over {tokens}, or "
+                "twice: this family cannot be recorded."
+            )
+        self.routing[layer], self.logits[layer] = index, logits
+        self.spoke[layer] = time.perf_counter() - self.began
+
+    def accessed(self, layer: int, expert: int, outcome: str, nbytes: int) -> None:
+        self.waits[layer, expert] = 0.0
+        self.accesses.append((layer, expert, OUTCOMES.index(outcome), nbytes))
+
+    def waited(self, layer: int, expert: int, seconds: float) -> None:
+        self.waits[layer, expert] = seconds
+
+    def guessed(
+        self, at: int, layer: int, ranked: Sequence[tuple[int, float]], source: str
+    ) -> None:
+        self.guesses += [
+            (at, layer, expert, place, probability, source)
+            for place, (expert, probability) in enumerate(ranked)
+        ]
+
 
 class Builder:
-    """Takes in what happens; `trace()` is what has happened so far.
+    """Collects forwards; `trace()` holds those that have ended so far. Each thread may be in a
+    forward of its own.
 
-    header: what a Trace's header holds of the model; label: the name of the part that is recorded.
+    header: what a Trace's header says of the model; label: the name of the part that is recorded.
     """
 
     def __init__(self, header: Mapping[str, Any], label: str = ""):
         self.header, self.label = dict(header), label
         self.done: list[Forward] = []
         self.start = time.perf_counter()
+        self._thread = threading.local()
+
+    @property
+    def forward(self) -> Forward | None:
+        """This thread's forward, from `begin` to `end`."""
+        return getattr(self._thread, "forward", None)
 
     def begin(self, phase: str, rows: int, length: int, past: int, ids: Any) -> Forward:
-        return Forward(phase, rows, length, past, ids, time.perf_counter() - self.start)
+        """This thread's next forward; one that has not ended is left out."""
+        forward = Forward(phase, rows, length, past, ids, time.perf_counter())
+        self._thread.forward = forward
+        return forward
 
-    def routed(
-        self, forward: Forward, layer: int, index: np.ndarray, logits: np.ndarray | None
-    ) -> None:
-        """index [T, K], logits [T, E] within the range of fp16, of all tokens of the forward.
-        Raises MoEColabError where a layer is run on other tokens than the model, or twice."""
-        tokens = forward.rows * forward.length
-        if len(index) != tokens or layer in forward.routing:
-            raise MoEColabError(
-                f"MoE layer {layer} was run on {len(index)} tokens in a forward over {tokens}, or "
-                "twice: this family cannot be recorded."
-            )
-        forward.routing[layer], forward.logits[layer] = index, logits
-        forward.spoke[layer] = time.perf_counter() - self.start - forward.began
-
-    def accessed(
-        self, forward: Forward, layer: int, expert: int, outcome: str, nbytes: int
-    ) -> None:
-        forward.waits[layer, expert] = 0.0
-        forward.accesses.append((layer, expert, OUTCOMES.index(outcome), nbytes))
-
-    def waited(self, forward: Forward, layer: int, expert: int, seconds: float) -> None:
-        forward.waits[layer, expert] = seconds
-
-    def guessed(
-        self,
-        forward: Forward,
-        at: int,
-        layer: int,
-        ranked: Sequence[tuple[int, float]],
-        source: str,
-    ) -> None:
-        forward.guesses += [
-            (at, layer, expert, place, probability, source)
-            for place, (expert, probability) in enumerate(ranked)
-        ]
-
-    def end(self, forward: Forward) -> None:
-        self.done.append(forward)
+    def end(self) -> None:
+        """This thread's forward, if there is one, becomes part of the trace."""
+        if self.forward is not None:
+            self.done.append(self.forward)
+        self._thread.forward = None
 
     def trace(self) -> Trace:
         layers, widest = len(self.header["experts"]), max(self.header["experts"])
@@ -99,7 +106,7 @@ class Builder:
         sources: dict[str, int] = {}
         if self.done:
             found = arrays.join([self._arrays(f, top_k, widest, sources) for f in self.done])
-            found["forwards"]["began"] = [f.began for f in self.done]
+            found["forwards"]["began"] = [f.began - self.start for f in self.done]
             begins = found["forwards"]["past"] == 0
             begins[0] = True
             found["forwards"]["sequence"] = np.cumsum(begins) - 1

@@ -187,8 +187,8 @@ def trace_of(needed: list[list[int]], experts: int) -> Trace:
     builder = Builder({"model": "made up", "experts": (experts,), "expert_bytes": (10,)})
     for step in needed:
         forward = builder.begin("prompt" if len(step) > 2 else "decode", 1, len(step), 0, None)
-        builder.routed(forward, 0, torch.tensor(step)[:, None].numpy(), None)
-        builder.end(forward)
+        forward.routed(0, torch.tensor(step)[:, None].numpy(), None)
+        builder.end()
     return builder.trace()
 
 

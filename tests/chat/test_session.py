@@ -356,7 +356,7 @@ def test_looking_at_an_answer_does_not_wait_for_the_layer_at_work(chat):
     while answer.count < 2:
         time.sleep(0.002)
     seen = []
-    with chat.model.offload.lock:  # as a layer holds it
+    with chat.model.offload.runtime.lock:  # as a layer holds it
         looker = threading.Thread(target=lambda: seen.append(answer.turn()))
         looker.start()
         looker.join(5)

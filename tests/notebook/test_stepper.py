@@ -374,7 +374,7 @@ def test_all_is_put_back_after_an_error(loaded):
 
 def test_nobody_else_answers_meanwhile(loaded):
     model, tokenizer = loaded
-    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering somebody"):
+    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering in a chat now"):
         mc.stepper(model, tokenizer, TEXT)
     assert mc.stepper(model, tokenizer, TEXT, tokens=2) and not model.offload.answering.locked()
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
 
 import moe_colab as mc
-from moe_colab.offload.experts import Groups
-from moe_colab.offload.hooks import Layer
+from moe_colab.offload.experts import TokensByExpert
+from moe_colab.offload.hooks import OffloadedLayer
 from moe_colab.offload.placement import SPARES
 from moe_colab.offload.slots import Block
 
@@ -46,7 +46,7 @@ def test_groups_are_eagers_rows_and_order(data):
         )
     )
     index = np.array(rows)
-    groups = Groups.of(index, experts)
+    groups = TokensByExpert.of(index, experts)
     assert groups.experts == sorted({e for row in rows for e in row if e < experts})
     for i, expert in enumerate(groups.experts):
         token, position, rank = groups.rows[:, groups.bounds[i] : groups.bounds[i + 1]].tolist()
@@ -74,13 +74,13 @@ def test_one_transfer_to_the_host_per_layer(offloaded, monkeypatch):
     """On a GPU each of these would wait for everything before it; only the routing may."""
     model, _ = offloaded
     watch, transfers = Watch(), []
-    routing = Layer.routing
+    routing = OffloadedLayer.routing
 
     def transfer(self, top_k_index):
         transfers.append(self.number)
         return routing(self, top_k_index)
 
-    monkeypatch.setattr(Layer, "routing", transfer)
+    monkeypatch.setattr(OffloadedLayer, "routing", transfer)
     layer = model.model.layers[0].mlp.experts
     x, index = torch.randn(5, 192, dtype=model.dtype), torch.randint(0, 8, (5, 2))
     with watch:
@@ -92,14 +92,14 @@ def test_one_transfer_to_the_host_per_layer(offloaded, monkeypatch):
 
 def test_the_order_of_arrival_changes_nothing(plain, monkeypatch):
     """Experts computed in any order, sums in eager's: bit by bit the same, row after row."""
-    weights = Layer.weights
+    weights = OffloadedLayer.weights
     shuffle = random.Random(0)
 
     def in_any_order(self, *asked):
         copies = [(e, {k: v.clone() for k, v in w.items()}) for e, w in weights(self, *asked)]
         yield from shuffle.sample(copies, len(copies))
 
-    monkeypatch.setattr(Layer, "weights", in_any_order)
+    monkeypatch.setattr(OffloadedLayer, "weights", in_any_order)
     model, _ = mc.load(slots=3, progress=False)
     with model.offload, torch.no_grad():
         for length in (1, 24):
@@ -113,7 +113,7 @@ def test_slots_are_copies_of_their_homes_and_never_written(plain):
         checked = 0
         for number, table in enumerate(offload.pool.table):
             for expert, slot in table.items():
-                home = offload.homes[number][expert]
+                home = offload.pool.homes[number][expert]
                 assert zlib.crc32(slot.block.buffer) == home.crc32
                 checked += 1
         assert checked == 8 * 3
@@ -169,7 +169,7 @@ def test_an_unattached_model_says_so():
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(TINY_MOE, experts_implementation="moe_colab")
-    with pytest.raises(mc.MoEColabError, match="never attached"):
+    with pytest.raises(mc.MoEColabError, match="were never loaded"):
         model(IDS)
 
 

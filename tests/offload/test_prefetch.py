@@ -3,8 +3,10 @@ bring is counted exactly."""
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
+import logging
 import random
 import threading
 import time
@@ -21,7 +23,7 @@ from moe_colab.cache.clock_link import ClockLink, ManualLink, with_compute_times
 from moe_colab.cache.homes import DiskHome
 from moe_colab.cache.policies import POLICIES
 from moe_colab.cache.settings import SOURCES
-from moe_colab.offload.hooks import Layer
+from moe_colab.offload.hooks import OffloadedLayer
 from moe_colab.offload.placement import SPARES
 from moe_colab.offload.prefetch import likeliest
 
@@ -98,18 +100,18 @@ def test_200_random_settings_say_the_same(seed, said):
 def test_settings_changed_while_it_generates(said, monkeypatch):
     """Every few layers, between two of them."""
     model, _ = mc.load(slots=3, speculate=2, **ALWAYS)
-    dice, calls, routing = random.Random(3), [], Layer.routing
+    dice, calls, routing = random.Random(3), [], OffloadedLayer.routing
 
     def change(self, top_k_index):
         calls.append(1)
         if len(calls) % 5 == 0:
             name = dice.choice(["speculate", "lookahead", "guess_from", "guess_threshold"])
-            setattr(self.offload, name, some_settings(dice)[name])
+            setattr(model.offload, name, some_settings(dice)[name])
         if len(calls) % 17 == 0:
-            self.offload.policy = dice.choice([*POLICIES])
+            model.offload.policy = dice.choice([*POLICIES])
         return routing(self, top_k_index)
 
-    monkeypatch.setattr(Layer, "routing", change)
+    monkeypatch.setattr(OffloadedLayer, "routing", change)
     with model.offload:
         for how in said:
             check_says(model, said, how)
@@ -146,10 +148,10 @@ def check_family(family, folder, policy="lru", sources=SOURCES, slots=3) -> None
         with model.offload as offload:
             with mc.record(model) as trace:
                 assert torch.equal(generate(model, ids, do_sample=False), expected)
-            assert not offload.prefetcher.refusals
+            assert not offload.runtime.prefetcher.errors
             # What a guess has brought depends on time: under "none" all may have to give way.
             assert len(trace.guesses) > 0, "nothing was ever guessed"
-            assert all(stage.known for stage in offload.prefetcher.stages)
+            assert all(stage.known for stage in offload.runtime.prefetcher.stages)
 
 
 # ---------------------------------------------------------------------- what is guessed
@@ -163,9 +165,9 @@ def test_a_guess_is_the_next_routers_word_on_what_this_one_was_shown(plain):
         norm.register_forward_pre_hook(lambda _, args, i=i: shown.update({i: args[0]}))
         layer.register_forward_hook(lambda _, args, out, i=i: left.update({i: out}))
     with model.offload as offload, torch.no_grad():
-        prefetcher = offload.prefetcher
+        prefetcher = offload.runtime.prefetcher
         prefetcher.wanted = lambda: True
-        routing = Layer.routing
+        routing = OffloadedLayer.routing
 
         def note(self, index):
             for ahead in (1, 2):
@@ -179,8 +181,8 @@ def test_a_guess_is_the_next_routers_word_on_what_this_one_was_shown(plain):
 
         prefetcher.after = note_output
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Layer, "routing", note)
-            model(IDS)  # which shows the speculator where each norm is
+            patch.setattr(OffloadedLayer, "routing", note)
+            model(IDS)  # which shows the prefetcher where each norm is
             made.clear()
             model(IDS[:, :1])
         assert torch.equal(model(IDS[:, :1]).logits, plain(IDS[:, :1]).logits)
@@ -224,7 +226,36 @@ def test_a_router_that_cannot_be_asked_ahead_of_time_is_left_alone(said, monkeyp
         model.generate(IDS, max_new_tokens=1)
         monkeypatch.setattr(router, "forward", only_in_turn)
         check_says(model, said, "greedy")
-        assert offload.prefetcher.refusals == {4: "ValueError: not now"}
+        assert offload.runtime.prefetcher.errors == {4: "ValueError: not now"}
+
+
+def test_a_router_that_raises_is_logged_once_and_named_in_the_statistics(said, monkeypatch, caplog):
+    model, _ = mc.load(slots=3, speculate=2, **ALWAYS)
+    routers = {layer: model.model.layers[layer].mlp.gate for layer in (4, 6)}
+    in_turn = []
+
+    def raises_early(forward, *args):
+        if not in_turn:
+            raise ValueError("not now\nnor later")
+        return forward(*args)
+
+    with model.offload as offload:
+        assert offload.stats().speculation == ""
+        for router in routers.values():
+            early = functools.partial(raises_early, router.forward)
+            monkeypatch.setattr(router, "forward", early)
+            router.register_forward_pre_hook(lambda *_: in_turn.append(1))
+            router.register_forward_hook(lambda *_: in_turn.clear())
+        with caplog.at_level(logging.WARNING, "moe_colab"):
+            for how in said:
+                check_says(model, said, how)
+        (warning,) = caplog.records
+        assert warning.name == "moe_colab"
+        assert "MoE layer 4," in warning.message and "ValueError: not now" in warning.message
+        says = offload.stats().speculation
+        assert says == offload.peek().speculation == offload.stats().as_dict()["speculation"]
+        assert "layers 4, 6," in says and "(ValueError: not now)" in says
+        assert offload.stats().speculative_hits + offload.stats().late > 0  # by the other layers
 
 
 def test_nothing_is_asked_where_nothing_is_wanted(monkeypatch):
@@ -355,7 +386,7 @@ def test_delays_change_no_token(said, monkeypatch, where):
         return views(self, *args)
 
     if where == "before copies":
-        for home in itertools.chain(*model.offload.homes):
+        for home in itertools.chain(*model.offload.pool.homes):
             home.__class__ = Dawdle
     else:
         monkeypatch.setattr(Block, "views", late_views)
@@ -372,7 +403,7 @@ def test_loads_that_end_when_they_like_change_no_token(said, monkeypatch, seed):
         "moe_colab.offload.handle.make_link", lambda _: links.append(ManualLink()) or links[-1]
     )
     model, _ = mc.load(slots=2, speculate=2, lookahead=2, **ALWAYS)
-    routing = Layer.routing
+    routing = OffloadedLayer.routing
 
     def shuffle(self, index):
         for ticket in links[0].pending:
@@ -385,7 +416,7 @@ def test_loads_that_end_when_they_like_change_no_token(said, monkeypatch, seed):
                 links[0].fail(ticket, mc.MoEColabError("gone"))
         return routing(self, index)
 
-    monkeypatch.setattr(Layer, "routing", shuffle)
+    monkeypatch.setattr(OffloadedLayer, "routing", shuffle)
     with model.offload as offload:
         for how in said:
             check_says(model, said, how)
@@ -419,8 +450,8 @@ def test_a_read_error_is_heard_where_the_expert_is_needed_and_only_there(said, m
     with model.offload as offload:
         check_says(model, said, "greedy")
         threads = threading.active_count()
-        for number in range(len(offload.homes)):
-            broken.add(offload.homes[number][3].label)
+        for number in range(len(offload.pool.homes)):
+            broken.add(offload.pool.homes[number][3].label)
             try:
                 check_says(model, said, "greedy")
             except mc.MoEColabError as error:

@@ -69,7 +69,7 @@ def test_the_settings_come_back_after_an_error(loaded):
 
 def test_nothing_is_read_while_a_chat_answers(loaded):
     model = loaded[0]
-    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering somebody"):
+    with model.offload.answering, pytest.raises(mc.MoEColabError, match="answering in a chat now"):
         mc.record_text(*loaded, TEXT)
     assert mc.record_text(*loaded, TEXT, tokens=2) and not model.offload.answering.locked()
 

@@ -36,8 +36,8 @@ def large(seed: int = 1, layers: int = 6, experts: int = 128, tokens: int = 40) 
             chosen = [dice.sample(range(experts), 8) for _ in range(length)]
             if phase == "prompt" and layer == layers - 1:
                 chosen[:-1] = [[-1] * 8] * (length - 1)
-            builder.routed(forward, layer, np.array(chosen), None)
-        builder.end(forward)
+            forward.routed(layer, np.array(chosen), None)
+        builder.end()
     return builder.trace()
 
 

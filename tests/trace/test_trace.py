@@ -124,10 +124,10 @@ def test_guesses_stand_beside_what_came_true():
     for step in range(2):
         forward = builder.begin("decode", 1, 1, 5 + step, None)
         for layer in range(2):
-            builder.routed(forward, layer, np.array(said[step][layer]), None)
+            forward.routed(layer, np.array(said[step][layer]), None)
             for guess in guessed if layer == 1 else ():
-                builder.guessed(forward, *guess)
-        builder.end(forward)
+                forward.guessed(*guess)
+        builder.end()
     trace = builder.trace()
     right = trace.guess_frame()
     columns = ["step", "at", "layer", "expert", "place", "source", "right"]
@@ -161,7 +161,7 @@ def test_recording_changes_nothing_and_leaves_nothing_behind(model):
     talk(model)
     assert trace.steps == NEW + 1
     assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == hooks
-    assert model.offload.ledger.recorder is None
+    assert model.offload.runtime.ledger.recording is None
 
 
 def test_a_forward_that_fails_is_left_out_and_the_next_recording_works(model, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_forward_that_fails_is_left_out_and_the_next_recording_works(model, mo
         if len(layers) == 8:  # in the third of three forwards over three layers
             raise Stop
 
-    monkeypatch.setattr(model.offload, "check_stop", stop)
+    monkeypatch.setattr(model.offload.runtime, "check_stop", stop)
     with pytest.raises(Stop), mc.record(model) as trace:
         talk(model)
     assert trace.steps == 2 and len(trace.needed(0)) == 2
@@ -200,7 +200,7 @@ def test_what_cannot_be_recorded_is_refused(model, tmp_path):
     other.offload.close()
     with pytest.raises(mc.MoEColabError, match="closed"), mc.record(other):
         pass
-    assert other.offload.ledger.recorder is None
+    assert other.offload.runtime.ledger.recording is None
 
 
 def test_an_answer_given_in_another_thread_is_recorded(model):
@@ -271,16 +271,16 @@ def made_up(seed: int, label: str = "", layers: int = 2, experts: int = 5) -> Tr
                 continue  # this layer was not run
             index = np.stack([dice.permutation(experts + 1)[:top_k] for _ in range(rows * length)])
             logits = dice.normal(size=(rows * length, experts)) if dice.random() < 0.8 else None
-            builder.routed(forward, layer, index, logits)
+            forward.routed(layer, index, logits)
             for expert in sorted(set(index.flatten().tolist()) - {experts}):
                 outcome = str(dice.choice(["hit", "speculative_hit", "late", "miss"]))
-                builder.accessed(forward, layer, expert, outcome, 100 * (outcome == "miss"))
-                builder.waited(forward, layer, expert, float(dice.random()))
+                forward.accessed(layer, expert, outcome, 100 * (outcome == "miss"))
+                forward.waited(layer, expert, float(dice.random()))
             source = str(dice.choice(["router_input", "layer_output"]))
             named = dice.permutation(experts)[: dice.integers(0, 3)].tolist()
             guess = [(expert, float(dice.random())) for expert in named]
-            builder.guessed(forward, layer, (layer + 1) % layers, guess, source)
-        builder.end(forward)
+            forward.guessed(layer, (layer + 1) % layers, guess, source)
+        builder.end()
     return builder.trace()
 
 
@@ -394,15 +394,14 @@ def test_500_tokens_of_32_layers_take_less_than_2_mb(tmp_path):
         for layer in range(layers):
             logits = dice.normal(size=(1, experts))  # nothing is harder to compress
             index = np.argsort(-logits)[:, :2]
-            builder.routed(forward, layer, index, logits)
+            forward.routed(layer, index, logits)
             for expert in sorted(index[0].tolist()):
                 outcome = "hit" if dice.random() < 0.5 else "miss"
-                builder.accessed(forward, layer, expert, outcome, 68_000_000)
-                builder.waited(forward, layer, expert, float(dice.random()))
-            builder.guessed(
-                forward, layer, (layer + 1) % layers, [(1, 0.6), (2, 0.3)], "router_input"
-            )
-        builder.end(forward)
+                forward.accessed(layer, expert, outcome, 68_000_000)
+                forward.waited(layer, expert, float(dice.random()))
+            guess = [(1, 0.6), (2, 0.3)]
+            forward.guessed(layer, (layer + 1) % layers, guess, "router_input")
+        builder.end()
     path = builder.trace().save(tmp_path / "large.npz")
     assert path.stat().st_size < 2_000_000
 

@@ -1,8 +1,7 @@
-"""Listening to a model: it reads a text token by token, and every vector that its experts are given
-and answer is kept.
+"""Capture of a model that reads a text: every vector that goes into its experts and comes out.
 
-Knows the engine's listeners and the pool's caches; what is heard goes to `moments`. What a model
-says and counts does not depend on who listens.
+Knows the listeners of MoE layers and the pool's caches; makes the `TokenSteps` of the stepper. A
+listener changes nothing that the model computes or counts.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from ...analysis.cache_history import LOWEST, CacheHistory, RecordingPolicy, wat
 from ...cache.settings import SPECULATE
 from ...checkpoint import families
 from ...errors import MoEColabError
-from ...offload.handle import Offload
-from ...offload.read_text import alone, ids_of, record_ids
+from ...offload.handle import Offload, offload_of
+from ...offload.read_text import exclusive, ids_of, record_ids
 from .token_steps import Computed, TokenSteps
 
 
 class CaptureListener:
-    """A Listener at one layer. Of every token from the number `first` on, in order, `heard` holds
-    what was computed."""
+    """A LayerListener. `captured` holds what the layer computed for every token from number `first`
+    on, in order."""
 
     def __init__(self, first: int):
         self.first, self.seen = first, 0
@@ -37,12 +36,12 @@ class CaptureListener:
             self.outputs[number, expert] = row
 
     def layer(self, hidden_states, top_k_index, top_k_weights, total) -> None:
-        given = map(on_host, (hidden_states, top_k_weights, total))
-        rows = zip(*given, top_k_index.tolist(), strict=True)
+        vectors = map(on_host, (hidden_states, top_k_weights, total))
+        rows = zip(*vectors, top_k_index.tolist(), strict=True)
         for token, (x, weights, y, index) in enumerate(rows):
             if self.seen >= self.first:
-                nobody = np.zeros_like(y)  # ids past the last expert
-                outputs = [self.outputs.get((token, expert), nobody) for expert in index]
+                zero = np.zeros_like(y)  # ids past the last expert mean no expert
+                outputs = [self.outputs.get((token, expert), zero) for expert in index]
                 self.captured.append(Computed(x, weights, np.stack(outputs), y))
             self.seen += 1
         self.outputs.clear()
@@ -56,64 +55,61 @@ def on_host(values: torch.Tensor) -> np.ndarray:
 def capture(
     model: torch.nn.Module, tokenizer: Any, text: str, first: int, tokens: int, more: int
 ) -> TokenSteps:
-    """Let the model read up to `first + tokens` tokens, its own `more` at the end among them; the
-    moments from `first` on. Raises MoEColabError."""
-    offload = getattr(model, "offload", None)
-    if not isinstance(offload, Offload):
-        raise MoEColabError(
-            f"a model of mc.load() or a trace can be looked at step by step, and this is "
-            f"{type(model).__name__}."
-        )
+    """Let the model read up to `first + tokens` tokens, the last `more` of which it generates; the
+    steps from token `first` on. Raises MoEColabError for a model that mc.load did not make, without
+    a tokenizer or a text, for a text that ends before token `first`, and while a chat answers."""
+    offload = offload_of(model, "looked at step by step, or a trace")
     if tokenizer is None or not isinstance(text, str):
         raise MoEColabError(
-            "a model needs something to read: mc.stepper(model, tokenizer, text). A trace needs "
-            "neither."
+            "a model needs a tokenizer and a text to read: mc.stepper(model, tokenizer, text). A "
+            "trace needs neither."
         )
-    room = first + tokens
-    ids = ids_of(tokenizer, text, room)
-    with alone(offload), captured(model, offload, first) as (ears, tellers):
+    most = first + tokens
+    ids = ids_of(tokenizer, text, most)
+    with exclusive(offload), listening(model, offload, first) as (listeners, policies):
         trace = record_ids(
             model,
             tokenizer,
             ids,
             label="",
             prompt=1,
-            more=min(more, room - ids.shape[1]),
+            more=min(more, most - ids.shape[1]),
             speculate=offload.speculate or SPECULATE,
             lookahead=offload.lookahead,
             sources=[offload.guess_from],
         )
     if len(trace.tokens) <= first:
         raise MoEColabError(f"the text ends before token {first}: there are {len(trace.tokens)}.")
-    measures = tellers[0].measures
+    measures = policies[0].measures
     history = CacheHistory(
         policy="whole layer" if offload.whole_layer else offload.policy,
-        slots=tuple(teller.cache.slots for teller in tellers),
+        slots=tuple(policy.cache.slots for policy in policies),
         measures=measures,
         rule=LOWEST if measures else "",
-        found=[teller.found for teller in tellers],
+        found=[policy.found for policy in policies],
         pinned=tuple(tuple(sorted(pinned)) for pinned in offload.pool.pinned),
         recorded=True,
     )
-    return TokenSteps(trace, history, first, len(trace.tokens), [ear.captured for ear in ears])
+    captured = [listener.captured for listener in listeners]
+    return TokenSteps(trace, history, first, len(trace.tokens), captured)
 
 
 @contextlib.contextmanager
-def captured(
+def listening(
     model: torch.nn.Module, offload: Offload, first: int
 ) -> Iterator[tuple[list[CaptureListener], list[RecordingPolicy]]]:
-    """An ear at every layer and a teller in every cache, for a while."""
+    """A listener at every MoE layer and a recording policy in every cache, for a while."""
     layers = [module.moe_colab_layer for _, module in families.experts_modules(model)]
-    with offload.lock:
+    with offload.runtime.lock:
         offload.pool.check_open()
         caches = list(offload.pool.caches)
-        tellers = [watch(cache) for cache in caches]
-        ears = [CaptureListener(first) for _ in layers]
-        for layer, ear in zip(layers, ears, strict=True):
-            layer.listener = ear
+        policies = [watch(cache) for cache in caches]
+        listeners = [CaptureListener(first) for _ in layers]
+        for layer, listener in zip(layers, listeners, strict=True):
+            layer.listener = listener
     try:
-        yield ears, tellers
+        yield listeners, policies
     finally:
-        with offload.lock:
-            for layer, cache, teller in zip(layers, caches, tellers, strict=True):
-                layer.listener, cache.policy = None, teller.policy
+        with offload.runtime.lock:
+            for layer, cache, policy in zip(layers, caches, policies, strict=True):
+                layer.listener, cache.policy = None, policy.policy
