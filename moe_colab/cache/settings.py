@@ -1,4 +1,4 @@
-"""What a user may choose when loading, checked against the model: one clear error, before any work.
+"""Settings of caches and prefetch, checked against the model.
 
 Knows how many experts each layer has; knows no memory and no torch.
 """
@@ -11,20 +11,21 @@ from numbers import Integral, Real
 
 from ..errors import MoEColabError
 
-SOURCES = ("router_input", "layer_output")
+SOURCES = ("router_input", "layer_output")  # of guesses: the values of `guess_from`
 FARTHEST = 2  # layers ahead
-SPECULATE = 2  # guesses a layer, unless something else is asked for
+SPECULATE = 2  # experts prefetched for each layer, by default
 
 
 @dataclass(frozen=True)
 class PrefetchSettings:
-    """How the experts of the next layers are prefetched (paper, section 3.2).
+    """How the experts of later layers are prefetched (paper, section 3.2).
 
     speculate: experts of each layer that are guessed and loaded ahead of time, 0 for none.
-    lookahead: how many layers ahead, 1 or 2. guess_from: the residual stream at the router
-    ("router_input", earlier) or after the layer ("layer_output", more often right).
-    guess_threshold: a guess that the router thinks less probable is not made. stand_aside: let the
-    governor prefetch less, or nothing, where it does not pay.
+    lookahead: how many layers ahead, 1 or 2.
+    guess_from: the residual stream at the router ("router_input": earlier) or after the layer
+        ("layer_output": more often right).
+    guess_threshold: the least probability, 0 to 1, at which an expert is prefetched.
+    stand_aside: whether the governor may prefetch less, or nothing, where it does not pay.
     """
 
     speculate: int = SPECULATE
@@ -34,35 +35,29 @@ class PrefetchSettings:
     stand_aside: bool = True
 
     def __post_init__(self) -> None:
-        """Raises MoEColabError."""
-        if not is_whole(self.speculate) or self.speculate < 0:
-            raise MoEColabError(
-                "speculate must be a number of guesses a layer, 0 for none, not "
-                f"{self.speculate!r}."
-            )
-        if not is_whole(self.lookahead) or not 1 <= self.lookahead <= FARTHEST:
-            raise MoEColabError(
-                f"lookahead must be 1 to {FARTHEST} layers, not {self.lookahead!r}."
-            )
-        if self.guess_from not in SOURCES:
-            raise MoEColabError(
-                f"guess_from must be {' or '.join(map(repr, SOURCES))}, not {self.guess_from!r}."
-            )
-        if not isinstance(self.guess_threshold, Real) or not 0 <= self.guess_threshold <= 1:
-            raise MoEColabError(
-                f"guess_threshold must be a probability from 0 to 1, not {self.guess_threshold!r}."
-            )
-        if not isinstance(self.stand_aside, bool):
-            raise MoEColabError(f"stand_aside must be True or False, not {self.stand_aside!r}.")
+        """Raises MoEColabError for the first wrong setting."""
+        n, ahead, odds = self.speculate, self.lookahead, self.guess_threshold
+        likely = isinstance(odds, Real) and 0 <= odds <= 1
+        rules = {
+            "speculate": (is_whole(n) and n >= 0, "a number of guesses a layer, 0 for none"),
+            "lookahead": (is_whole(ahead) and 1 <= ahead <= FARTHEST, f"1 to {FARTHEST} layers"),
+            "guess_from": (self.guess_from in SOURCES, " or ".join(map(repr, SOURCES))),
+            "guess_threshold": (likely, "a probability from 0 to 1"),
+            "stand_aside": (isinstance(self.stand_aside, bool), "True or False"),
+        }
+        for name, (right, rule) in rules.items():
+            if not right:
+                raise MoEColabError(f"{name} must be {rule}, not {getattr(self, name)!r}.")
 
 
 def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; True and False are none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_slots(slots: int | Sequence[int], experts: Sequence[int]) -> list[int]:
-    """One number per layer. Raises MoEColabError for 0, for more than the layer has experts, for a
-    wrong length."""
+    """Slots as one number per layer. experts: of each layer. Raises MoEColabError for 0, for more
+    than the layer has experts, and for a wrong length."""
     if isinstance(slots, str) or not isinstance(slots, (Integral, Iterable)):
         raise MoEColabError(f"slots must be a number or a number per layer, not {slots!r}.")
     per_layer = [slots] * len(experts) if isinstance(slots, Integral) else list(slots)
@@ -81,8 +76,8 @@ def check_slots(slots: int | Sequence[int], experts: Sequence[int]) -> list[int]
 def check_pinned(
     resident: Mapping[int, Sequence[int]], experts: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """The named experts of each layer, ascending. Raises MoEColabError for one that is not
-    there."""
+    """The experts that `resident` names, by layer, ascending. experts: how many each layer has.
+    Raises MoEColabError for an expert that does not exist."""
     try:
         named = {number: sorted(set(chosen)) for number, chosen in resident.items()}
     except (AttributeError, TypeError) as error:

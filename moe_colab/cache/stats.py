@@ -11,9 +11,8 @@ is under way) and *miss* (a load must be issued). A *load* brings one expert's b
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 PHASES = ("prompt", "decode")
 
@@ -92,40 +91,13 @@ class Stats:
         }
 
 
-class ForwardRecorder(Protocol):
-    """Records the events of one forward."""
-
-    def routed(self, layer: int, index: Any, logits: Any) -> None:
-        """The router's choice [T, K] and logits [T, E] (None: it shows none), on the host."""
-
-    def accessed(self, layer: int, expert: int, outcome: str, nbytes: int) -> None:
-        """An access: "hit", "speculative_hit", "late" or "miss"; the bytes that a miss loads."""
-
-    def waited(self, layer: int, expert: int, seconds: float) -> None:
-        """How long compute waited for an expert that was accessed."""
-
-    def guessed(
-        self, at: int, layer: int, ranked: Sequence[tuple[int, float]], source: str
-    ) -> None:
-        """At the MoE layer `at`, experts were guessed for `layer`: (expert, probability), likeliest
-        first. May be called in any thread."""
-
-
-class Recording(Protocol):
-    """A model that is recorded."""
-
-    @property
-    def forward(self) -> ForwardRecorder | None:
-        """The recorder of this thread's forward, if there is one."""
-
-
 class Ledger:
     """The running counters: one Counters per layer and phase, and the phase of each thread's
-    forward. `recording` is set while single events are recorded too."""
+    forward. recording: what records single events too, such as a trace.Builder, or None."""
 
     def __init__(self, layers: int):
         self.layers = layers
-        self.recording: Recording | None = None
+        self.recording: Any = None
         self._thread = threading.local()
         self.reset()
 
@@ -140,9 +112,9 @@ class Ledger:
         self.forwards, self.tokens = self.forwards + 1, self.tokens + tokens
 
     @property
-    def recorder(self) -> ForwardRecorder | None:
-        """Records this thread's forward; None while nothing is recorded."""
-        return None if self.recording is None else self.recording.forward
+    def recorder(self) -> Any:
+        """What records this thread's forward, such as a trace.builder.Forward, or None."""
+        return self.recording and self.recording.forward
 
     @property
     def phase(self) -> str:

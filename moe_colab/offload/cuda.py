@@ -1,7 +1,7 @@
-"""The only CUDA-only part: a link that copies on a stream of its own, and pinned host memory.
+"""CUDA link, which copies experts on a stream of its own, and pinned host memory.
 
-Knows streams and events. The pool treats it like any other link: a ticket is done when its event
-has passed.
+Knows streams and events; the only module that works with CUDA alone. The pool treats the link like
+any other: a ticket is done when its event has passed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .slots import host_slab
 
 
 class CudaTicket(QueueTicket):
-    """DONE means *issued* to the copy stream; `event` tells when the bytes have arrived."""
+    """A load whose state DONE means *issued* to the copy stream; once `event` has passed, the bytes
+    are there."""
 
     event: torch.cuda.Event | None = None
 
@@ -28,7 +29,7 @@ class CudaTicket(QueueTicket):
         return self.state == DONE and self.event.query()
 
     def wait(self, book=None) -> None:
-        """The host waits until the copy is issued; the compute stream waits for its end."""
+        """The host waits until the copy is issued, the compute stream until it has ended."""
         if not self.done():
             with self.link.stall(book):
                 super().wait()
@@ -36,9 +37,9 @@ class CudaTicket(QueueTicket):
 
 
 class CudaLink(ThreadLink):
-    """Reads into pinned staging memory, or takes pinned homes as they are, and copies beside the
-    compute stream, chunk by chunk. Of a guess no more than one chunk lies in the stream, so that a
-    demand load waits for no more than that."""
+    """Copies chunk by chunk, beside the compute stream, from pinned homes or from files by way of
+    pinned staging memory. A prefetch has at most one chunk in the stream, so that a demand load
+    waits for no more than that."""
 
     ticket_class = CudaTicket
 
@@ -55,8 +56,8 @@ class CudaLink(ThreadLink):
 
     @contextlib.contextmanager
     def stall(self, book) -> Iterator[None]:
-        """Time what the compute stream spends between here and the end of the block: it has
-        nothing to do but wait. Booked when the events have passed."""
+        """Time the compute stream in this block, in which it only waits. The seconds are added to
+        `book` when the events have passed."""
         compute = torch.cuda.current_stream(self.device)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(compute)
@@ -64,7 +65,7 @@ class CudaLink(ThreadLink):
         after.record(compute)
         if book is not None:
             self.stalls.append((book, before, after))
-        while self.stalls and self.stalls[0][2].query():  # past: it needs no waiting for
+        while self.stalls and self.stalls[0][2].query():  # passed: no need to wait
             self._book_oldest()
 
     def book_stalls(self) -> None:
@@ -77,7 +78,7 @@ class CudaLink(ThreadLink):
         book.stall_seconds += before.elapsed_time(after) / 1e3
 
     def close(self) -> None:
-        """Copies that were issued and never waited for end before their memory is given away."""
+        """Stop, and wait until the copies that were issued have ended: their memory is freed."""
         super().close()
         self.stream.synchronize()
 
@@ -103,15 +104,15 @@ class CudaLink(ThreadLink):
                 yield end - done
                 done = end
         else:
-            for got in home.fill(self.staging):
-                self.staging.copy_to(target[done : done + got])
-                done += got
-                yield got
+            for nbytes in home.fill(self.staging):
+                self.staging.copy_to(target[done : done + nbytes])
+                done += nbytes
+                yield nbytes
 
 
 class Staging:
-    """A few chunks of pinned memory, in turn: one is filled while others are being copied. A home
-    writes to it as to a buffer, a slice at a time."""
+    """A ring of chunks of pinned memory: one is filled while others are being copied. A home writes
+    to it as to a buffer, slice by slice."""
 
     def __init__(self, chunks: int = 4):
         self.memory = [pinned_memory(CHUNK) for _ in range(chunks)]
@@ -119,14 +120,14 @@ class Staging:
         self.turn = 0
 
     def __getitem__(self, part: slice) -> memoryview:
-        """Room for this part of a load, once its last copy is through."""
+        """Memory for this slice of a load, once the last copy from it has ended."""
         self.turn = (self.turn + 1) % len(self.memory)
         if self.copied[self.turn] is not None:
             self.copied[self.turn].synchronize()
         return memoryview(self.memory[self.turn].numpy())[: part.stop - part.start]
 
     def copy_to(self, target: torch.Tensor) -> None:
-        """What was written last: uint8 [bytes] on the device."""
+        """Copy the slice that was written last to `target`, uint8 [bytes] on the device."""
         copy(target, self.memory[self.turn][: len(target)])
         self.copied[self.turn] = record()
 
@@ -136,23 +137,22 @@ def copy(target: torch.Tensor, source: torch.Tensor) -> None:
 
 
 def record() -> torch.cuda.Event:
-    """An event behind all that the current stream was given."""
+    """An event that passes when the current stream has done all its work so far."""
     event = torch.cuda.Event()
     event.record()
     return event
 
 
 def pinned_memory(nbytes: int) -> torch.Tensor:
-    """uint8 [nbytes] of page-locked host memory, of exactly that size: torch's own rounds up to a
-    power of two."""
+    """uint8 [nbytes] of page-locked host memory; torch's own would round up to a power of two.
+    Raises MoEColabError where the system refuses it."""
     memory = host_slab(nbytes)
     runtime, address = torch.cuda.cudart(), memory.data_ptr()
     code = runtime.cudaHostRegister(address, nbytes, 0)
     if int(code) != 0:
         raise MoEColabError(
             f"the system refused {nbytes / 1e6:.0f} MB of pinned memory (CUDA error {int(code)}): "
-            "load with a smaller "
-            'ram="...", or close what else uses memory.'
+            'load with a smaller ram="...", or close other programs.'
         )
     weakref.finalize(memory, runtime.cudaHostUnregister, address)
     return memory

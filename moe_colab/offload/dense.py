@@ -1,9 +1,9 @@
-"""Everything of a model but its routed experts, loaded by transformers itself.
+"""Dense part of a model, everything but its routed experts, loaded by transformers itself.
 
-Knows transformers' quantizer registry: registered as a quantization method, moe_colab is asked for
-its word between building the model (without memory) and loading its weights. The experts'
-parameters are taken out there, so that they are never in memory together, and low-bit modules put
-in the place of others; save_pretrained, training and casts are refused by transformers itself.
+Knows transformers' quantizer registry: moe_colab is registered as a quantization method, which
+transformers calls after it has built the model (without memory) and before it loads the weights.
+There the experts' parameters are removed, so that they are never in memory together, and low-bit
+modules replace others. Transformers itself then refuses save_pretrained, training and casts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .placement import free_memory
 
 @register_quantization_config(experts.NAME)
 class OffloadConfig(QuantizationConfigMixin):
-    """Tells transformers that the experts are ours, and which other modules are `low_bit`."""
+    """Names moe_colab as the quantization method, and the dense modules that are `low_bit`."""
 
     def __init__(self, low_bit: Sequence[str] = (), **kwargs: Any):
         self.quant_method = experts.NAME
@@ -40,12 +40,12 @@ class OffloadConfig(QuantizationConfigMixin):
 
 @register_quantizer(experts.NAME)
 class OffloadQuantizer(HfQuantizer):
-    """Takes the experts' parameters out of a model before its weights are loaded."""
+    """Removes the experts' parameters from a model before its weights are loaded."""
 
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
-        self.pre_quantized = False  # or 5.15 leaves renamed weights in the checkpoint's dtype
+        self.pre_quantized = False  # or 5.15 keeps the checkpoint's dtype of renamed weights
         for _, module in experts_modules(model):
             for name in parameter_names(module):
                 module.register_parameter(name, None)
@@ -65,12 +65,13 @@ class OffloadQuantizer(HfQuantizer):
 def load_dense(
     store: Store, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
 ) -> transformers.PreTrainedModel:
-    """The model with everything but its routed experts; what is low-bit multiplies by `kernels`."""
+    """The model without its routed experts, on `device`; its low-bit modules multiply by `kernels`.
+    Raises MoEColabError where memory is short or the store lacks a weight."""
     need = store.manifest.dense_bytes()
     if device.type == "cuda" and need > free_memory(device):
         raise MoEColabError(
-            f"everything but the experts needs {human(need)} on {device}, and "
-            f"{human(free_memory(device))} are free."
+            f"the model without its experts needs {human(need)} on {device}, but "
+            f"{human(free_memory(device))} are free: choose a checkpoint with fewer bits."
         )
     low_bit = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
     config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
@@ -80,7 +81,7 @@ def load_dense(
         "low_bit": [name for matrix in low_bit for name in matrix.modules],
     }
     if any(matrix.part == EMBEDDINGS for matrix in low_bit):
-        untie(config)  # there is no parameter to tie; a tied head shares its blob
+        untie(config)  # no parameter is left to tie; a tied head shares the blob
     with quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
             store.folder,
@@ -91,45 +92,43 @@ def load_dense(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
         )
-    lost = sorted(
-        {*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"]), *reshaped(model)}
-    )
-    if lost:
+    mismatched = (name for name, *_ in info["mismatched_keys"])
+    lacking = sorted({*info["missing_keys"], *mismatched, *reshaped(model)})
+    if lacking:
         raise MoEColabError(
-            f"{store.folder} does not fill the model: {', '.join(lost[:3])} are missing, or of "
+            f"{store.folder} does not fill the model: {', '.join(lacking[:3])} are missing, or of "
             "another size than config.json says."
         )
     for module in model.modules():
         config = getattr(module, "config", None)
-        if config is not None:  # some families compute in another way when they see this mark
+        if config is not None:  # some families compute differently where this is set
             vars(config).pop("_is_quantized", None)
     lowbit_modules.fill(model, store, dtype, device, kernels)
     model.requires_grad_(False)
     for parameter in model.parameters():
-        if parameter.data_ptr() % 64:  # a mapped view: products on it may differ in the last bit
+        if parameter.data_ptr() % 64:  # mapped from a file: products may differ in the last bit
             parameter.data = parameter.data.clone()
     refuse_casts(model, device, dtype)
     return model
 
 
 def untie(config: transformers.PreTrainedConfig) -> None:
-    """In memory only."""
+    """Set `tie_word_embeddings` to False in the loaded config; its file is unchanged."""
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         if hasattr(part, "tie_word_embeddings"):
             part.tie_word_embeddings = False
 
 
 def reshaped(model: transformers.PreTrainedModel) -> list[str]:
-    """Parameters of another shape than the model was built with: some versions of transformers
-    load them without a word where there is a quantizer."""
+    """Names of parameters of another shape than the model was built with: with a quantizer, some
+    versions of transformers load them and report nothing."""
     shapes = model.hf_quantizer.shapes
     return [name for name, p in model.named_parameters() if p.shape != shapes.get(name, p.shape)]
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bar and no remark about a quantization method that transformers does not know from
-    before."""
+    """No progress bar and no warning about an unknown quantization method."""
     log = transformers.logging
     verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -145,11 +144,11 @@ def quiet_transformers() -> Iterator[None]:
 def refuse_casts(
     model: transformers.PreTrainedModel, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Let every cast and move (`to`, `bfloat16`, `cuda`, ...) say at once that the experts would
-    not come along. They all go through `_apply`, with the function that changes one tensor."""
+    """Make every cast and move (`to`, `bfloat16`, `cuda`, ...) raise MoEColabError, because the
+    experts would not change. All of them call `_apply` with the function that changes a tensor."""
     apply = model._apply
 
-    def apply_if_harmless(change: Callable[..., torch.Tensor], *args: Any, **kwargs: Any):
+    def apply_if_unchanged(change: Callable[..., torch.Tensor], *args: Any, **kwargs: Any):
         probe = change(torch.empty(1, dtype=dtype, device=device))
         if probe.dtype != dtype or probe.device != device:
             raise MoEColabError(
@@ -158,4 +157,4 @@ def refuse_casts(
             )
         return apply(change, *args, **kwargs)
 
-    model._apply = apply_if_harmless
+    model._apply = apply_if_unchanged

@@ -1,6 +1,6 @@
-"""A source becomes an ordinary transformers model whose experts are offloaded.
+"""Loading: a source becomes an ordinary transformers model whose experts are offloaded.
 
-Knows where sources lie and in which order a model is put together; each step is another room's.
+Knows in which order a model is put together; every step is another module's.
 """
 
 from __future__ import annotations
@@ -55,31 +55,41 @@ def load(
     revision: str | None = None,
     progress: bool = True,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
-    """Load a Mixture-of-Experts model with its experts offloaded; (model, tokenizer), tokenizer
-    None if there is none.
+    """Load a Mixture-of-Experts model with its experts offloaded: (model, tokenizer), tokenizer
+    None where the source has none.
 
-    source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
-    into a store in the cache folder the first time), or "org/name" of the hub at `revision`
-    (downloaded file by file, each deleted when it is packed). slots: experts of each layer that the
-    device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
-    a CPU. policy: who leaves when the slots are full: "lru", "lfu", "fifo", "random", "none", or a
-    class (see moe_colab.cache.Policy). speculate: experts of each later layer that are guessed and
-    loaded ahead of time, 0 for none; lookahead: how many layers ahead, 1 or 2; guess_from: the
-    "router_input", which leaves more time, or the "layer_output", which is right more often;
-    guess_threshold: how probable a guess must be; stand_aside: guess less, or not at all, where it
-    does not pay. device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" is the checkpoint's own,
-    with float16 for bfloat16 on a GPU that has none. vram: bytes (or "15GB") that "auto" slots may
-    fill with everything else of the model. ram: bytes of host memory to keep experts in; "auto"
-    takes what is free on a CUDA machine and nothing on a CPU, where the page cache serves.
-    resident: experts by layer that stay on the device for good, beside the slots. whole_layer: move
-    every expert of a layer each time, the paper's naive baseline (section 4.3), and guess nothing.
-    kernels: "auto" multiplies with low-bit weights by the kernel that passed its self-test on this
-    machine (see `moe_colab.quantization.kernels.report()`), "plain" by torch alone, the same on all
-    machines.
+    source: None for the small model that comes with moe_colab; the folder of a store; the folder of
+        a checkpoint, which is packed into a store in the cache folder the first time; or "org/name"
+        of the hub, of which each file is deleted once it is packed.
+    slots: experts of each layer that the device holds at once (paper, section 3.1): a number, one
+        per layer, or "auto", which fills `vram`, or takes half the experts on a CPU.
+    policy: which expert is evicted when the slots are full: "lru", "lfu", "fifo", "random", "none",
+        or a class (see moe_colab.cache.Policy).
+    speculate: experts of each later layer that are guessed and prefetched (section 3.2), 0 for
+        none.
+    lookahead: how many layers ahead, 1 or 2.
+    guess_from: "router_input", which leaves more time, or "layer_output", which is right more
+        often.
+    guess_threshold: the least probability, 0 to 1, at which an expert is prefetched.
+    stand_aside: prefetch less, or nothing, where it does not pay.
+    device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
+    dtype: "auto" is the checkpoint's own, but float16 for bfloat16 on a GPU that lacks it.
+    vram: bytes, or "15GB", that the whole model with its "auto" slots may take on the device;
+        "auto" is what is free.
+    ram: bytes of host memory for copies of experts; "auto" takes what is free beside a CUDA device,
+        and nothing on a CPU, where the page cache serves.
+    resident: {layer: experts} that always stay on the device, beside the slots.
+    whole_layer: load every expert of a layer each time and prefetch nothing: the naive baseline of
+        section 4.3.
+    kernels: "auto" multiplies with low-bit weights by the kernel that passed its self-test here
+        (see `moe_colab.quantization.kernels.report()`); "plain" uses torch alone, the same on all
+        machines.
+    revision: branch, tag or commit of the hub; None for the main branch.
+    progress: show progress bars.
 
-    `model` is an ordinary transformers model in eval mode; `model.offload` is the handle to
-    settings and statistics. `num_parameters` and `get_memory_footprint` count the dense part only.
-    Raises MoEColabError.
+    `model` is an ordinary transformers model in eval mode, and `model.offload` its handle to
+    settings and statistics. `num_parameters` and `get_memory_footprint` leave the experts out.
+    Raises MoEColabError where the source cannot be used, an argument is wrong or memory is short.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
     prefetch = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
@@ -88,8 +98,8 @@ def load(
     own = TORCH_DTYPES[store.manifest.dtype]
     if wanted not in (None, own):
         raise MoEColabError(
-            f"{store.folder} holds {own} experts, and dtype={dtype!r} was asked for: leave dtype "
-            "out, or load the original checkpoint with that dtype."
+            f"{store.folder} holds {own} experts, not dtype={dtype!r}: leave dtype out, or load "
+            "the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
     model = load_dense(store, own, target, settings.kernels)
@@ -97,7 +107,6 @@ def load(
     return model, load_tokenizer(store.folder)
 
 
-# ---------------------------------------------------------------------- the source
 def open_store(
     source: str | os.PathLike[str] | None,
     revision: str | None,
@@ -106,8 +115,8 @@ def open_store(
     dtype: torch.dtype | None,
     progress: bool,
 ) -> Store:
-    """The store that `source` names, or that of the checkpoint it names. A wrong setting is found
-    before the packing, which takes its time."""
+    """The store that `source` names, or the one packed from the checkpoint that it names. Settings
+    are checked before the packing, which takes long."""
     if not is_repo_id(source) or os.path.exists(source):
         folder = find_source(source)
         if is_store(folder):
@@ -119,6 +128,7 @@ def open_store(
 
 
 def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase | None:
+    """A store's tokenizer, None if it has none. Raises MoEColabError for a damaged one."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None
     try:

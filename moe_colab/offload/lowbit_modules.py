@@ -1,8 +1,8 @@
-"""Linear layers and embeddings whose weight lies in memory in low bits.
+"""Low-bit modules: linear layers and embeddings whose weight stays quantized in memory.
 
-Knows transformers' modules from outside, blobs and kernels. A module's blob is a
-buffer that no checkpoint holds, so that it is counted and freed with the model. Legend: N rows
-(out, or words), K columns (in, or hidden).
+Knows transformers' modules from outside, blobs and kernels. A module's blob is a buffer that no
+checkpoint holds, so that it is counted and freed with the model. Legend: N rows (out, or tokens of
+the vocabulary), K columns (in, or hidden).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..errors import CLOSED, MoEColabError
 from ..quantization.format import Shape
 from ..quantization.kernels import LowBitWeight
 from ..quantization.kernels.dispatch import AUTO
-from ..store import BlobLayout, DenseMatrix, Store
+from ..store import BlobLayout, Store
 from .slots import Block, allocate, host_slab, prepared_bytes
 
 
 class LowBitModule(nn.Module):
-    """What both have: the place for a matrix [N, K], empty until `hold`."""
+    """A module with a low-bit matrix [N, K], empty until `hold`."""
 
     def __init__(self, shape: Shape):
         super().__init__()
@@ -36,17 +36,18 @@ class LowBitModule(nn.Module):
     def hold(
         self, blob: torch.Tensor, layout: BlobLayout, matrix: LowBitWeight, dtype: torch.dtype
     ) -> None:
-        """Compute in `dtype` with the `matrix` that lies in `blob` as `layout` says."""
+        """Compute in `dtype` with `matrix`, the view of `blob` by `layout`."""
         self.blob, self.layout, self.matrix, self.dtype = blob, layout, matrix, dtype
 
     def release(self) -> None:
-        """Forget the views into the blob and what was prepared from it; the buffer is left for
-        whoever frees the model's tensors."""
+        """Drop the views of the blob and what was prepared from it; the buffer stays, and is freed
+        with the model's tensors."""
         self.matrix = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """All of it, [N, K], made anew each time: for families that read a weight themselves."""
+        """The dequantized matrix [N, K], computed at each access: for families that read weights
+        themselves."""
         return self._held().dequantized(self.dtype)
 
     def _held(self) -> LowBitWeight:
@@ -56,7 +57,7 @@ class LowBitModule(nn.Module):
 
 
 class LowBitLinear(LowBitModule):
-    """In the place of an nn.Linear, whose bias it keeps."""
+    """Replaces an nn.Linear and keeps its bias."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__((linear.out_features, linear.in_features))
@@ -74,7 +75,7 @@ class LowBitLinear(LowBitModule):
 
 
 class LowBitEmbedding(LowBitModule):
-    """In the place of an nn.Embedding: only the rows that are looked up are dequantized."""
+    """Replaces an nn.Embedding; dequantizes only the rows that are looked up."""
 
     def __init__(self, embedding: nn.Embedding):
         super().__init__((embedding.num_embeddings, embedding.embedding_dim))
@@ -92,7 +93,7 @@ class LowBitEmbedding(LowBitModule):
 
 
 KINDS = {nn.Linear: LowBitLinear, nn.Embedding: LowBitEmbedding}
-"""What can be replaced, by exact class: a subclass may compute something else."""
+"""The low-bit class for each exact class: a subclass may compute something else."""
 
 
 def low_bit_modules(model: nn.Module) -> list[LowBitModule]:
@@ -100,14 +101,14 @@ def low_bit_modules(model: nn.Module) -> list[LowBitModule]:
 
 
 def release(model: nn.Module) -> None:
-    """Let none of the model's low-bit modules hold its blob any more, but as a buffer."""
+    """Call `release` of all low-bit modules of the model."""
     for module in low_bit_modules(model):
         module.release()
 
 
 def swap(model: nn.Module, names: Iterable[str]) -> None:
-    """Put an empty low-bit module in the place of each named one. Raises MoEColabError where this
-    version of transformers builds the model otherwise."""
+    """Replace each named module by an empty low-bit module. Raises MoEColabError where this version
+    of transformers has no such linear layer or embedding."""
     for name in names:
         try:
             module = model.get_submodule(name)
@@ -115,8 +116,8 @@ def swap(model: nn.Module, names: Iterable[str]) -> None:
             module = None
         if type(module) not in KINDS:
             raise MoEColabError(
-                f"the store holds a matrix for {name}, and this version of transformers has no "
-                "such linear layer or embedding there: make the store anew."
+                f"the store holds a matrix for {name}, but this version of transformers has no "
+                "linear layer or embedding of that name: make the store again."
             )
         model.set_submodule(name, KINDS[type(module)](module))
 
@@ -124,22 +125,27 @@ def swap(model: nn.Module, names: Iterable[str]) -> None:
 def fill(
     model: nn.Module, store: Store, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
 ) -> None:
-    """Read the store's low-bit matrices into the modules that `swap` has made. Raises
-    MoEColabError where a blob's bytes are not the ones that were packed."""
+    """Read the store's low-bit matrices into the modules that `swap` made. Raises MoEColabError
+    where a blob is damaged or has another size than its module."""
     matrices = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
     for matrix, home in zip(matrices, store.dense_homes, strict=True):
         (block,) = allocate(1, home.nbytes, device, kernels)
         read(home, block)
         weight = block.views(matrix.layout, None)["weight"]
-        blob = block.tensor.data  # without a base that would stay when the buffer is emptied
+        blob = block.tensor.data  # no view: emptying the buffer must free the memory
         for name in matrix.modules:
             module = model.get_submodule(name)
-            check_shape(module, matrix)
+            stored = matrix.layout.matrices[0].shape
+            if module.shape != stored:
+                raise MoEColabError(
+                    f"the store's {name} is {stored}, but config.json says {module.shape}: make "
+                    "the store again."
+                )
             module.hold(blob, matrix.layout, weight, dtype)
 
 
 def read(home: DiskHome, block: Block) -> None:
-    """A blob into its block: one read, and for a GPU one copy."""
+    """Read a blob into its block; for a GPU, with one copy."""
     stage = block.tensor if block.buffer else host_slab(home.nbytes)
     for _ in home.fill(memoryview(stage.numpy())):
         pass
@@ -147,18 +153,9 @@ def read(home: DiskHome, block: Block) -> None:
         block.tensor.copy_(stage)
 
 
-def check_shape(module: LowBitModule, matrix: DenseMatrix) -> None:
-    stored = matrix.layout.matrices[0].shape
-    if module.shape != stored:
-        raise MoEColabError(
-            f"the store's {matrix.modules[0]} is {stored}, and config.json says {module.shape}: "
-            "make the store anew."
-        )
-
-
 def working_bytes(model: nn.Module, kernels: str = AUTO) -> int:
-    """Bytes that multiplying takes besides the blobs, at the most: what is prepared from them, and
-    one matrix in full."""
+    """Bytes that products with low-bit modules take beside the blobs, at the most: what kernels
+    prepare from them, and one dequantized matrix."""
     prepared = largest = 0
     for module in low_bit_modules(model):
         if isinstance(module, LowBitLinear):

@@ -24,9 +24,8 @@ from .trace import Trace
 
 @dataclass
 class Forward:
-    """One forward that is recorded: what `cache.stats.ForwardRecorder` names. ids: of its tokens
-    [rows, length], None where it was given embeddings; any array until `Builder.trace` is called.
-    began: seconds of `time.perf_counter`."""
+    """One forward that is recorded. ids: of its tokens [rows, length], None where it was given
+    embeddings; any array until `Builder.trace` is called. began: seconds of `time.perf_counter`."""
 
     phase: str
     rows: int
@@ -42,8 +41,9 @@ class Forward:
     guesses: list[tuple] = field(default_factory=list)  # as in arrays.GUESS, named
 
     def routed(self, layer: int, index: np.ndarray, logits: np.ndarray | None) -> None:
-        """index [T, K], logits [T, E] within the range of float16, of all tokens of the forward.
-        Raises MoEColabError where a layer is run on other tokens than the model, or twice."""
+        """index [T, K], logits [T, E] within the range of float16 (None: the router shows none), of
+        all tokens of the forward. Raises MoEColabError where a layer runs on other tokens than
+        the model, or twice."""
         tokens = self.rows * self.length
         if len(index) != tokens or layer in self.routing:
             raise MoEColabError(
@@ -54,15 +54,19 @@ class Forward:
         self.spoke[layer] = time.perf_counter() - self.began
 
     def accessed(self, layer: int, expert: int, outcome: str, nbytes: int) -> None:
+        """outcome: "hit", "speculative_hit", "late" or "miss"; nbytes: what a miss loads."""
         self.waits[layer, expert] = 0.0
         self.accesses.append((layer, expert, OUTCOMES.index(outcome), nbytes))
 
     def waited(self, layer: int, expert: int, seconds: float) -> None:
+        """How long compute waited for an expert that was accessed."""
         self.waits[layer, expert] = seconds
 
     def guessed(
         self, at: int, layer: int, ranked: Sequence[tuple[int, float]], source: str
     ) -> None:
+        """At the MoE layer `at`, experts were guessed for `layer`: (expert, probability), likeliest
+        first. May be called in any thread."""
         self.guesses += [
             (at, layer, expert, place, probability, source)
             for place, (expert, probability) in enumerate(ranked)
