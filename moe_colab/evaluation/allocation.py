@@ -1,9 +1,8 @@
-"""Which option for every part, so that all are small enough together and lose the least. Knows
-bytes and losses; knows no bits and no model.
+"""Allocation of a budget of bytes: one option for every part, so that they lose the least together.
 
-A multiple-choice knapsack (Kellerer, Pferschy and Pisinger 2004, "Knapsack Problems", chapter 11),
-solved part after part: of all sums so far, only those are kept that no other beats in both bytes
-and loss.
+Knows bytes and losses; knows no bits and no model. This is a multiple-choice knapsack (Kellerer,
+Pferschy and Pisinger 2004, "Knapsack Problems", chapter 11), solved part by part: only sums that
+no other beats in both bytes and loss (the Pareto front) are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MOST_SUMS = 3000
 
 @dataclass(frozen=True)
 class Option:
-    """One way to keep a part: its bytes and what it loses, a number that adds up over parts."""
+    """One choice for a part: its bytes, and its loss, a number that adds up over parts."""
 
     choice: Any
     nbytes: int
@@ -29,6 +28,8 @@ class Option:
 
 
 class Sum(NamedTuple):
+    """The bytes and loss of the options chosen so far; `last` is the newest, `before` the rest."""
+
     nbytes: int
     loss: float
     last: Option | None
@@ -38,47 +39,46 @@ class Sum(NamedTuple):
 def best_options(
     parts: Sequence[Sequence[Option]], budget: int, most_sums: int = MOST_SUMS
 ) -> tuple[Option, ...]:
-    """One option of every part: of all ways that take `budget` bytes at most, the one with the
-    least loss in sum; of equal ones, the smallest. Exact as long as no more than `most_sums` sums
-    are unbeaten at once; past that they are thinned out evenly, and the result may be a little
-    worse, never larger. Raises MoEColabError where even the smallest options are too large."""
+    """One option of every part, together at most `budget` bytes, with the least sum of losses; of
+    equal ones, the smallest. Exact while the Pareto front has at most `most_sums` sums; a longer
+    one is thinned out evenly, and the result may lose a little more, but is never larger. Raises
+    MoEColabError where even the smallest options are too large."""
     smallest = [min(option.nbytes for option in options) for options in parts]
     rest = [*accumulate(reversed(smallest), initial=0)][::-1]  # rest[i]: least bytes from part i on
     if rest[0] > budget:
         raise MoEColabError(
-            f"{human(budget)} do not hold it: with the fewest bits of every part it takes "
+            f"{human(budget)} are too few: with the smallest option of every part it takes "
             f"{human(rest[0])}; allow more bytes, or formats of fewer bits."
         )
     sums = [Sum(0, 0.0, None, None)]
     for number, options in enumerate(parts):
-        room = budget - rest[number + 1]
-        kept = unbeaten(options)
+        front = pareto_front(options)
         longer = (
-            Sum(one.nbytes + option.nbytes, one.loss + option.loss, option, one)
-            for one in sums
-            for option in kept
-            if one.nbytes + option.nbytes <= room
+            Sum(before.nbytes + option.nbytes, before.loss + option.loss, option, before)
+            for before in sums
+            for option in front
+            if before.nbytes + option.nbytes <= budget - rest[number + 1]
         )
-        sums = thinned(unbeaten(longer), most_sums)
-    chosen, one = [], sums[-1]
-    while one.before is not None:
-        chosen.append(one.last)
-        one = one.before
-    return tuple(reversed(chosen))
+        sums = thinned(pareto_front(longer), most_sums)
+    options, total = [], sums[-1]
+    while total.before is not None:
+        options.append(total.last)
+        total = total.before
+    return tuple(reversed(options))
 
 
-def unbeaten(candidates: Iterable[Any]) -> list[Any]:
-    """Those that nothing beats in both bytes and loss: bytes rise, losses fall."""
-    kept: list[Any] = []
+def pareto_front(candidates: Iterable[Any]) -> list[Any]:
+    """The candidates that no other beats in both bytes and loss: bytes rise, losses fall."""
+    front: list[Any] = []
     for candidate in sorted(candidates, key=lambda one: (one.nbytes, one.loss)):
-        if not kept or candidate.loss < kept[-1].loss:
-            kept.append(candidate)
-    return kept
+        if not front or candidate.loss < front[-1].loss:
+            front.append(candidate)
+    return front
 
 
 def thinned(sums: list[Sum], most: int) -> list[Sum]:
-    """At most `most` of them, evenly, the first and the last with them: the smallest always leads
-    to an end, the last is the best there is."""
+    """At most `most` sums, evenly spread, with the first (it always leads to a result) and the last
+    (it has the least loss)."""
     if len(sums) <= most:
         return sums
-    return [sums[place * (len(sums) - 1) // (most - 1)] for place in range(most)]
+    return [sums[i * (len(sums) - 1) // (most - 1)] for i in range(most)]

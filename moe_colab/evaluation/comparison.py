@@ -1,10 +1,10 @@
-"""Two models on the same text: the ratio of their perplexities, how often they agree, and how sure
-both are. Knows scores by token and which document a token is of; knows no models.
+"""Comparison of two models on the same texts: the ratio of their perplexities, their agreement, and
+confidence intervals of both. Knows scores by token and each token's document; knows no models.
 
-What is drawn anew is whole documents. The tokens of one document share its subject, and so do a
-model's mistakes in it: to draw tokens, or blocks of them, would count one subject many times and
-give intervals that are too narrow. Every domain keeps its number of documents, because the mix of
-domains was chosen, not met by chance.
+The bootstrap resamples whole documents. The tokens of one document share its subject, and so do a
+model's mistakes in it: to resample tokens, or blocks of them, would count one subject many times
+and give intervals that are too narrow. Every domain keeps its number of documents, because the mix
+of domains was chosen, and is no matter of chance.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`ratio`: the perplexity of the one model over that of the other. `agreement`: the share of
-    tokens at which both have the same first choice."""
+    """ratio: the perplexity of a model over that of the full model. agreement: the share of tokens,
+    0 to 1, for which both have the same first choice."""
 
     ratio: Interval
     agreement: Interval
 
     @property
     def tie(self) -> bool:
-        """Whether this text cannot tell the two perplexities apart."""
+        """Whether the interval of the ratio holds 1: the texts show no difference."""
         return self.ratio.spans(1.0)
 
     def __repr__(self) -> str:
@@ -108,14 +108,17 @@ def compare(
     resamples: Resamples | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """A model's `scores` against those of another on the same texts, mostly of the same model in
-    full precision, with 95 % intervals over documents.
+    """A model's scores against those of another, mostly the same model in full precision, with 95 %
+    intervals over documents.
 
-    domains: the domain of every text that was scored. resamples: samples drawn before, for many
-    comparisons on one text. Raises MoEColabError where the two did not score the same text, or a
-    domain has a single document.
+    scores, full: of the same texts.
+    domains: the domain of every text that was scored; one for all by default.
+    resamples: made before, for many comparisons on the same texts.
+    seed: of the resampling.
+
+    Raises MoEColabError where the two scored different texts, or a domain has a single document.
     """
-    full.agreement(scores)  # the same text?
+    full.agreement(scores)  # raises for different texts
     resamples = resamples or Resamples(full.documents, domains, seed=seed)
     rise = resamples.interval(scores.nll - full.nll)
     ratio = Interval(*(math.exp(value) for value in (rise.value, rise.low, rise.high)))

@@ -1,8 +1,8 @@
-"""How well a model predicts a text: perplexity, and how often its first choice is that of another
-model. Knows forwards; knows nothing of experts or bits.
+"""Perplexity of a model on texts, and its first choice for every token. Knows forwards; knows
+nothing of experts or bits.
 
-Two models are compared on the same tokens: score the one, keep the `Scores`, score the other. So
-neither has to be in memory with the other.
+Two models are compared by their `Scores` on the same tokens, so that both need not be in memory
+together.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ ROLES = {"U: ": "user", "A: ": "assistant"}
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model thought of every scored token, in the order of the text: `nll` float64 [tokens],
-    nats; `top1` int64 [tokens], its first choice there; `nbytes`: UTF-8 bytes of the scored text;
-    `documents` int64 [tokens], which text a token is of."""
+    """A model's predictions of every scored token, in the order of the texts.
+
+    nll: float64 [tokens], negative log likelihood in nats.
+    top1: int64 [tokens], the token that the model finds most probable there.
+    documents: int64 [tokens], the number of the token's text.
+    nbytes: UTF-8 bytes of the scored text.
+    """
 
     nll: np.ndarray
     top1: np.ndarray
@@ -41,19 +45,21 @@ class Scores:
 
     @property
     def perplexity(self) -> float:
+        """exp of the mean negative log likelihood of a token."""
         return math.exp(self.nll.mean())
 
     @property
     def bits_per_byte(self) -> float:
+        """Negative log likelihood in bits per UTF-8 byte: comparable between tokenizers."""
         return float(self.nll.sum()) / math.log(2) / self.nbytes
 
     def agreement(self, other: Scores) -> float:
-        """The share of tokens at which both models' first choice is the same. Raises MoEColabError
-        where they did not score the same text."""
+        """The share of tokens, 0 to 1, for which both models have the same first choice. Raises
+        MoEColabError where they did not score the same texts."""
         if self.tokens != other.tokens or (self.documents != other.documents).any():
             raise MoEColabError(
-                f"the scores are of {self.tokens} and of {other.tokens} tokens of different texts: "
-                "score both models on the same one."
+                f"the scores are of {self.tokens} and {other.tokens} tokens of different texts: "
+                "score both models on the same texts."
             )
         return float((self.top1 == other.top1).mean())
 
@@ -74,10 +80,15 @@ def perplexity(
     stride: int | None = None,
     progress: bool = False,
 ) -> Scores:
-    """Score every token of every text but its first, each once, by a window of `window` tokens that
-    moves by `stride` (half of it by default): a token is predicted from at least `window - stride`
-    tokens before it, where there are so many. Texts are scored apart from each other. Raises
-    MoEColabError where nothing is left to score or the window does not move."""
+    """Scores of every token of every text but its first, each token once, each text alone.
+
+    window: how many tokens the model reads at once.
+    stride: by how many tokens the window moves, half of it by default: a token is predicted from
+        at least `window - stride` tokens before it, where the text has so many.
+    progress: show a progress bar.
+
+    Raises MoEColabError where no text has two tokens, or for a stride outside 1 to window - 1.
+    """
     stride = window // 2 if stride is None else stride
     if not 0 < stride < window:
         raise MoEColabError(
@@ -91,8 +102,8 @@ def perplexity(
         nbytes += len(tokenizer.decode(ids[1:]).encode())
         for begin, first, end in windows(len(ids), window, stride):
             logits = model(ids[None, begin : end - 1].to(model.device)).logits[0].float()
-            logits, wanted = logits[first - begin - 1 :], ids[first:end].to(logits.device)
-            nll.append(F.cross_entropy(logits, wanted, reduction="none").double().cpu().numpy())
+            logits, targets = logits[first - begin - 1 :], ids[first:end].to(logits.device)
+            nll.append(F.cross_entropy(logits, targets, reduction="none").double().cpu().numpy())
             top1.append(logits.argmax(-1).cpu().numpy())
             documents.append(np.full(end - first, number))
     if not nll:
@@ -101,7 +112,7 @@ def perplexity(
 
 
 def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(begin, first, end): the model reads tokens [begin, end), and [first, end) are scored."""
+    """(begin, first, end) of each step: tokens [begin, end) are read, [first, end) are scored."""
     first = 1
     while first < length:
         end = min(length, first + (stride if first > 1 else window - 1))
@@ -110,20 +121,21 @@ def windows(length: int, window: int, stride: int) -> Iterator[tuple[int, int, i
 
 
 DOMAINS = {"chat": "task_dialogues", "code": "code_python", "french": "french", "prose": "prose"}
-"""Four of its domains, each another kind of text, by short names."""
+"""Four domains of the evaluation text, by short names."""
 
 
 def evaluation_texts(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
-    """The project's own evaluation text by domain, its dialogues written as this tokenizer's chat
-    template writes them (as plain lines where it has none)."""
-    found = {}
+    """The project's own evaluation texts by domain; dialogues are written by the tokenizer's chat
+    template, where it has one."""
+    texts = {}
     for path in sorted(evaluation_folder().glob("*.txt")):
         documents = path.read_text(encoding="utf-8").split(f"{SEPARATOR}\n")
-        found[path.stem] = [as_chat(tokenizer, document.strip("\n")) for document in documents]
-    return found
+        texts[path.stem] = [as_chat(tokenizer, document.strip("\n")) for document in documents]
+    return texts
 
 
 def as_chat(tokenizer: PreTrainedTokenizerBase, document: str) -> str:
+    """A dialogue by the tokenizer's chat template; any other document as it is."""
     lines = document.split("\n")
     if tokenizer.chat_template is None or not all(line[:3] in ROLES for line in lines):
         return document

@@ -1,14 +1,13 @@
-"""How much a model minds fewer bits, matrix by matrix, and the bits that follow from it. Knows how
-stores are made and scored; leaves the choice to `allocation`.
+"""Sensitivity of a model to fewer bits, matrix by matrix, and the formats that follow from it. Knows
+how stores are made and scored; leaves the choice to `allocation`.
 
-Each matrix is measured once, alone in few bits and everything else as it was, by two scores: the
-rise of the mean negative log likelihood, and the share of tokens whose first choice is another one.
-What another format would cost is not measured but scaled, by the error that it leaves in the
-weights; small errors of many matrices add up as their squares do ("Pushing the Limits of Large
-Language Model Quantization via the Linearity Theorem", arXiv 2411.17525). First choices change in
-proportion to how far the logits move, so it is the squares of these shares that add up. A rise may
-be nothing, or less, for a matrix whose spoiling changes many answers: no model's likelihood of a
-text is at its highest. A first choice can only be kept or lost.
+Each matrix is measured once, alone in the coarsest format, by two scores: the rise of the mean
+negative log likelihood, and the share of tokens whose first choice changes. The loss in another
+format is not measured but scaled by the error in the weights; small errors of many matrices add up
+as their squares do ("Pushing the Limits of Large Language Model Quantization via the Linearity
+Theorem", arXiv 2411.17525). First choices change in proportion to how far the logits move, so the
+squares of these shares add up. The rise can be 0 or negative even for a matrix whose error changes
+many first choices; the share cannot.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,35 +49,35 @@ AGREEMENT, PERPLEXITY = "agreement", "perplexity"
 FORMATS = tuple(Format(bits, group) for bits in (2, 3, 4) for group in (64, 16))
 
 Way = tuple[dict[str, Format], int]
-"""Formats of matrices that lie together, and the bytes that they take so."""
+"""Formats of the matrices of one part, and the bytes of the part in them."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What few bits cost. rise: of the mean negative log likelihood, nats a token. disagreement:
-    the share of tokens whose first choice is another than in full precision."""
+    """The loss by fewer bits. rise: of the mean negative log likelihood, nats a token.
+    disagreement: the share of tokens, 0 to 1, whose first choice is not that of full precision."""
 
     rise: Interval
     disagreement: Interval
 
     @classmethod
     def of(cls, scores: Scores, full: Scores, resamples: Resamples) -> Loss:
-        changed = resamples.interval(scores.top1 != full.top1)
-        return cls(resamples.interval(scores.nll - full.nll), changed)
+        rise, changed = scores.nll - full.nll, scores.top1 != full.top1
+        return cls(resamples.interval(rise), resamples.interval(changed))
 
 
 @dataclass(frozen=True)
 class MatrixSensitivity:
-    """loss: where this matrix alone is kept in the coarsest format. weights: how many it has, in
-    all experts. errors: by format, the norm of what quantizing loses over that of the weights, of
-    all experts together."""
+    """loss: with this matrix alone in the coarsest format. weights: how many it has, over all
+    experts. errors: by format, the norm of the quantization error over that of the weights."""
 
     loss: Loss
     weights: int
     errors: Mapping[Format, float]
 
     def expected(self, form: Format, coarsest: Format, by: str) -> float:
-        """What adds up over matrices. A rise below zero is chance."""
+        """The expected loss in a format, which adds up over matrices. A rise below 0 is noise and
+        counts as 0."""
         relative = self.errors[form] / max(self.errors[coarsest], 1e-12)
         if by == PERPLEXITY:
             return max(0.0, self.loss.rise.value) * relative**2
@@ -87,9 +86,10 @@ class MatrixSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """`matrices` by the names that a recipe gives them; `formats`, the coarsest first. together:
-    what is lost where all of them are in the coarsest format. parts: for what lies together, all
-    ways to keep it. fixed_bytes: everything else."""
+    """What `measure_sensitivity` found. formats: the coarsest first. matrices: by the names that
+    `quantize` gives them. together: the loss with all of them in the coarsest format. parts: the
+    matrices that share a blob, with the bytes of every combination of formats. fixed_bytes: of
+    everything else."""
 
     formats: tuple[Format, ...]
     matrices: Mapping[str, MatrixSensitivity]
@@ -103,22 +103,25 @@ class Sensitivity:
         import pandas as pd
 
         rows = []
-        for name, found in self.matrices.items():
-            rows.append({"matrix": name, "weights": found.weights})
+        for name, matrix in self.matrices.items():
+            rows.append({"matrix": name, "weights": matrix.weights})
             for score in ("rise", "disagreement"):
-                interval = getattr(found.loss, score)
-                ends = {f"{score}_low": interval.low, f"{score}_high": interval.high}
-                rows[-1] |= {score: interval.value, **ends}
+                value, low, high = astuple(getattr(matrix.loss, score))
+                rows[-1] |= {score: value, f"{score}_low": low, f"{score}_high": high}
         return pd.DataFrame(rows)
 
 
 def allocate(
     sensitivity: Sensitivity, budget: int | str, *, by: str = AGREEMENT
 ) -> dict[str, Format]:
-    """A format for every matrix that was measured, so that all weights of the store take `budget`
-    bytes (or "12GB") at most and the expected loss is the least: `overrides` for `quantize`. by:
-    which loss, "agreement" (first choices that change) or "perplexity" (the rise). Raises
-    MoEColabError where the budget is too small."""
+    """A format for every matrix that was measured, with the least expected loss: the `overrides` of
+    `quantize`.
+
+    budget: bytes, or "12GB", of all weights of the store.
+    by: the loss, "agreement" (first choices that change) or "perplexity" (the rise).
+
+    Raises MoEColabError where the budget is too small.
+    """
     if by not in (AGREEMENT, PERPLEXITY):
         raise MoEColabError(f"by={by!r}: choose {AGREEMENT!r} or {PERPLEXITY!r}.")
     matrices, coarsest = sensitivity.matrices, sensitivity.formats[0]
@@ -129,8 +132,8 @@ def allocate(
         ]
         for ways in sensitivity.parts
     ]
-    chosen = best_options(parts, parse_bytes(budget) - sensitivity.fixed_bytes)
-    return {name: form for option in chosen for name, form in option.choice.items()}
+    options = best_options(parts, parse_bytes(budget) - sensitivity.fixed_bytes)
+    return {name: form for option in options for name, form in option.choice.items()}
 
 
 def measure_sensitivity(
@@ -143,20 +146,24 @@ def measure_sensitivity(
     revision: str | None = None,
     progress: bool = True,
 ) -> Sensitivity:
-    """Score a model on `texts` once for every matrix of its experts and of its attention, with this
-    one alone in fewer bits. Each time a store is made, on disk, and thrown away: seconds a matrix
-    for the small model, many minutes for a large one.
+    """Score a model once for every matrix of its experts and its attention, with this matrix alone
+    in fewer bits. Each time a store is made on disk and deleted: this takes seconds a matrix for
+    the small model, many minutes for a large one.
 
-    source, revision, device: as for `quantize`. domains: of every text, for the intervals. formats:
-    what `allocate` may choose from; the first is the one that is measured: let it be the coarsest,
-    so that its cost stands out of the noise. Raises MoEColabError.
+    source, device, revision, progress: as for `quantize`.
+    texts: what is scored.
+    domains: the domain of every text, for the intervals; one for all by default.
+    formats: what `allocate` may choose from. The first is measured: let it be the coarsest, whose
+        loss stands out of the noise.
+
+    Raises MoEColabError where `quantize` does, or where a domain has a single text.
     """
     checkpoint = open_checkpoint(source, revision, progress)
     options = {"device": device, "revision": revision}
     full, _ = score_quantized(source, texts, attention_bits=16, expert_bits=16, **options)
     resamples = Resamples(full.documents, domains)
 
-    def lost(names: Sequence[str]) -> tuple[Loss, Summary]:
+    def loss_of(names: Sequence[str]) -> tuple[Loss, Summary]:
         overrides = dict.fromkeys(names, formats[0])
         scores, summary = score_quantized(
             source, texts, attention_bits=16, expert_bits=16, overrides=overrides, **options
@@ -165,8 +172,8 @@ def measure_sensitivity(
 
     errors = relative_errors(checkpoint, formats, pick_device(device))
     bar = tqdm(errors, desc="sensitivity", unit="matrix", disable=not progress, leave=False)
-    matrices = {name: MatrixSensitivity(lost([name])[0], *errors[name]) for name in bar}
-    together, coarsest = lost(list(errors))
+    matrices = {name: MatrixSensitivity(loss_of([name])[0], *errors[name]) for name in bar}
+    together, coarsest = loss_of(list(errors))
     parts = (*expert_ways(checkpoint, formats), *attention_ways(checkpoint, formats))
     smallest = sum(ways[0][1] for ways in parts)  # all in the first format
     return Sensitivity(tuple(formats), matrices, together, parts, coarsest.total_bytes - smallest)
@@ -175,9 +182,8 @@ def measure_sensitivity(
 def score_quantized(
     source: str | os.PathLike[str] | None, texts: Sequence[str], **options: Any
 ) -> tuple[Scores, Summary]:
-    """Quantize with these options of `quantize` into a store that is thrown away, load it and score
-    it with all experts in slots, by plain torch, alike on all machines. The summary tells its
-    bytes."""
+    """Scores and summary of a temporary store, made with these options of `quantize`; scored with
+    all experts in slots and by plain torch, so that every machine gives the same scores."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"
         summary = quantize(source, folder, progress=False, **options)
@@ -192,33 +198,29 @@ def score_quantized(
             return perplexity(model, tokenizer, texts), summary
 
 
-# ---------------------------------------------------------------------- without any text
+# ---------------------------------------------------------------------- errors and bytes
 def relative_errors(
     checkpoint: Checkpoint, formats: Sequence[Format], device: torch.device
 ) -> dict[str, tuple[int, dict[Format, float]]]:
-    """By matrix, its weights and the relative error in every format."""
-    weights: defaultdict[str, int] = defaultdict(int)
-    norms: defaultdict[str, float] = defaultdict(float)
-    lost: defaultdict[str, dict[Format, float]] = defaultdict(lambda: dict.fromkeys(formats, 0.0))
+    """By matrix, over all experts: how many weights it has, and its relative error in every
+    format."""
+    counts, norms, errors = Counter(), Counter(), Counter()  # squared norms, of weights and errors
     for name, weight in all_weights(checkpoint, formats[0]):
         square = weight.double().square().sum().item()
-        weights[name] += weight.numel()
+        counts[name] += weight.numel()
         norms[name] += square
         for form in formats:
             _, error = quantize_matrix(weight.to(device), form, choose)
-            lost[name][form] += error**2 * square
+            errors[name, form] += error**2 * square
     return {
-        name: (
-            weights[name],
-            {form: (value / max(norms[name], 1e-60)) ** 0.5 for form, value in by_form.items()},
-        )
-        for name, by_form in lost.items()
+        name: (n, {f: (errors[name, f] / max(norms[name], 1e-60)) ** 0.5 for f in formats})
+        for name, n in counts.items()
     }
 
 
 def all_weights(checkpoint: Checkpoint, form: Format) -> Iterator[tuple[str, torch.Tensor]]:
-    """(matrix, weight [out, in]) of every expert, then of all else that can be kept in `form`; one
-    expert is in memory."""
+    """(matrix, weight [out, in]) of every expert, then of every dense matrix that can be kept in
+    `form`; one expert at a time is in memory."""
     for layer, (_, experts) in enumerate(checkpoint.layers):
         for expert in range(experts.num_experts):
             for name, weight in checkpoint.expert(layer, expert).items():
@@ -230,8 +232,8 @@ def all_weights(checkpoint: Checkpoint, form: Format) -> Iterator[tuple[str, tor
 
 
 def expert_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[tuple[Way, ...]]:
-    """For every layer, all ways to keep its experts' matrices. They lie in one blob, whose bytes
-    are no sum: it ends on a page."""
+    """For every layer, all combinations of formats of its experts' matrices. They share one blob,
+    which is padded to a page: its bytes are not a sum over matrices."""
     dtype = DTYPE_NAMES[checkpoint.dtype()]
     for layer, ((_, experts), shapes) in enumerate(
         zip(checkpoint.layers, checkpoint.shapes, strict=True)
@@ -246,8 +248,8 @@ def expert_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[t
 
 
 def attention_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[tuple[Way, ...]]:
-    """The same for every matrix of the attention, each in a blob of its own."""
-    found = [(form, low_bit(checkpoint, Recipe(dense=form))) for form in formats]
-    for key, matrix in found[0][1].items():
+    """For every matrix of the attention, each in a blob of its own, all formats."""
+    by_form = {form: low_bit(checkpoint, Recipe(dense=form)) for form in formats}
+    for key, matrix in by_form[formats[0]].items():
         name = matrix.modules[0]
-        yield tuple(({name: form}, matrices[key].layout.nbytes) for form, matrices in found)
+        yield tuple(({name: form}, low[key].layout.nbytes) for form, low in by_form.items())
