@@ -1,5 +1,6 @@
-"""Sensitivity of a model to fewer bits, matrix by matrix, and the formats that follow from it. Knows
-how stores are made and scored; leaves the choice to `allocation`.
+"""Sensitivity of a model to fewer bits, matrix by matrix, and the formats that follow from it.
+
+Knows how stores are made and scored; leaves the choice to `allocation`.
 
 Each matrix is measured once, alone in the coarsest format, by two scores: the rise of the mean
 negative log likelihood, and the share of tokens whose first choice changes. The loss in another
@@ -59,11 +60,6 @@ class Loss:
 
     rise: Interval
     disagreement: Interval
-
-    @classmethod
-    def of(cls, scores: Scores, full: Scores, resamples: Resamples) -> Loss:
-        rise, changed = scores.nll - full.nll, scores.top1 != full.top1
-        return cls(resamples.interval(rise), resamples.interval(changed))
 
 
 @dataclass(frozen=True)
@@ -159,16 +155,16 @@ def measure_sensitivity(
     Raises MoEColabError where `quantize` does, or where a domain has a single text.
     """
     checkpoint = open_checkpoint(source, revision, progress)
-    options = {"device": device, "revision": revision}
-    full, _ = score_quantized(source, texts, attention_bits=16, expert_bits=16, **options)
+    options = {"device": device, "revision": revision, "attention_bits": 16, "expert_bits": 16}
+    full, _ = score_quantized(source, texts, **options)
     resamples = Resamples(full.documents, domains)
 
     def loss_of(names: Sequence[str]) -> tuple[Loss, Summary]:
-        overrides = dict.fromkeys(names, formats[0])
         scores, summary = score_quantized(
-            source, texts, attention_bits=16, expert_bits=16, overrides=overrides, **options
+            source, texts, overrides=dict.fromkeys(names, formats[0]), **options
         )
-        return Loss.of(scores, full, resamples), summary
+        rise, changed = scores.nll - full.nll, scores.top1 != full.top1
+        return Loss(resamples.interval(rise), resamples.interval(changed)), summary
 
     errors = relative_errors(checkpoint, formats, pick_device(device))
     bar = tqdm(errors, desc="sensitivity", unit="matrix", disable=not progress, leave=False)

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -43,7 +44,7 @@ def prefetch_setting(name: str, doc: str) -> property:
     def change(handle: Offload, value: object) -> None:
         handle.prefetch = replace(handle.prefetch, **{name: value})
 
-    return property(lambda handle: getattr(handle.prefetch, name), change, doc=doc)
+    return property(attrgetter(f"prefetch.{name}"), change, doc=doc)
 
 
 class Offload:
@@ -57,12 +58,8 @@ class Offload:
     speculate = prefetch_setting("speculate", "Experts to prefetch for each later layer; 0: none.")
     lookahead = prefetch_setting("lookahead", "How many layers ahead to prefetch: 1 or 2.")
     guess_from = prefetch_setting("guess_from", '"router_input" or "layer_output".')
-    guess_threshold = prefetch_setting(
-        "guess_threshold", "The least probability, 0 to 1, at which an expert is prefetched."
-    )
-    stand_aside = prefetch_setting(
-        "stand_aside", "Whether to prefetch less, or nothing, where it does not pay."
-    )
+    guess_threshold = prefetch_setting("guess_threshold", "The least probability of a prefetch.")
+    stand_aside = prefetch_setting("stand_aside", "Prefetch less, or nothing, if it does not pay?")
 
     def __init__(
         self,
@@ -82,6 +79,7 @@ class Offload:
         self.answering = threading.Lock()  # held by the one conversation that generates now
         self.make_link: Callable[[torch.device], Link] | None = None  # for the next pool, if set
         settings = settings.checked(self.experts)
+        self.whole_layer = settings.whole_layer
         self._blocks = placement.block_bytes(self.entries, dtype, device, settings.kernels)
         self._working = lowbit_modules.working_bytes(model, settings.kernels)
         if settings.slots == AUTO:
@@ -154,11 +152,6 @@ class Offload:
     def policy_spec(self) -> PolicySpec:
         """The policy as it was given: a name, or a class."""
         return self.runtime.settings.policy
-
-    @property
-    def whole_layer(self) -> bool:
-        """Whether every expert of a layer is loaded each time."""
-        return self.runtime.settings.whole_layer
 
     @property
     def prefetch(self) -> PrefetchSettings:

@@ -25,42 +25,21 @@ log = logging.getLogger("moe_colab")
 
 
 class Stage:
-    """The modules of one MoE layer that a guess runs through, by weak references."""
+    """The modules of one MoE layer that a guess runs through; they are not kept alive."""
 
-    def __init__(self, model: nn.Module, name: str, experts: nn.Module):
-        self._block = weakref.ref(model.get_submodule(name.rpartition(".")[0]))
-        self._layer = weakref.ref(families.decoder_layer(model, name))
-        router = families.router_of(model, name)
-        self._router = None if router is None else weakref.ref(router)
-        self._norm: weakref.ref | None = None
-        self.experts = experts.num_experts
+    def __init__(self, block: nn.Module, router: nn.Module | None, experts: int):
+        self.block = weakref.proxy(block)  # holds the router and the experts
+        self.router = None if router is None else weakref.proxy(router)
+        self.experts = experts
+        self.norm: Callable[[], nn.Module | None] = lambda: None  # its output is the router's input
         self.known = False  # the norm was looked for; without one, guess from the router's input
         self.error = ""  # why its router cannot run early
-        self.hooks: list = []  # on norms, until the right one is known
+        self.hooks: list[tuple] = []  # (norm, hook), until the right norm is known
 
-    @property
-    def block(self) -> nn.Module:
-        """The module that holds the router and the experts."""
-        return self._block()
-
-    @property
-    def layer(self) -> nn.Module:
-        """The decoder layer around the block."""
-        return self._layer()
-
-    @property
-    def router(self) -> nn.Module | None:
-        return self._router and self._router()
-
-    @property
-    def norm(self) -> nn.Module | None:
-        """The norm whose output is the router's input."""
-        return self._norm and self._norm()
-
-    def watch(self, on_norm: Callable) -> None:
+    def watch(self, layer: nn.Module, on_norm: Callable) -> None:
         """Call the hook `on_norm` after every norm of the decoder layer."""
-        for module in self.layer.modules():
-            if "norm" in type(module).__name__.lower() and module is not self.layer:
+        for module in layer.modules():
+            if "norm" in type(module).__name__.lower() and module is not layer:
                 self.hooks.append((weakref.ref(module), module.register_forward_hook(on_norm)))
 
     def find_norm(self, router_input: torch.Tensor, passed: list) -> None:
@@ -68,11 +47,23 @@ class Stage:
         from the others. passed: (norm, output, input) of every norm that ran."""
         address = router_input.untyped_storage().data_ptr()
         norms = [norm for norm, out, _ in passed if out.untyped_storage().data_ptr() == address]
-        self._norm, self.known = (weakref.ref(norms[-1]) if norms else None), True
+        if norms:
+            self.norm = weakref.ref(norms[-1])
+        self.known = True
         for module, hook in self.hooks:
-            if module() is not self.norm:
+            if module() is not self.norm():
                 hook.remove()
         self.hooks.clear()
+
+
+class ForwardState(threading.local):
+    """What one thread's forward has computed, by MoE layer."""
+
+    def __init__(self):
+        self.passed: dict[int, list] = {}  # (norm, output, input) of the norms that ran
+        self.inputs: dict[int, tuple] = {}  # the router's input [T, H], its other arguments, and
+        # the residual stream before the norm
+        self.outputs: dict[int, torch.Tensor] = {}  # of the decoder layer
 
 
 class Prefetcher:
@@ -86,13 +77,14 @@ class Prefetcher:
         self, model: nn.Module, wanted: Callable[[], bool], after: Callable[[int], None]
     ) -> None:
         self.wanted, self.after = wanted, after
-        self.stages = [
-            Stage(model, name, module) for name, module in families.experts_modules(model)
-        ]
-        self._thread = threading.local()  # the forward of each thread
-        for number, stage in enumerate(self.stages):
-            if stage.router is not None:
-                self._watch(number, stage)
+        self.state = ForwardState()
+        self.stages: list[Stage] = []
+        for number, (name, module) in enumerate(families.experts_modules(model)):
+            block = model.get_submodule(name.rpartition(".")[0])
+            router = families.router_of(model, name)
+            self.stages.append(Stage(block, router, module.num_experts))
+            if router is not None:
+                self._watch(number, families.decoder_layer(model, name), router)
 
     # ------------------------------------------------------------------ guess
     def guess(self, source: int, target: int, n: int, from_output: bool = False):
@@ -100,18 +92,19 @@ class Prefetcher:
         at layer `source`: float [2, n] on the device, ids and probabilities (that at least one of
         the tokens needs it); None where there is no guess. Never waits for the device. A router
         that raises is not run early again, and logged: a guess changes speed, never output."""
-        stage, inputs = self.stages[target], self._inputs.get(source)
+        stage, inputs = self.stages[target], self.state.inputs.get(source)
         if inputs is None or stage.router is None or not stage.known or stage.error:
             return None
         hidden, args, kwargs, stream = inputs
         if from_output:
-            stream = self._outputs.get(source)
-        if stage.norm is not None and stream is None:
+            stream = self.state.outputs.get(source)
+        norm = stage.norm()
+        if norm is not None and stream is None:
             return None
         try:
             with torch.no_grad():
-                if stage.norm is not None:  # by forward(), which calls no hooks
-                    hidden = stage.norm.forward(stream).reshape(hidden.shape)
+                if norm is not None:  # by forward(), which calls no hooks
+                    hidden = norm.forward(stream).reshape(hidden.shape)
                 elif from_output:
                     hidden = stream.reshape(hidden.shape)
                 args, kwargs = self._own(source, target, args, kwargs)
@@ -125,8 +118,8 @@ class Prefetcher:
 
     def forget(self, number: int) -> None:
         """Let go of the input of this layer's router and of the layer's output."""
-        self._inputs.pop(number, None)
-        self._outputs.pop(number, None)
+        self.state.inputs.pop(number, None)
+        self.state.outputs.pop(number, None)
 
     @property
     def errors(self) -> dict[int, str]:
@@ -143,47 +136,35 @@ class Prefetcher:
         return f"no prefetch for MoE {layers}, whose router cannot run early ({reason})"
 
     # ------------------------------------------------------------------ watch
-    @property
-    def _inputs(self) -> dict[int, tuple]:
-        """By layer: the router's input [T, H], its other arguments, and the stream before the
-        norm."""
-        return self._thread.__dict__.setdefault("inputs", {})
+    def _watch(self, number: int, layer: nn.Module, router: nn.Module) -> None:
+        stage, state = self.stages[number], self.state
 
-    @property
-    def _outputs(self) -> dict[int, torch.Tensor]:
-        return self._thread.__dict__.setdefault("outputs", {})
-
-    @property
-    def _passed(self) -> dict[int, list]:
-        """By layer: (norm, output, input) of the norms that ran."""
-        return self._thread.__dict__.setdefault("passed", {})
-
-    def _watch(self, number: int, stage: Stage) -> None:
         def on_norm(norm, args, output) -> None:
             if (not stage.known or self.wanted()) and args and torch.is_tensor(output):
-                self._passed.setdefault(number, []).append((norm, output, args[0]))
+                state.passed.setdefault(number, []).append((norm, output, args[0]))
 
         def on_router(router, args, kwargs) -> None:
-            passed = self._passed.pop(number, [])
+            passed = state.passed.pop(number, [])
             if not args or not torch.is_tensor(args[0]):
                 return
             if not stage.known:
                 stage.find_norm(args[0], passed)
             if self.wanted():
-                stream = next((s for norm, _, s in reversed(passed) if norm is stage.norm), None)
-                self._inputs[number] = (args[0], args[1:], kwargs, stream)
+                right = stage.norm()
+                stream = next((s for norm, _, s in reversed(passed) if norm is right), None)
+                state.inputs[number] = (args[0], args[1:], kwargs, stream)
 
         def on_layer_end(layer, args, output) -> None:
-            if number in self._inputs:
+            if number in state.inputs:
                 output = output[0] if isinstance(output, tuple) else output
                 if torch.is_tensor(output):
-                    self._outputs[number] = output
+                    state.outputs[number] = output
                     self.after(number)
                 self.forget(number)
 
-        stage.watch(on_norm)
-        stage.router.register_forward_pre_hook(on_router, with_kwargs=True)
-        stage.layer.register_forward_hook(on_layer_end)
+        stage.watch(layer, on_norm)
+        router.register_forward_pre_hook(on_router, with_kwargs=True)
+        layer.register_forward_hook(on_layer_end)
 
     def _own(self, source: int, target: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A router's other arguments; a tensor of the source's block (a bias) is replaced by the

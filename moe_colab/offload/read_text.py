@@ -81,10 +81,11 @@ def record_ids(
     sources: Sequence[str],
 ) -> Trace:
     """`record_text` for token ids [1, T], inside `exclusive`."""
+    settings = {"speculate": speculate, "lookahead": lookahead, "stand_aside": False}
     traces = []
     for guess_from in sources:
         with (
-            prefetching(model.offload, speculate, lookahead, guess_from),
+            prefetching(model.offload, guess_from=guess_from, **settings),
             record(model, tokenizer, label=label) as trace,
         ):
             read(model, ids, prompt, more)
@@ -120,16 +121,10 @@ def exclusive(handle: Offload) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def prefetching(handle: Offload, speculate: int, lookahead: int, guess_from: str) -> Iterator[None]:
-    """Prefetch with these settings meanwhile, whether it pays or not."""
+def prefetching(handle: Offload, **changes: Any) -> Iterator[None]:
+    """Change these prefetch settings for a while."""
     before = handle.prefetch
-    handle.prefetch = replace(
-        before,
-        speculate=speculate,
-        lookahead=lookahead,
-        guess_from=guess_from,
-        stand_aside=False,
-    )
+    handle.prefetch = replace(before, **changes)
     try:
         yield
     finally:
