@@ -97,9 +97,7 @@ class Offload:
         placement.check_room(self._blocks, settings.slots, settings.pinned, device, self._working)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(settings.slots, self.experts, strict=True)):
-            ram = (
-                0  # every expert will be in a slot: a copy of it in host memory would be of no use
-            )
+            ram = 0  # every expert will be in a slot and needs no copy in host memory
         homes = placement.make_homes(store.homes, ram, device, settings.pinned)
         ledger = Ledger(len(self.entries))
         self.runtime = Runtime(device, dtype, self.model_type, self.entries, settings, ledger)
