@@ -82,9 +82,8 @@ class OffloadedLayer:
         wanted, recorder = self.runtime.needs_logits, self.runtime.ledger.recorder
         logits = self._logits(len(top_k_index)) if wanted or recorder is not None else None
         guesses = self.runtime.guesses(self.number, "router_input")
-        index, *rest = to_host(
-            [top_k_index, *([] if logits is None else [logits]), *guesses.values()]
-        )
+        optional = [] if logits is None else [logits]
+        index, *rest = to_host([top_k_index, *optional, *guesses.values()])
         index = index.astype(np.int64)
         logits = None if logits is None else to_half(rest.pop(0))
         least = self.runtime.prefetch.guess_threshold
@@ -203,12 +202,9 @@ def to_host(parts: Sequence[torch.Tensor]) -> list[np.ndarray]:
     if len(parts) == 1:
         return [parts[0].cpu().numpy()]
     flat = torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
-    pieces, begin = [], 0
-    for part in parts:
-        end = begin + part.numel()
-        pieces.append(flat[begin:end].reshape(part.shape))
-        begin = end
-    return pieces
+    ends = np.cumsum([part.numel() for part in parts])
+    pieces = zip(np.split(flat, ends[:-1]), parts, strict=True)
+    return [piece.reshape(part.shape) for piece, part in pieces]
 
 
 def to_half(logits: np.ndarray) -> np.ndarray:

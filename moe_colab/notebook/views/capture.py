@@ -48,7 +48,7 @@ class CaptureListener:
 
 
 def on_host(values: torch.Tensor) -> np.ndarray:
-    """A copy, float32."""
+    """A float32 copy on the host."""
     return values.detach().float().cpu().numpy().copy()
 
 
