@@ -255,13 +255,11 @@ class Offload:
         return self.runtime.make_pool(slots, homes, (self.make_link or make_link)(self.device))
 
 
-def offload_of(model: object, use: str) -> Offload:
-    """The handle of a model. Raises MoEColabError, which names the `use`, where there is none."""
+def offload_of(model: object, rule: str = "only a model of mc.load() can be recorded") -> Offload:
+    """A model's handle. Raises MoEColabError, which begins with `rule`, where there is none."""
     handle = getattr(model, "offload", None)
     if not isinstance(handle, Offload):
-        raise MoEColabError(
-            f"only a model of mc.load() can be {use}, and this is {type(model).__name__}."
-        )
+        raise MoEColabError(f"{rule}, and this is {type(model).__name__}.")
     return handle
 
 

@@ -56,7 +56,7 @@ def record_text(
     if prompt < 1 or tokens < 1 or more < 0 or not sources:
         raise MoEColabError("prompt and tokens must be 1 at least, more 0, and sources not empty.")
     ids = ids_of(tokenizer, text, tokens)
-    with exclusive(offload_of(model, "recorded")):
+    with exclusive(offload_of(model)):
         return record_ids(model, tokenizer, ids, label, prompt, more, speculate, lookahead, sources)
 
 

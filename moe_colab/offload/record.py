@@ -32,7 +32,7 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
     Raises MoEColabError where the model is not one of mc.load, is closed, or is being recorded
     already.
     """
-    offload = offload_of(model, "recorded")
+    offload = offload_of(model)
     runtime, builder = offload.runtime, Builder(header(offload), label)
     trace = builder.trace()
     with runtime.lock:

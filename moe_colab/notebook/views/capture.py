@@ -58,7 +58,7 @@ def capture(
     """Let the model read up to `first + tokens` tokens, the last `more` of which it generates; the
     steps from token `first` on. Raises MoEColabError for a model that mc.load did not make, without
     a tokenizer or a text, for a text that ends before token `first`, and while a chat answers."""
-    offload = offload_of(model, "looked at step by step, or a trace")
+    offload = offload_of(model, "only a trace or a model of mc.load() can be shown step by step")
     if tokenizer is None or not isinstance(text, str):
         raise MoEColabError(
             "a model needs a tokenizer and a text to read: mc.stepper(model, tokenizer, text). A "
