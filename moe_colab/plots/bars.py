@@ -51,7 +51,7 @@ def bits(report: Any) -> Picture:
         end = sum(kinds.values())
         told = f" {end / factor:.2f} {unit}"
         if weights.get(part):
-            told += f", {8 * end / weights[part]:.2f} bits a weight"
+            told += f", {8 * end / weights[part]:.2f} bits per weight"
         axes.text(end / factor, place, told, va="center", color=INK, bbox=PATCH)
     frame(axes, list(parts), unit)
     axes.set_xlim(0, 1.42 * max(sum(kinds.values()) for kinds in parts.values()) / factor)

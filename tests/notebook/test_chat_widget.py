@@ -342,7 +342,7 @@ def test_a_chat_that_was_replaced_says_so(chat, monkeypatch):
     shown = []
     monkeypatch.setattr(widgets, "display", shown.append)
     chat._ipython_display_()
-    assert "replaced by a newer one" in shown[0].data
+    assert "has replaced this one" in shown[0].data
     chat.send("Hi")
     assert not chat.session.busy
     with pytest.raises(mc.MoEColabError, match="no tokenizer"):

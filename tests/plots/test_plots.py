@@ -305,7 +305,7 @@ def test_a_frame_alone_has_its_own_bytes():
         ("dense", "kept"): 2000,
     }
     told = [text.get_text().strip() for text in picture.axes[0].texts]
-    assert told == ["6.80 kB, 3.40 bits a weight", "2.00 kB, 16.00 bits a weight"]
+    assert told == ["6.80 kB, 3.40 bits per weight", "2.00 kB, 16.00 bits per weight"]
     within(picture)
 
 
