@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import MoEColabError
 from ..machine.folders import shipped_model
+from ..planner.catalogue import source_of
 from ..store import is_store
 from .hub import fetch, is_repo_id
 from .reader import Checkpoint
@@ -18,6 +19,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The checkpoint that `source` names; of one on the hub, the weights stay there until they are
     wanted. Raises MoEColabError for a store."""
+    source = source_of(source)
     if is_repo_id(source) and not os.path.exists(source):
         snapshot = fetch(source, revision, progress)
         shards = HubShards(snapshot, progress)
@@ -30,15 +32,16 @@ def open_checkpoint(
 
 def find_source(source: str | os.PathLike[str] | None) -> Path:
     """The folder that `source` names. Raises MoEColabError where it is none, or an empty one."""
+    source = source_of(source)
     if source is None:
         return shipped_model()
     try:
         folder = Path(source).expanduser()
     except (TypeError, RuntimeError) as error:
         raise MoEColabError(f"{source!r} names no folder: {error}.") from error
-    if source == "" or not os.path.exists(folder):  # False also for what no file can be called
+    if not os.path.exists(folder):  # False also for what no file can be called
         raise MoEColabError(
-            f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "
+            f"{source} does not exist: name a store or a checkpoint folder on this "
             "machine, or a model of the hub as org/name."
         )
     if not folder.is_dir():

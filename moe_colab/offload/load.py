@@ -19,6 +19,7 @@ from ..checkpoint.hub import is_repo_id
 from ..checkpoint.source import find_source, open_checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES
 from ..errors import MoEColabError
+from ..planner.catalogue import source_of
 from ..quantization.devices import check_device_dtype, pick_device, pick_dtype, usable_dtype
 from ..quantization.pack import cached_store
 from ..store import Store, is_store
@@ -58,7 +59,7 @@ def load(
     """Load a Mixture-of-Experts model with its experts offloaded; (model, tokenizer), tokenizer
     None if there is none.
 
-    source: None for the small model that comes with moe_colab, a store, a checkpoint folder (packed
+    source: None or "shipped" for the small model of moe_colab, a store, a checkpoint folder (packed
     into a store in the cache folder the first time), or "org/name" of the hub at `revision`
     (downloaded file by file, each deleted when it is packed). slots: experts of each layer that the
     device holds at once, a number or one per layer; "auto" fills `vram`, or is half the experts on
@@ -108,6 +109,7 @@ def open_store(
 ) -> Store:
     """The store that `source` names, or that of the checkpoint it names. A wrong setting is found
     before the packing, which takes its time."""
+    source = source_of(source)
     if not is_repo_id(source) or os.path.exists(source):
         folder = find_source(source)
         if is_store(folder):

@@ -13,7 +13,8 @@ from matplotlib.path import Path
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import MoEColabError
-from .picture import DIM, GREEN, INK, PALE, Picture, drawn, need, plain_axes, records
+from .colours import DIM, GREEN, INK, PALE
+from .picture import Picture, drawn, plain_axes, rows_of
 
 LAYERS = 3  # at the most
 MOST = 12  # experts of a layer that are told apart
@@ -32,12 +33,11 @@ def flows(table: Any) -> Picture:
     table: of mc.tables.transitions, of one or two hops. Raises MoEColabError for more, and for a
     table without rows or without one of the columns.
     """
-    rows = records(table)
-    need(rows, "transitions", *("layer", "expert", "next", "low", "independent", "flow"))
+    rows = rows_of(table, "transitions", *("layer", "expert", "next", "low", "independent", "flow"))
     layers = sorted({row["layer"] for row in rows})
     if len(layers) >= LAYERS:
         raise MoEColabError(
-            f"the ways through {len(layers) + 1} layers cannot be told apart: make the table with "
+            f"flows through {len(layers) + 1} layers are too many to draw: make the table with "
             f"at most {LAYERS - 1} hops."
         )
     ways = gathered(rows)
@@ -56,18 +56,19 @@ def flows(table: Any) -> Picture:
     plain_axes(axes)
     handles = [
         Patch(facecolor=GREEN, edgecolor=INK, label=MORE),
-        Patch(facecolor=PALE, edgecolor="white", label="as often, or not surely more often"),
+        Patch(facecolor=PALE, edgecolor="white", label="not significantly more often"),
     ]
-    picture.legend(handles=handles, loc="outside lower left", ncols=2)
+    picture.legend_below(handles, 2)
     return picture
 
 
-MORE = "more often than two layers that do not know of each other"
+MORE = "more often than with independent layers"
 Ways = dict[tuple[Node, Node], tuple[float, bool]]
 
 
 def gathered(rows: Sequence[Mapping]) -> Ways:
-    """{(from, to): (flow, surely more than independence gives)}, with few experts a layer."""
+    """{(from, to): (flow, significantly more than under independence)}; the busiest experts of each
+    layer, and the others together."""
     busy: dict[int, dict[int, float]] = {}
     for row in rows:
         for layer, expert in ((row["layer"], row["expert"]), (row["layer"] + 1, row["next"])):
@@ -84,14 +85,14 @@ def gathered(rows: Sequence[Mapping]) -> Ways:
             for layer, expert in ((row["layer"], row["expert"]), (row["layer"] + 1, row["next"]))
         )
         flow, _ = ways.get((source, target), (0.0, False))
-        told_apart = OTHERS not in (source[1], target[1])
-        more = told_apart and row["low"] > row["independent"]
+        single = OTHERS not in (source[1], target[1])
+        more = single and row["low"] > row["independent"]
         ways[source, target] = flow + row["flow"], more
     return ways
 
 
 def heights_of(ways: Ways) -> dict[Node, float]:
-    """The share of the tokens that every expert is sent."""
+    """The share of the tokens of every expert."""
     out: dict[Node, float] = {}
     into: dict[Node, float] = {}
     for (source, target), (flow, _) in ways.items():
@@ -101,12 +102,12 @@ def heights_of(ways: Ways) -> dict[Node, float]:
 
 
 def by_number(node: Node) -> tuple[int, bool, int]:
-    """The others come last."""
+    """A sort key: by layer and expert, the other experts last."""
     return node[0], node[1] == OTHERS, node[1]
 
 
 def stacked(heights: Mapping[Node, float]) -> dict[Node, float]:
-    """Where each begins, below those before it."""
+    """The top of each node, below the nodes before it."""
     tops, below = {}, {}
     for node in sorted(heights, key=by_number):
         tops[node] = below.get(node[0], 0.0)
@@ -115,7 +116,7 @@ def stacked(heights: Mapping[Node, float]) -> dict[Node, float]:
 
 
 def draw_bands(axes: Axes, ways: Ways, tops: Mapping[Node, float]) -> None:
-    """Two collections, `more` and `rest`."""
+    """Draw the bands as two collections with the gids `more` and `rest`."""
     left, right = dict(tops), dict(tops)
     bands: dict[bool, list[Path]] = {False: [], True: []}
     first = min(node[0] for node in tops)
@@ -136,7 +137,7 @@ def draw_bands(axes: Axes, ways: Ways, tops: Mapping[Node, float]) -> None:
 
 
 def band(begin: float, top: float, to: float, high: float) -> Path:
-    """From `top` to `to`, in one swing."""
+    """A curved band of height `high`, from `top` on the left to `to` on the right."""
     a, b = begin + WIDE, begin + 1 - WIDE
     middle = (a + b) / 2
     points = [
@@ -169,5 +170,5 @@ def title_of(ways: Ways) -> str:
     more = sum(flow for flow, sure in ways.values() if sure)
     whole = sum(flow for flow, _ in ways.values())
     count = sum(sure for _, sure in ways.values())
-    told = f"{count} ways stand out from chance (95 % intervals)"
-    return f"{told}: {more / whole:.0%} of the tokens take them"
+    ways = f"{count} flows are significantly above chance (95 % intervals)"
+    return f"{ways}: {more / whole:.0%} of the tokens take them"

@@ -93,7 +93,7 @@ def test_the_bytes_are_those_of_a_store(weights):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     save_file({"a.weight": torch.zeros(32, 32)}, tmp_path / "model.safetensors")
-    with pytest.raises(MoEColabError, match="has no experts, or no attention"):
+    with pytest.raises(MoEColabError, match="has no separate matrix for each expert"):
         Matrices(tmp_path)
     with pytest.raises(MoEColabError, match="missing"):
         Matrices(tmp_path / "nowhere")

@@ -81,7 +81,7 @@ def test_where_tokens_go_is_drawn_at_every_change():
         assert f"|{experts['probability'].sum():.0%}|" in told
         first = int(experts["expert"].iloc[0])
         share = spread[(spread["layer"] == 6) & (spread["expert"] == first)]["share"].item()
-        assert f"|expert {first} gets||{share:.0%}|of this text" in told
+        assert f"|expert {first} gets||{share:.0%}|" in told and "of this text" in told
     widget.place.value = widget.place.max  # beyond the end of this part
     assert "Token 383" in shown(widget)
     widget.close()
