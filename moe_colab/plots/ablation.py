@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
 from .colours import DIM, GREEN, HATCHES, INK, ORANGE
-from .picture import Picture, drawn, need, plain_axes, unit_of
+from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
 ROWS = "full", "no-speculation", "no-cache", "whole-layer"
 Row = Mapping[str, Any]
@@ -23,7 +23,7 @@ def ablation(report: Mapping[str, Any]) -> Picture:
 
     report: mc.benchmark("paper"). Raises MoEColabError for anything else.
     """
-    rows = rows_of(report)
+    rows = paper_rows(report)
     counted, modelled = report["counted"], report["modelled"]
     picture = Picture(0.62 * len(rows) + 1.9, title_of(rows))
     left, right = picture.subplots(1, 2, sharey=True)
@@ -45,21 +45,20 @@ def ablation(report: Mapping[str, Any]) -> Picture:
     for axes in (left, right):
         axes.tick_params(axis="y", length=0)
         plain_axes(axes, "x")
-    handles = right.get_legend_handles_labels()[0]
-    picture.legend_below(handles, 2)
+    picture.legend_below(right.get_legend_handles_labels()[0], 2)
     return picture
 
 
 OURS = "tokens_per_second_of_32_layers"
 
 
-def rows_of(report: Any) -> list[Row]:
+def paper_rows(report: Any) -> list[Row]:
     """The rows of the report in the paper's order. Raises MoEColabError for anything else than such
     a report."""
     if not isinstance(report, Mapping) or not {"rows", "counted", "modelled"} <= set(report):
         raise MoEColabError('not the report of the paper\'s rows: use mc.benchmark("paper").')
-    rows = list(report["rows"])
-    need(rows, "the paper's rows", "row", "is", "replay", "modelled", "paper")
+    columns = ("row", "is", "replay", "modelled", "paper")
+    rows = rows_of(report["rows"], "the paper's rows", *columns)
     order = {row: place for place, row in enumerate(ROWS)}
     return sorted(rows, key=lambda row: order.get(row["row"], len(order)))
 

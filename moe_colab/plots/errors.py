@@ -82,11 +82,8 @@ def expert_panels(rows: list[dict]) -> list[Panel]:
     rows = [row for row in rows if row.get("part", "experts") == "experts"]
     panels = []
     for matrix in dict.fromkeys(row["matrix"] for row in rows):
-        cells = {
-            (row["layer"], row["expert"]): row["relative_error"]
-            for row in rows
-            if row["matrix"] == matrix
-        }
+        own = [row for row in rows if row["matrix"] == matrix]
+        cells = {(row["layer"], row["expert"]): row["relative_error"] for row in own}
         layers, experts = (sorted(set(ids)) for ids in zip(*cells, strict=True))
         values = grid(cells, layers, experts)
         panels.append(Panel(matrix, "expert", names(layers), names(experts), values))
@@ -96,17 +93,13 @@ def expert_panels(rows: list[dict]) -> list[Panel]:
 def dense_panels(rows: list[dict]) -> list[Panel]:
     cells: dict[tuple[Any, str], float] = {}
     for row in rows:
-        if row.get("part", "experts") != "experts":
+        error = row["relative_error"]
+        if row.get("part", "experts") != "experts" and not math.isnan(error):
             layer, name = layer_of(row["matrix"])
-            cells["model" if layer is None else layer, name.rpartition(".")[2]] = row[
-                "relative_error"
-            ]
-    cells = {place: error for place, error in cells.items() if not math.isnan(error)}
+            cells["model" if layer is None else layer, name.rpartition(".")[2]] = error
     if not cells:
         return []
-    layers = sorted(
-        {layer for layer, _ in cells}, key=lambda layer: (isinstance(layer, str), layer)
-    )
+    layers = sorted({layer for layer, _ in cells}, key=lambda one: (isinstance(one, str), one))
     columns = list(dict.fromkeys(name for _, name in cells))
     values = grid(cells, layers, columns)
     return [Panel("dense matrices", "matrix", names(layers), columns, values)]
@@ -121,12 +114,12 @@ def names(ids: list) -> list[str]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is never empty."""
+    """The range, made wider if it is empty."""
     return (low, high) if high > low else (low - 0.005, high + 0.005)
 
 
 def arrange(panels: list[Panel]) -> list[list[Panel]]:
-    """Narrow panels two in a line, wide ones alone."""
+    """The panels in lines: two narrow ones side by side, a wide one alone."""
     lines: list[list[Panel]] = []
     for panel in panels:
         narrow = len(panel.columns) <= SIDE_BY_SIDE
@@ -138,25 +131,25 @@ def arrange(panels: list[Panel]) -> list[list[Panel]]:
 
 
 def panel_height(panel: Panel) -> float:
-    """Inches."""
+    """The height of a panel in inches."""
     return min(5.5, max(1.2, 0.3 * len(panel.rows))) + 0.75
 
 
 def title_of(parts: list[list[Panel]]) -> str:
-    told = " and ".join(
+    means = " and ".join(
         f"{np.nanmean(np.concatenate([panel.values.ravel() for panel in part])):.1%} of "
         + ("the experts" if part[0].across == "expert" else "the rest")
         for part in parts
     )
-    return f"Quantizing lost, on average, {told}"
+    return f"Quantizing lost, on average, {means}"
 
 
 def draw(axes: Axes, panel: Panel, scale: Normalize, in_line: int) -> AxesImage:
     room = len(panel.columns) <= ROOM_FOR_NUMBERS[in_line] and len(panel.rows) <= 32
     image = draw_cells(axes, panel.values, scale, AMOUNT, percent if room else None)
     mean = np.nanmean(panel.values) if np.isfinite(panel.values).any() else math.nan
-    told = "kept" if math.isnan(mean) else f"{mean:.1%} on average"
-    axes.set(title=f"{panel.title}: {told}", xlabel=panel.across, ylabel="layer")
+    summary = "not quantized" if math.isnan(mean) else f"{mean:.1%} on average"
+    axes.set(title=f"{panel.title}: {summary}", xlabel=panel.across, ylabel="layer")
     label(axes.xaxis, panel.columns)
     label(axes.yaxis, panel.rows)
     if panel.across == "matrix":

@@ -70,7 +70,7 @@ def title_of(rows: Sequence[Row]) -> str:
 
 
 def name(row: Row) -> str:
-    """ "experts 2 (g64), attention 4" """
+    """The formats of a row in words: "experts 2 (g64), attention 4"."""
     group = row["expert_group"]
     grouped = "" if group is None or group != group else f" (g{int(group)})"
     return f"experts {row['expert_bits']}{grouped}, attention {row['attention_bits']}"

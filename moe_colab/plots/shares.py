@@ -19,9 +19,9 @@ SIGNS = [  # colour and marker of a label
     *((GREEN, "o"), (ORANGE, "s"), (PINK, "^"), (INK, "D"), (DIM, "P")),
     *((GREEN, "v"), (ORANGE, "X"), (PINK, "*"), (INK, "<"), (DIM, ">")),
 ]
-FEW = 32  # experts whose bars have an edge
+FEW = 32  # up to so many experts, bars have a dark edge
 LONGEST = 16  # letters of a label
-MOST = 12  # experts whose kinds of text can be told apart
+MOST = 12  # most experts of `specialisation`
 COLUMNS = ("expert", "share", "low", "high", "uniform")
 WHISKER = {"linestyle": "", "elinewidth": 1.2, "capsize": 2.5}
 

@@ -96,7 +96,7 @@ def draw(axes: Axes, row: dict, column: int, lines: int) -> None:
 
 
 def sign(row: dict) -> tuple[str, str, str]:
-    """Colour, marker and face."""
+    """(colour, marker, face colour) of a choice."""
     if not row["first"]:
         return DIM, "o", "none"
     if not row["outcome"]:

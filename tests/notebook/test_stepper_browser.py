@@ -11,7 +11,7 @@ import pytest
 from browser import plain_page, write_notebook
 
 import moe_colab as mc
-from moe_colab.plots.picture import contrast
+from moe_colab.plots.colours import contrast
 
 pytestmark = pytest.mark.browser
 PROSE = mc.Trace.load().only("prose")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -128,3 +130,14 @@ def test_what_goes_wrong_is_told_in_words(cache, monkeypatch):
     assert "no luck" in cache.status.value and isinstance(cache.error, ValueError)
     with pytest.raises(MoEColabError, match="this trace is empty"):
         mc.CacheWidget(replace(made_up(1), forwards=made_up(1).forwards[:0]))
+
+
+def test_replays_are_kept_as_long_as_the_widget():
+    trace = made_up(4)
+    widget, gone = mc.CacheWidget(trace), weakref.ref(trace)
+    once = widget.replays.replay(None, "fifo", 3)
+    assert widget.replays.replay(None, "fifo", 3) is once
+    widget.close()
+    del widget, trace
+    gc.collect()
+    assert gone() is None

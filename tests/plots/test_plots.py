@@ -333,9 +333,7 @@ def test_memory_is_what_lies_where_beside_what_there_is():
     told = [text.get_text() for text in axes.texts]
     assert told == ["14.40 GB of 15.00", "17.10 GB of 12.00"]
     assert picture.get_suptitle() == "Over the limit: host memory"
-    assert plots.memory(MEMORY).get_suptitle() == (
-        "Bytes by place: 46% device, 54% host memory"
-    )
+    assert plots.memory(MEMORY).get_suptitle() == ("Bytes by place: 46% device, 54% host memory")
     within(picture)
 
 
