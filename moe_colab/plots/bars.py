@@ -10,12 +10,7 @@ from matplotlib.axes import Axes
 from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PINK
 from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
-KINDS = {
-    "codes": GREEN,
-    "scales and zeros": ORANGE,
-    "kept": DIM,
-    "padding and the rest": PINK,
-}
+KINDS = {"codes": GREEN, "scales and zeros": ORANGE, "kept": DIM, "padding and the rest": PINK}
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind texts, over the grid
 KEPT_BITS = 16  # from here on, weights are not quantized
 
