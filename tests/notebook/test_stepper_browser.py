@@ -110,7 +110,7 @@ def test_the_routers_numbers_and_bars(opened):
         chosen = np.argsort(-logits, kind="stable")[:2].tolist()
         steps.go(token, layer, TOP_K)
         assert [int(row[0]) for row in steps.rows()] == chosen
-        assert len(steps.rows()[0]) == 3 and "not in a trace" in steps.panel.inner_text()
+        assert len(steps.rows()[0]) == 3 and "A trace has no weights" in steps.panel.inner_text()
 
 
 def played(policy: str, slots: int, layer: int, steps: int) -> list[set]:

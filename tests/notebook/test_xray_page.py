@@ -387,7 +387,7 @@ def test_a_row_of_a_batch_and_what_it_says_of_the_others(chromium):
         with plain_page(chromium, mc.xray(batch, row=row).document) as watched:
             page = watched.page
             assert f"row {row} of 2" in page.locator(".title").inner_text()
-            assert "also those that are not shown" in page.locator(".notes").inner_text()
+            assert "including tokens that are not shown" in page.locator(".notes").inner_text()
             assert page.evaluate(TABLE)["replayed"] == numbers_of(mc.replay(single, "lru", 4))
             costs = state_of(page)["costs"]
             assert len(costs) == len(single.tokens)

@@ -161,8 +161,8 @@ function notesOf(view) {
     !data.chances && "The trace has no router probabilities, so there is no shade.",
     data.whole_layer &&
       "Whole layers were loaded: loads that no token needed count in the first row only.",
-    widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full and " +
-      "with its number at the right if it was used.",
+    widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full " +
+      "and with its number at the right if it was used.",
     choices > gridSize(view).chips &&
       "Beside a number: the router's further choices; higher is more expensive.",
     "Keys: ← → tokens, ↑ ↓ layers, Home, End; click or Enter pins.",
