@@ -136,7 +136,7 @@ def test_everything_by_keyboard_and_every_control_has_a_name(open_chat, tmp_path
         keys.press("Control+A")
         keys.type("6")
         keys.press("Enter")
-        notebook.wait_text("moe-statusline", "6 slots a layer")
+        notebook.wait_text("moe-statusline", "6 slots per layer")
         go_to("Policy")
         keys.type("lfu")
         notebook.wait_text("moe-statusline", "policy lfu")
