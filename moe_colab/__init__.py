@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.sensitivity import allocate as allocate
     from .evaluation.sensitivity import measure_sensitivity as measure_sensitivity
     from .machine.folders import benchmark as benchmark
+    from .notebook import exercises as exercises
     from .notebook.views.stepper import stepper as stepper
     from .notebook.views.xray import xray as xray
     from .notebook.widgets.chat import ChatWidget as ChatWidget
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from .offload.record import record as record
     from .planner.catalogue import models as models
     from .planner.preflight import preflight as preflight
+    from .quantization.forecast import forecast as forecast
     from .quantization.format import Format as Format
     from .quantization.quantize import quantize as quantize
     from .quantization.quantize import quantized as quantized
@@ -53,7 +55,9 @@ _MODULES = {  # public name: the module it lives in, imported when the name is f
     "close_all": "offload.handle",
     "compare": "evaluation.comparison",
     "evaluation_texts": "evaluation.perplexity",
+    "exercises": "notebook.exercises",
     "Explorer": "notebook.widgets.explorer",
+    "forecast": "quantization.forecast",
     "Format": "quantization.format",
     "inspect": "store",
     "load": "offload.load",
@@ -88,7 +92,7 @@ def __getattr__(name: str):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     path = _MODULES[name]
     module = importlib.import_module(f".{path}", __name__)
-    value = module if name in ("plots", "tables") else getattr(module, name)
+    value = module if name in ("exercises", "plots", "tables") else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 before = [(p.metadata["Name"], p.version) for p in importlib.metadata.distributions()]
-found = importlib.util.find_spec("moe_colab")
-if found is None or found.origin is None:  # a mere folder of that name has no origin
-    for place in ("..", "moe_colab"):  # a checkout around this notebook, or beside it
-        if os.path.exists(f"{place}/moe_colab/__init__.py"):
-            sys.path.insert(0, os.path.abspath(place))
+spec = importlib.util.find_spec("moe_colab")
+if spec is None or spec.origin is None:  # a mere folder of that name has no origin
+    for folder in ("..", "moe_colab"):  # a checkout around this notebook, or beside it
+        if os.path.exists(f"{folder}/moe_colab/__init__.py"):
+            sys.path.insert(0, os.path.abspath(folder))
             break
     else:
         home = "git+REPOSITORY@BRANCH"

@@ -1,7 +1,7 @@
-"""Write what all notebooks share into each: the badge above, and the setup cell.
+"""Write the parts that all notebooks share into each of them: the badge and the setup cell.
 
-Knows the repository and the branch from pyproject.toml, and the setup cell's text from
-setup_cell.py: both are written down once. Run again, it changes nothing. `make notebooks` runs it.
+Takes the repository and the branch from pyproject.toml, and the setup cell from setup_cell.py, so
+that each is written in one place only. A second run changes nothing. `make notebooks` runs it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -26,27 +25,20 @@ def origin() -> tuple[str, str]:
 
 
 def address(path: str) -> str:
-    """Where Colab opens a file of the repository."""
+    """The address at which Colab opens a file of the repository."""
     repository, branch = origin()
     return f"{COLAB}{repository.removeprefix('https://github.com/')}/blob/{branch}/{path}"
 
 
-def setup_cell(extras: Sequence[str] = ()) -> str:
-    """extras: of moe_colab, that this notebook needs; it names them in its own metadata."""
+def setup_cell() -> str:
+    """The source of the setup cell."""
     repository, branch = origin()
     text = (HERE / "setup_cell.py").read_text(encoding="utf-8").strip()
-    if extras:
-        names = ", ".join(f'"{name}"' for name in extras)
-        text = text.replace("setup(before)", f"setup(before, [{names}])")
     return text.replace("REPOSITORY", repository).replace("BRANCH", branch)
 
 
-def extras_of(notebook: dict) -> list[str]:
-    return notebook["metadata"].get("moe_colab", {}).get("extras", [])
-
-
 def stamped(text: str, name: str) -> str:
-    """A notebook's file with its badge and setup cell as they should be."""
+    """The text of a notebook's file, with today's badge and setup cell."""
     notebook = json.loads(text)
     cells = notebook["cells"]
     badge = f"[**▶ Open in Colab**]({address(f'notebooks/{name}')})"
@@ -69,7 +61,7 @@ def stamped(text: str, name: str) -> str:
     tags = setup["metadata"].get("tags", [])
     folded = FOLDED | {"tags": [*tags, *(tag for tag in FOLDED["tags"] if tag not in tags)]}
     setup["metadata"] = dict(sorted({**setup["metadata"], **folded}.items()))
-    setup["source"] = setup_cell(extras_of(notebook)).splitlines(keepends=True)
+    setup["source"] = setup_cell().splitlines(keepends=True)
     return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -78,7 +70,7 @@ def is_setup(cell: dict) -> bool:
 
 
 def main() -> list[Path]:
-    """Stamp every notebook and the README; the files that changed."""
+    """Stamp every notebook and the README. Returns the files that changed."""
     wanted = {
         path: stamped(path.read_text(encoding="utf-8"), path.name)
         for path in sorted(HERE.glob("*.ipynb"))

@@ -35,11 +35,11 @@ MOVES = {  # values to go through, of the controls that replay
 
 
 def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
-    """The median and the longest seconds of a move, by look and control."""
+    """The median and the longest seconds of a move, by view and control."""
     explorer, found = Explorer(trace=trace), {}
-    for look in ("slots", "residency", "time"):
-        explorer.look.value, found[look] = look, {}
-        for name in (name for name in MOVES if name in TRACE_VIEWS[look].depends_on):
+    for view in ("slots", "residency", "time"):
+        explorer.view.value, found[view] = view, {}
+        for name in (name for name in MOVES if name in TRACE_VIEWS[view].depends_on):
             control, seconds = explorer.settings[name], []
             offered = getattr(control, "options", None)
             for value in MOVES[name]:
@@ -50,7 +50,7 @@ def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
                     control.value = value
                     seconds.append(time.perf_counter() - begin)
             if seconds:
-                found[look][name] = {
+                found[view][name] = {
                     "median": round(statistics.median(seconds), 3),
                     "most": round(max(seconds), 3),
                 }

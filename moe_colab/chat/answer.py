@@ -1,5 +1,7 @@
-"""One answer under way: `model.generate` in a thread of its own, read as a stream or looked at now
-and then. Knows a model and its tokenizer; knows no conversation."""
+"""An answer: `model.generate` in its own thread, read as a stream or polled.
+
+Knows a model and its tokenizer; knows no conversation.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +21,16 @@ from ..errors import CLOSED, MoEColabError
 from .streamer import Streamer
 from .turn import Turn
 
-RECENT = 16  # tokens over which the rate of an answer under way is taken
+RECENT = 16  # tokens over which `rate` is measured
 
 
 class StoppedEarly(Exception):
-    """Stop was heard before the first token."""
+    """Raised inside the model when the answer is stopped before its first token."""
 
 
 class Answer(StoppingCriteria):
-    """Iterate over it for the text, piece by piece, or look at `text`, `turn()` and `done` as often
-    as you like. `error` is what ended it, if anything did; iterating raises it."""
+    """One answer. Iterate over it for its pieces of text, or read `text`, `turn()` and `done` at
+    any time. `error`: the exception that ended the answer, or None; iterating raises it."""
 
     def __init__(
         self,
@@ -43,7 +45,7 @@ class Answer(StoppingCriteria):
         on_end: Callable[[Answer], None],
     ):
         self.question, self.left_out = question, left_out
-        # Without a seed each answer is another one, and can be repeated all the same.
+        # A random seed is kept, so that the answer can be repeated.
         self.seed = int.from_bytes(os.urandom(4), "big") if seed is None else seed
         self.prompt_tokens = inputs["input_ids"].shape[1]
         self.error: BaseException | None = None
@@ -53,7 +55,7 @@ class Answer(StoppingCriteria):
         self._pieces: list[str] = []
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._heard = 0  # tokens when Stop was heard
+        self._at_stop = 0  # tokens when `stop` was called
         self._first = self._end = 0.0
         self._times: deque[float] = deque(maxlen=RECENT)
         self._before, self._start = model.offload.peek(), time.perf_counter()
@@ -79,17 +81,17 @@ class Answer(StoppingCriteria):
 
     @property
     def text(self) -> str:
-        """What was said so far."""
+        """The answer so far."""
         return "".join(self._pieces)
 
     @property
     def rate(self) -> float:
-        """Tokens a second over the last few."""
+        """Tokens per second over the last 16 tokens."""
         times = list(self._times)
         return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
     def turn(self) -> Turn:
-        """How it goes now, or how it went."""
+        """The question, the answer so far, and its numbers."""
         before, now = self._before, self._after or self._offload.peek()
         accesses = now.accesses - before.accesses
         hits = now.hits + now.speculative_hits - before.hits - before.speculative_hits
@@ -106,29 +108,29 @@ class Answer(StoppingCriteria):
             bytes_loaded=now.bytes_loaded - before.bytes_loaded,
             stall_seconds=now.stall_seconds - before.stall_seconds,
             stopped=self._stop.is_set(),
-            tokens_after_stop=self.count - self._heard if self._stop.is_set() else 0,
+            tokens_after_stop=self.count - self._at_stop if self._stop.is_set() else 0,
             left_out=self.left_out,
             seed=self.seed,
             speculation=now.speculation,
         )
 
     def stop(self) -> None:
-        """End after the token it is at; an answer that is done stays as it is."""
+        """End the answer after its current token. Does nothing when the answer is done."""
         with self._changed:
             if not self.done and not self._stop.is_set():
-                self._heard = self.count
+                self._at_stop = self.count
                 self._stop.set()
 
     def end(self) -> None:
-        """Wait until the thread is through, ending it if it is not."""
+        """Stop the answer and wait until its thread has ended."""
         self.stop()
-        while not self.done:  # not by join(): Python 3.11 takes an interrupted one for the end
-            with contextlib.suppress(KeyboardInterrupt):  # pressed again: it is stopping already
+        while not self.done:  # Python 3.11: join() is wrong after an interrupt
+            with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C again: it is stopping already
                 self._wait(sys.maxsize)
         self._thread.join()
 
     def _wait(self, seen: int) -> None:
-        """Until there are more than `seen` pieces, or no more to come."""
+        """Wait until there are more than `seen` pieces, or the answer is done."""
         with self._changed:
             self._changed.wait_for(lambda: self.done or len(self._pieces) > seen)
 
@@ -151,15 +153,15 @@ class Answer(StoppingCriteria):
         self._offload.runtime.check_stop = self._check_stop
         devices = [model.device] if model.device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices):  # the user's own random numbers stay theirs
+            with torch.random.fork_rng(devices):  # leaves the user's random state as it is
                 torch.manual_seed(self.seed)
                 model.generate(**inputs, streamer=streamer, stopping_criteria=[self], **settings)
         except StoppedEarly:
             streamer.end()
-        except BaseException as error:  # raised again where the text is read
+        except BaseException as error:  # raised again where the answer is iterated
             self.error = error
             with self._offload.runtime.lock:
-                if self._offload.closed:  # its weights went away in the midst of a forward
+                if self._offload.closed:  # the weights were freed during a forward pass
                     self.error = MoEColabError(CLOSED)
                     self.error.__cause__ = error
         finally:
@@ -167,7 +169,7 @@ class Answer(StoppingCriteria):
             self._finish()
 
     def _finish(self) -> None:
-        """Whatever happens here, the answer is done."""
+        """Mark the answer as done, even if something in here fails."""
         try:
             self._end, self._after = time.perf_counter(), self._offload.stats()
         except Exception as error:
@@ -181,7 +183,6 @@ class Answer(StoppingCriteria):
                     self._changed.notify_all()
 
     def _check_stop(self) -> None:
-        """Before every layer: a long question can be left while it is still read, an answer ends
-        with a whole token."""
+        """Called before every layer: stops within the prompt, but never within a later token."""
         if self._stop.is_set() and not self.count and threading.current_thread() is self._thread:
             raise StoppedEarly

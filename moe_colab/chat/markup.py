@@ -1,5 +1,8 @@
-"""A conversation as safe HTML. Whatever a person or a model wrote is shown and never run: no markup
-of its own, no scripts, no request to anywhere."""
+"""A conversation as safe HTML. Knows turns; knows no widgets.
+
+What a person or a model wrote is shown as text and never runs: no HTML of its own, no scripts, no
+requests to other hosts.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,28 @@ from markdown_it import MarkdownIt
 
 from .turn import Turn
 
-# HTML in the text stays text; an address that runs something is no link; an image would be fetched
-# from wherever the model says.
+# HTML in the text stays text, and a link cannot run a script. Images are disabled, because the page
+# would fetch them from any address that the model writes.
 _markdown = MarkdownIt("commonmark", {"html": False, "breaks": True})
 _markdown.enable("table").disable(["image", "html_block", "html_inline"])
 
 
-def _open_apart(self, tokens, place, options, env) -> str:
+def _open_in_new_tab(self, tokens, place, options, env) -> str:
     for name, value in (("target", "_blank"), ("rel", "noopener noreferrer nofollow")):
         tokens[place].attrSet(name, value)
     return self.renderToken(tokens, place, options, env)
 
 
-_markdown.add_render_rule("link_open", _open_apart)
+_markdown.add_render_rule("link_open", _open_in_new_tab)
 
 
 def plain(text: str) -> str:
-    """As it is, line breaks and spaces kept."""
+    """Text without Markdown; line breaks and spaces are kept."""
     return f'<div class="moe-text" dir="auto">{escape(text)}</div>'
 
 
 def markdown(text: str) -> str:
-    """CommonMark with tables; what would become far longer than it is (a table can) stays plain."""
+    """CommonMark with tables as HTML. Text whose HTML is very much longer stays plain text."""
     html = _markdown.render(text)
     if len(html) > 20 * len(text) + 2000:
         return plain(text)
@@ -40,7 +43,7 @@ def markdown(text: str) -> str:
 
 def conversation(turns: Sequence[Turn]) -> str:
     if not turns:
-        return '<div class="moe-empty">Nothing was said yet.</div>'
+        return '<div class="moe-empty">No messages yet.</div>'
     return "".join(map(finished, turns))
 
 
@@ -70,7 +73,7 @@ def left_out_note(count: int) -> str:
 
 
 def numbers(turn: Turn, rate: float) -> str:
-    """Of an answer under way; `rate`: tokens a second over the last few."""
+    """The numbers of an answer under way; rate: tokens per second over the last few tokens."""
     text = f"reading {turn.prompt_tokens} tokens, {turn.seconds:.1f} s"
     if turn.tokens:
         text = (
@@ -79,8 +82,3 @@ def numbers(turn: Turn, rate: float) -> str:
             f"{turn.stall_share:.0%} of the time spent waiting for experts"
         )
     return f'<span class="moe-facts">{escape(text)}</span>'
-
-
-def status(text: str, bad: bool) -> str:
-    kind, sign = ("moe-error", "⚠ ") if bad else ("moe-status", "")
-    return f'<span class="{kind}">{sign}{escape(text)}</span>'

@@ -1,5 +1,7 @@
-"""A conversation: history, streaming, stop, retry, what fits into the context, export. Knows a
-model and its tokenizer; knows no widgets and no terminal."""
+"""`mc.ChatSession`: a conversation with history, streaming, stop, retry, context limit and export.
+
+Knows a model and its tokenizer; knows no widgets and no terminal.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from ..errors import MoEColabError
 from .answer import Answer
 from .turn import Turn
 
-ANSWER_TOKENS = 512  # where neither the caller nor the model says how long an answer may be
+ANSWER_TOKENS = 512  # at most, unless the caller or the model sets a limit
 
 BUSY = "an answer is under way on this model: stop it, or wait for it."
 
 
 class ChatSession:
-    """History and one answer at a time. `turns` are the questions and answers so far, `turn` how
-    the latest answer went, None while one is under way."""
+    """A conversation, one answer at a time. `turns`: the questions and answers so far. `turn`: the
+    latest of them, None while an answer is under way."""
 
     def __init__(
         self,
@@ -38,24 +40,24 @@ class ChatSession:
         self.answer: Answer | None = None
 
     def change_tokenizer(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
-        """For the next question. Raises MoEColabError without one."""
+        """Use this tokenizer from now on. Raises MoEColabError for None."""
         if tokenizer is None:
-            raise MoEColabError("this model has no tokenizer: a chat needs one in its folder.")
+            raise MoEColabError("this model has no tokenizer in its folder, and a chat needs one.")
         self.tokenizer = tokenizer
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation as chat templates take it, the system prompt apart."""
+        """The conversation as chat templates expect it, without the system prompt."""
         return as_messages(self.turns)
 
     @property
     def busy(self) -> bool:
         return self.answer is not None and not self.answer.done
 
-    # ------------------------------------------------------------------ talk
+    # ------------------------------------------------------------------ answers
     def ask(self, text: str, seed: int | None = None, **generation: Any) -> Iterator[str]:
-        """Begin to answer `text`, as `start` does, and return the answer's pieces; `turn` then says
-        how it went. A caller that stops asking stops the answer."""
+        """Start an answer as `start` does, and iterate over its pieces of text; afterwards `turn`
+        has its numbers. A caller that stops iterating stops the answer."""
         answer = self.start(text, seed, **generation)
 
         def pieces() -> Iterator[str]:
@@ -67,18 +69,17 @@ class ChatSession:
         return pieces()
 
     def start(self, text: str, seed: int | None = None, **generation: Any) -> Answer:
-        """Begin to answer `text` and return at once. Without `seed` every answer is another one;
-        `turn.seed` repeats it. Keywords go to `model.generate`, over the model's own settings.
+        """Start to answer `text` and return at once. seed: None for a random one, which
+        `turn.seed` then holds. Other keywords go to `model.generate` and override the model's own.
 
-        Where the conversation no longer fits into the model's context, its oldest turns are left
-        out, whole; `Answer.left_out` says how many. Raises MoEColabError while another answer is
-        under way on this model, in this session or any other, and where `text` alone does not
-        fit."""
+        If the conversation no longer fits into the model's context, its oldest turns are left out;
+        `Answer.left_out` says how many. Raises MoEColabError while another answer is under way on
+        this model, in any session, and if `text` alone does not fit."""
         return self._start(self.turns, text, seed, generation)
 
     def retry(self, seed: int | None = None, **generation: Any) -> Answer:
-        """Ask the latest question once more; the new answer takes the place of the old one. Raises
-        MoEColabError where there is none, and as `start` does."""
+        """Ask the latest question again; the new answer replaces the old one. Raises MoEColabError
+        if there is no question yet, and as `start` does."""
         if self.busy:
             raise MoEColabError(BUSY)
         if not self.turns:
@@ -86,7 +87,7 @@ class ChatSession:
         return self._start(self.turns[:-1], self.turns[-1].question, seed, generation)
 
     def stop(self) -> None:
-        """End the answer under way after the token it is at."""
+        """End the answer under way after its current token."""
         if self.answer is not None:
             self.answer.stop()
 
@@ -96,7 +97,7 @@ class ChatSession:
             raise MoEColabError("an answer is under way: stop it before the chat is cleared.")
         self.turns, self.turn = [], None
 
-    # ------------------------------------------------------------------ keep
+    # ------------------------------------------------------------------ export
     def as_dict(self) -> dict[str, Any]:
         offload = self.model.offload
         return {
@@ -121,13 +122,11 @@ class ChatSession:
         return "\n\n".join(parts) + "\n"
 
     def export(self, path: str | Path) -> Path:
-        """Write the conversation to `path`, as JSON or Markdown by its ending. Raises MoEColabError
-        for another ending and where it cannot be written."""
+        """Write the conversation to `path`, as .json or .md by its ending, and return the path.
+        Raises MoEColabError for another ending, or if the file cannot be written."""
         path = Path(path).expanduser()
         if path.suffix not in (".json", ".md"):
-            raise MoEColabError(
-                f"{str(path)!r} must end with .json or .md: that says how it is written."
-            )
+            raise MoEColabError(f"{str(path)!r} must end with .json or .md: choose one of these.")
         if path.suffix == ".json":
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
         else:
@@ -175,15 +174,15 @@ class ChatSession:
     def _fit(
         self, history: list[Turn], text: str, wanted: int | None
     ) -> tuple[int, dict[str, torch.Tensor], int]:
-        """(turns left out, the encoded prompt, tokens that the answer may have): at least `wanted`
-        of them, or half the context, are kept free for the answer."""
+        """(turns left out, encoded prompt, most tokens of the answer). At least `wanted` tokens, or
+        half of the context, stay free for the answer."""
         if wanted is not None and wanted < 1:
-            raise MoEColabError(f"an answer of at most {wanted} tokens is none: allow one or more.")
+            raise MoEColabError(f"max_new_tokens must be at least 1, not {wanted}.")
         wanted = wanted or self.model.generation_config.max_new_tokens or ANSWER_TOKENS
         context = context_tokens(self.model, self.tokenizer)
-        if self.tokenizer.chat_template is None:  # a base model: it goes on with the text
+        if self.tokenizer.chat_template is None:  # a base model continues the text
             history = []
-        # What was left out once stays so: or every question would encode all that was ever said.
+        # Turns that were left out once stay out: else every question would encode them again.
         for left_out in range(history[-1].left_out if history else 0, len(history) + 1):
             inputs = self._encode(history[left_out:], text)
             length = inputs["input_ids"].shape[1]
@@ -191,7 +190,7 @@ class ChatSession:
                 inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
                 return left_out, inputs, min(wanted, context - length) if context else wanted
         raise MoEColabError(
-            f"this message has {length:,} tokens with what the chat adds, and "
+            f"this message has {length:,} tokens with the chat template, and at most "
             f"{context - min(wanted, context // 2):,} fit beside an answer: shorten it."
         )
 
@@ -203,7 +202,7 @@ class ChatSession:
             return self._template(messages)
         try:
             return self._template([{"role": "system", "content": self.system}, *messages])
-        except TemplateError:  # some templates know no system role: it opens the first message
+        except TemplateError:  # some templates have no system role: put it before the first message
             first = {"role": "user", "content": f"{self.system}\n\n{messages[0]['content']}"}
             return self._template([first, *messages[1:]])
 
@@ -222,7 +221,7 @@ def as_messages(turns: list[Turn]) -> list[dict[str, str]]:
 
 
 def context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Tokens that the model can see at once; None where neither config nor tokenizer says."""
+    """The model's context length in tokens; None if neither config nor tokenizer has one."""
     limits = [
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
@@ -234,11 +233,11 @@ def context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 def sampling(
     temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
 ) -> dict[str, Any]:
-    """Keywords for `ask`; what is None stays as the model's own. Temperature 0 is greedy."""
+    """Keywords for `ask`; None leaves the model's own setting. Temperature 0 is greedy."""
     if temperature == 0:
-        chosen: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
+        settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
     else:
-        chosen = {"temperature": temperature, "top_p": top_p}
-        chosen = {name: value for name, value in chosen.items() if value is not None}
-        chosen |= {"do_sample": True} if chosen else {}
-    return chosen | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})
+        given = {"temperature": temperature, "top_p": top_p}
+        settings = {name: value for name, value in given.items() if value is not None}
+        settings |= {"do_sample": True} if settings else {}
+    return settings | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})

@@ -1,4 +1,4 @@
-"""Text out of `model.generate`, piece by piece. Knows a tokenizer."""
+"""A streamer for `model.generate`: passes text on piece by piece. Knows a tokenizer only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class Streamer(BaseStreamer):
-    """Hands text to `receive` as soon as it is certain; the prompt and special tokens are left out.
+    """Passes new text to `receive` after every token, without the prompt and special tokens.
 
-    Every token is shown at once, whether or not a space ends it: some languages have none. Only
-    what is not yet a whole character waits. Tokens are decoded together with those before them,
-    because how a piece begins (with a space or without) depends on these.
+    It does not wait for a space, which some languages do not have. It waits only until a character
+    is complete. Tokens are decoded together with the ones before them, because whether a piece
+    begins with a space depends on these.
     """
 
     def __init__(self, tokenizer: Any, receive: Callable[[str], None]):

@@ -1,5 +1,7 @@
-"""The chat in a terminal: one question, or a conversation. Knows argparse's answers and a
-ChatSession."""
+"""The chat in a terminal: one question, or a conversation.
+
+Knows parsed arguments and a ChatSession; knows no widgets.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +24,22 @@ COMMANDS = (
 )
 
 
+LOAD_SETTINGS = "slots policy speculate lookahead device dtype revision".split()
+
+
 def open_chat(args: argparse.Namespace) -> ChatSession:
-    transformers.logging.set_verbosity_error()  # its remarks would run through the answers
-    model, tokenizer = load(
-        args.source,
-        slots=args.slots,
-        policy=args.policy,
-        speculate=args.speculate,
-        lookahead=args.lookahead,
-        device=args.device,
-        dtype=args.dtype,
-        revision=args.revision,
-    )
+    transformers.logging.set_verbosity_error()  # else its warnings appear within the answers
+    settings = {name: getattr(args, name) for name in LOAD_SETTINGS}
+    model, tokenizer = load(args.source, **settings)
     return ChatSession(model, tokenizer, system=args.system)
 
 
 def generation(args: argparse.Namespace) -> dict:
-    chosen = sampling(args.temperature, args.top_p, args.max_new_tokens)
-    return {"seed": args.seed, **chosen}
+    return {"seed": args.seed, **sampling(args.temperature, args.top_p, args.max_new_tokens)}
 
 
 def one_shot(args: argparse.Namespace) -> int:
-    """Ask once. With --json nothing but the object is printed."""
+    """Ask one question. With --json, print only the JSON object."""
     chat = open_chat(args)
     with chat.model.offload as offload:
         for piece in chat.ask(args.prompt, **generation(args)):
@@ -57,17 +53,17 @@ def one_shot(args: argparse.Namespace) -> int:
 
 
 def converse(args: argparse.Namespace, sample: str) -> int:
-    """Talk until /quit or the end of input. Without a terminal and without a question in the input,
-    `sample` is asked, so that the command always shows an answer."""
+    """Talk until /quit or the end of the input. If the input is no terminal and has no question,
+    ask `sample`, so that the command always shows an answer."""
     chat = open_chat(args)
     with chat.model.offload as offload:
         print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
-        asked = 0
+        asked = False
         for text in questions():
             command, _, rest = text.partition(" ")
             if command == "/quit":
                 break
-            with told():
+            with errors_printed():
                 if command == "/reset":
                     chat.reset()
                     print("(the conversation is forgotten)")
@@ -80,22 +76,20 @@ def converse(args: argparse.Namespace, sample: str) -> int:
                 elif command.startswith("/"):
                     print(f"unknown command {command}: {COMMANDS}")
                 elif text:
-                    asked += 1
+                    asked = True
                     stream(chat, chat.start(text, **generation(args)))
         if not asked and not sys.stdin.isatty():
             print(f"> {sample}")
-            with told():
+            with errors_printed():
                 stream(chat, chat.start(sample, **generation(args)))
         if args.json:
-            said = [m["content"] for m in chat.messages if m["role"] == "assistant"]
-            print(
-                json.dumps({"text": said[-1] if said else "", "stats": offload.stats().as_dict()})
-            )
+            text = chat.turns[-1].text if chat.turns else ""
+            print(json.dumps({"text": text, "stats": offload.stats().as_dict()}))
     return 0
 
 
 def questions() -> Iterator[str]:
-    """Lines from the terminal; Ctrl-C at the prompt drops the line, Ctrl-D ends."""
+    """The lines of the input. Ctrl-C drops the line, Ctrl-D ends the input."""
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "").strip()
@@ -108,8 +102,8 @@ def questions() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """A mistake is told, and the conversation goes on."""
+def errors_printed() -> Iterator[None]:
+    """Print a MoEColabError instead of raising it, so that the conversation goes on."""
     try:
         yield
     except MoEColabError as error:
@@ -130,7 +124,7 @@ def stream(chat: ChatSession, answer: Answer) -> None:
 
 
 def table(stats: dict) -> str:
-    """The counts, a line each, prompt and decode beside the total."""
+    """The counters as text, one per line: total, prompt and decode."""
     rows = [f"{'':18}{'total':>12}{'prompt':>12}{'decode':>12}"]
     for name, value in stats["prompt"].items():
         cells = [stats[name], value, stats["decode"][name]]

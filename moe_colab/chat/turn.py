@@ -1,4 +1,4 @@
-"""A question and what its answer cost. Knows numbers only."""
+"""A turn: one question, its answer, and what the answer cost. Knows numbers only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and how its answer went, or goes. `seconds` from the question to the last token,
-    `first_token_seconds` to the first; `hit_rate`, `loads`, `bytes_loaded` and `stall_seconds`
-    (layers waiting for bytes) are those of this answer alone. `tokens_after_stop`: tokens that came
-    after Stop was heard. `left_out`: earlier turns that no longer fitted into the context.
-    `speculation`: whether guessing has paid so far, in words."""
+    """A question with its answer, finished or under way. `seconds`: from the question to the last
+    token; `first_token_seconds`: to the first one. `hit_rate`, `loads`, `bytes_loaded` and
+    `stall_seconds` (layers waiting for experts) count this answer only. `tokens_after_stop`: tokens
+    generated after `stop` was called. `left_out`: earlier turns that did not fit into the context.
+    `speculation`: in words, whether prefetching has paid so far."""
 
     question: str
     text: str
@@ -32,7 +32,7 @@ class Turn:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the tokens after the first: the prompt's time is not theirs."""
+        """The rate after the first token, so without the time of the prompt."""
         rest = self.seconds - self.first_token_seconds
         return (self.tokens - 1) / rest if self.tokens > 1 and rest > 0 else 0.0
 
@@ -45,7 +45,7 @@ class Turn:
         return self.stall_seconds / self.seconds if self.seconds else 0.0
 
     def line(self) -> str:
-        """The one line shown under an answer."""
+        """The numbers as one line, which is shown below an answer."""
         return (
             f"{self.tokens} tokens, first after {self.first_token_seconds:.2f} s, then "
             f"{self.tokens_per_second:.1f} tokens/s, hit rate {self.hit_rate:.0%}, "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import MoEColabError
 from ..machine.folders import shipped_model
+from ..planner.catalogue import SHIPPED
 from ..store import is_store
 from .hub import fetch, is_repo_id
 from .reader import Checkpoint
@@ -30,7 +31,7 @@ def open_checkpoint(
 
 def find_source(source: str | os.PathLike[str] | None) -> Path:
     """The folder that `source` names. Raises MoEColabError where it is none, or an empty one."""
-    if source is None:
+    if source in (None, SHIPPED):
         return shipped_model()
     try:
         folder = Path(source).expanduser()

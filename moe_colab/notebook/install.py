@@ -1,9 +1,9 @@
-"""What a notebook's setup cell does: install what is missing, prove that nothing else moved, look
-at the machine.
+"""What a notebook's setup cell does: it installs missing packages, reports that no other package
+changed, and shows what this machine can run.
 
-Knows pip and the versions of installed packages. Imports nothing but the standard library until all
-that is missing is there, and never torch: what was installed before stays as it is, so that no
-session has to be started anew.
+Knows pip and the versions of installed packages. Imports only the standard library until every
+missing package is installed, and never torch: packages that were installed before stay as they are,
+so that no session has to be restarted.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping
 from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import MoEColabError
 from ..machine.folders import environment
@@ -26,38 +26,35 @@ from ..version import __version__
 if TYPE_CHECKING:
     from ..planner.preflight import Preflight
 
-SHOWN = ("torch", "transformers", "ipywidgets")
+REPORTED = ("torch", "transformers", "ipywidgets")
 NO_NETWORK = {
     "kaggle": "switch the internet on (Settings › Internet; it asks once for your phone number)",
     "colab": "run this cell again in a minute",
-    "local": "look whether this machine is connected",
+    "local": "check that this machine is connected to the internet",
 }
 PIP = (
-    *("-m", "pip", "install", "--quiet", "--no-deps", "--no-input"),
+    *("-m", "pip", "install", "--quiet", "--no-input"),
     *("--disable-pip-version-check", "--root-user-action=ignore"),
 )
 
 
-def setup(
-    before: Iterable[tuple[str, str]] | None = None, extras: Sequence[str] = ()
-) -> Preflight | None:
-    """Make this session ready for moe_colab and say how it stands; the preflight card, None where
-    it cannot be made.
+def setup(before: Iterable[tuple[str, str]] | None = None, _extras: Any = ()) -> Preflight | None:
+    """Install what moe_colab needs and this session lacks, print what changed, and return the
+    preflight card, or None where the card cannot be made.
 
-    before: (name, version) of every package as it was before the setup cell did anything, in the
-    order of the path; None for now. extras: what the notebook needs besides, by the names that
-    pyproject.toml gives to it, such as "quantize". Installs only what is missing: without
-    dependencies, and then those that are missing too. Raises MoEColabError where something is
-    missing that it cannot or should not install.
+    before: (name, version) of every package that was installed before the setup cell ran, in the
+    order of sys.path; None: what is installed now. _extras: ignored; setup cells of earlier
+    versions pass it. Raises MoEColabError for a missing package that cannot or should not be
+    installed.
     """
     old = versions() if before is None else by_name(before)
-    remarks = install_missing(requirements(extras))
+    remarks = install_missing(requirements())
     print("\n".join([*report(old, versions()), *remarks]))
     try:
         from ..planner.preflight import preflight
 
         return preflight()
-    except Exception as error:  # the card is a courtesy: a notebook runs without it
+    except Exception as error:  # the notebook runs without the card too
         print(f"(no preflight card: {type(error).__name__}: {error})")
         return None
 
@@ -71,162 +68,167 @@ def versions() -> dict[str, str]:
 
 
 def by_name(packages: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Of a package that is there twice, the first is the one that is imported."""
-    found: dict[str, str] = {}
+    """{normalised name: version}. Of a package that is installed twice, the first one counts: it is
+    the one that Python imports."""
+    version_of: dict[str, str] = {}
     for name, version in packages:
-        if name:  # half-removed packages have none
-            found.setdefault(normal(name), version)
-    return found
+        if name:  # half-removed packages have no name
+            version_of.setdefault(normal(name), version)
+    return version_of
 
 
 def report(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Lines: where we are, the versions that matter, and what moved between the two."""
-    shown = " · ".join(f"{name} {after.get(name, 'is not installed')}" for name in SHOWN)
+    """Lines of text: the environment, the main versions, and what changed from before to after."""
+    main = " · ".join(f"{name} {after.get(name, 'is not installed')}" for name in REPORTED)
     python = ".".join(map(str, sys.version_info[:3]))
-    lines = [f"{environment()} · Python {python} · moe_colab {__version__} · {shown}"]
+    lines = [f"{environment()} · Python {python} · moe_colab {__version__} · {main}"]
     new = [f"{name} {after[name]}" for name in sorted(after.keys() - before.keys())]
     if new:
         lines.append(f"installed: {', '.join(new)}")
-    moved = [
+    changed = [
         f"{name} ({version} before, {after.get(name, 'gone')} now)"
         for name, version in sorted(before.items())
         if after.get(name) != version
     ]
-    same = len(before) - len(moved)
+    same = len(before) - len(changed)
     lines.append(
         f"{same} packages that were here before are unchanged"
-        + (f"; changed: {', '.join(moved)}" if moved else "")
+        + (f"; changed: {', '.join(changed)}" if changed else "")
     )
     return lines
 
 
-# ---------------------------------------------------------------------- what is needed
-def requirements(extras: Sequence[str] = ()) -> list[str]:
-    """What moe_colab says it needs, with these extras: in a checkout its requirements.txt and
-    pyproject.toml, else the installed package's metadata."""
-    checkout = Path(__file__).parents[2]
-    if (checkout / "pyproject.toml").is_file() and (checkout / "requirements.txt").is_file():
-        lines = (checkout / "requirements.txt").read_text(encoding="utf-8").splitlines()
-        lines = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
-        project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))[
-            "project"
-        ]
-        return lines + [line for name in extras for line in project["optional-dependencies"][name]]
-    try:
-        lines = metadata.requires("moe_colab") or []
-        return [line.partition(";")[0] for line in lines if applies(line, extras)]
-    except metadata.PackageNotFoundError:
-        return []  # a folder on the path, brought by someone who knows what it needs
+# ---------------------------------------------------------------------- what is missing
+def requirements() -> list[str]:
+    """The requirements of moe_colab: in a checkout its requirements.txt, elsewhere the metadata of
+    the installed package."""
+    file = Path(__file__).parents[2] / "requirements.txt"
+    if file.is_file() and file.with_name("pyproject.toml").is_file():
+        lines = map(str.strip, file.read_text(encoding="utf-8").splitlines())
+        return [line for line in lines if line and not line.startswith("#")]
+    return needs_of("moe_colab")  # nothing for a mere folder on sys.path
 
 
-def install_missing(needed: Iterable[str]) -> list[str]:
-    """Install what of `needed` is missing, then what those need, and so on; one sentence for each
-    package that is here in a version nobody asked for: it is left alone."""
-    remarks: list[str] = []
-    wanted = [(line, "moe_colab") for line in needed if applies(line)]
-    asked = set()
-    while wanted:
-        missing, extras = {}, []
-        for line, by in wanted:
-            requirement = parse(line)
-            if (str(requirement), by) in asked:
-                continue
-            asked.add((str(requirement), by))
-            name = normal(requirement.name)
-            if not is_here(requirement.name):
-                missing[name] = requirement
-            else:
-                remarks += unmet(requirement, by)
-                extras += [(name, requirement.extras)] if requirement.extras else []
-        if missing:
-            pip_install(list(missing.values()))
-        wanted = [
-            (line, name)
-            for name, extras in [*extras, *((name, r.extras) for name, r in missing.items())]
-            for line in needs_of(name, extras)
-        ]
-    return remarks
-
-
-def is_here(name: str) -> bool:
-    """Installed, or importable without being installed, as in some distributions."""
-    try:
-        metadata.version(name)
-        return True
-    except metadata.PackageNotFoundError:
-        spec = util.find_spec(normal(name).replace("-", "_"))
-        return spec is not None and spec.origin is not None  # not just a folder of that name
-
-
-def unmet(requirement, by: str) -> list[str]:
-    try:
-        version = metadata.version(requirement.name)
-    except metadata.PackageNotFoundError:
-        return []
-    if requirement.specifier.contains(version, prereleases=True):
-        return []
-    return [
-        f"{requirement.name} {version} is here, and {by} asks for {requirement.specifier}: it was "
-        f'left as it is; if something fails, run `%pip install "{requirement.name}'
-        f'{requirement.specifier}"` and restart the session'
-    ]
-
-
-def needs_of(name: str, extras: Iterable[str]) -> list[str]:
-    """What an installed package needs in this environment, with these extras of it."""
+def needs_of(name: str, extras: Iterable[str] = ()) -> list[str]:
+    """What an installed package requires in this environment, with these extras of it."""
     try:
         lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
         return []
-    return [line for line in lines if applies(line, extras)]
+    return [line for line in lines if applies(parse(line), extras)]
 
 
-def applies(line: str, extras: Iterable[str] = ()) -> bool:
-    """False where a requirement is for another system, another Python or another extra."""
-    marker = parse(line).marker
-    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
+def install_missing(needed: Iterable[str], by: str = "moe_colab") -> list[str]:
+    """Install the missing ones of `needed`, which `by` requires; one sentence for each package that
+    is installed in a version that does not match: that package stays as it is.
 
-
-def pip_install(missing: list) -> None:
-    names = ", ".join(requirement.name for requirement in missing)
-    if environment() == "local" and any(normal(r.name) == "torch" for r in missing):
+    pip's resolver chooses the versions, with every installed package held at its own version. Where
+    that has no solution, or where pip would install a package again that can be imported but is not
+    installed, the missing packages are installed without dependencies, and then the dependencies in
+    the same way. So one conflict does not stop the other packages.
+    """
+    requirements = [one for one in map(parse, needed) if applies(one)]
+    remarks = [remark for one in requirements if (remark := mismatch(one, by))]
+    missing = [one for one in requirements if not is_here(one.name, one.extras)]
+    if not missing:
+        return remarks
+    names = ", ".join(one.name for one in missing)
+    if environment() == "local" and any(normal(one.name) == "torch" for one in missing):
         raise MoEColabError(
-            "torch is not installed, and which build is right depends on your machine: install it "
-            "with the command that https://pytorch.org/get-started/locally shows for it, then run "
-            "this cell again."
+            "torch is not installed, and the right build depends on your machine: install it with "
+            "the command that https://pytorch.org/get-started/locally shows for your machine, then "
+            "run this cell again."
         )
-    specs = [f"{r.name}{r.specifier}" if r.url is None else f"{r.name} @ {r.url}" for r in missing]
-    # hqq would compile CUDA code while it is installed; DISABLE_CUDA tells it not to.
-    env = {**os.environ, "DISABLE_CUDA": "1"}
     print(f"installing {names} …", flush=True)
-    done = subprocess.run([sys.executable, *PIP, *specs], env=env, capture_output=True, text=True)
-    importlib.invalidate_caches()
-    absent = [r.name for r in missing if not is_here(r.name)]
+    known = all(one in missing or is_installed(one.name) for one in requirements)
+    if known and pip_install(missing, frozen=True).returncode == 0:
+        return remarks
+    done = pip_install(missing, frozen=False)
+    absent = ", ".join(one.name for one in missing if not is_here(one.name))
     if done.returncode != 0 or absent:
         lines = (done.stderr.strip() or "no reason given").splitlines()
-        said = next((line for line in lines if line.lower().startswith("error: ")), lines[-1])
+        reason = next((line for line in lines if line.lower().startswith("error: ")), lines[-1])
         raise MoEColabError(
-            f"pip could not install {', '.join(absent) or names} ({said[:200]}): "
-            f"{advice(done.stderr)}, or install it yourself, then run this cell again."
+            f"pip could not install {absent or names} ({reason[:200]}): {advice(done.stderr)}, or "
+            "install it yourself, then run this cell again."
         )
+    for one in missing:
+        remarks += install_missing(needs_of(one.name, one.extras), normal(one.name))
+    return remarks
 
 
-def advice(said: str) -> str:
-    """What to do about pip's words."""
-    if "externally-managed-environment" in said:
+def is_here(name: str, extras: Iterable[str] = ()) -> bool:
+    """Whether a package is installed with what these extras need, or can be imported without being
+    installed, as in some distributions."""
+    if is_installed(name):
+        return not extras or all(is_here(parse(line).name) for line in needs_of(name, extras))
+    spec = util.find_spec(normal(name).replace("-", "_"))
+    return spec is not None and spec.origin is not None  # not just a folder of that name
+
+
+def is_installed(name: str) -> bool:
+    return any(metadata.distributions(name=name))
+
+
+def mismatch(requirement, by: str) -> str | None:
+    """What to say about a package that is installed in a version which `by` does not accept."""
+    name, accepted = requirement.name, requirement.specifier
+    if not is_installed(name) or accepted.contains(metadata.version(name), prereleases=True):
+        return None
+    return (
+        f"{name} {metadata.version(name)} is here, and {by} asks for {accepted}: it was left as it "
+        f'is; if something fails, run `%pip install "{name}{accepted}"` and restart the session'
+    )
+
+
+def pip_install(missing: Iterable, frozen: bool) -> subprocess.CompletedProcess[str]:
+    """Run pip: frozen: with dependencies, every installed package held at its version; else without
+    dependencies."""
+    with tempfile.TemporaryDirectory() as folder:
+        pins = Path(folder) / "constraints.txt"
+        pins.write_text("\n".join(filter(is_valid, map("==".join, versions().items()))), "utf-8")
+        how = ("--constraint", str(pins)) if frozen else ("--no-deps",)
+        done = subprocess.run(
+            [sys.executable, *PIP, *how, *map(str, missing)],
+            env={**os.environ, "DISABLE_CUDA": "1"},  # else hqq compiles CUDA code
+            capture_output=True,
+            text=True,
+        )
+    importlib.invalidate_caches()
+    return done
+
+
+def advice(stderr: str) -> str:
+    """What to do about an error of pip."""
+    if "externally-managed-environment" in stderr:
         return "this Python belongs to the system: start the notebook from a virtual environment"
-    if "No module named pip" in said:
+    if "No module named pip" in stderr:
         return f"run `{sys.executable} -m ensurepip`"
     return NO_NETWORK[environment()]
 
 
+# ---------------------------------------------------------------------- requirements
 def parse(line: str):
-    """A requirement, by the library that pip itself carries along where it is not installed."""
+    """A packaging Requirement, by pip's own copy of packaging where that is not installed."""
     try:
         from packaging.requirements import Requirement
     except ImportError:
         from pip._vendor.packaging.requirements import Requirement
     return Requirement(line)
+
+
+def is_valid(line: str) -> bool:
+    """False for versions of old packages that pip does not read."""
+    try:
+        return bool(parse(line))
+    except ValueError:
+        return False
+
+
+def applies(requirement, extras: Iterable[str] = ()) -> bool:
+    """False where a requirement is for another system, another Python or another extra."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
 
 
 def normal(name: str) -> str:

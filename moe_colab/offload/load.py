@@ -58,9 +58,9 @@ def load(
     """Load a Mixture-of-Experts model with its experts offloaded: (model, tokenizer), tokenizer
     None where the source has none.
 
-    source: None for the small model that comes with moe_colab; the folder of a store; the folder of
-        a checkpoint, which is packed into a store in the cache folder the first time; or "org/name"
-        of the hub, of which each file is deleted once it is packed.
+    source: None or "shipped" for the small model that comes with moe_colab; the folder of a store;
+        the folder of a checkpoint, which is packed into a store in the cache folder the first time;
+        or "org/name" of the hub, of which each file is deleted once it is packed.
     slots: experts of each layer that the device holds at once (paper, section 3.1): a number, one
         per layer, or "auto", which fills `vram`, or takes half the experts on a CPU.
     policy: which expert is evicted when the slots are full: "lru", "lfu", "fifo", "random", "none",

@@ -168,8 +168,11 @@ def duration(seconds: float) -> str:
     return f"~{round(seconds / 60)} min"
 
 
-def source_of(choice: str) -> str | None:
-    """What `mc.load` takes for a form field's text: None for "shipped" or nothing."""
+def source_of(choice: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
+    """The source that a form field names: None for "shipped" or "", which is the small model, and
+    text without the spaces around it. Sources that are no text stay as they are."""
+    if not isinstance(choice, str):
+        return choice
     choice = choice.strip()
     return None if choice in ("", SHIPPED) else choice
 

@@ -1,8 +1,8 @@
-"""Tables in, figures out: one function for each figure, fed by any report.
+"""`mc.plots`: one function for each figure; each draws a table or a report.
 
-Knows matplotlib and what the columns of a table are called; imports no torch, opens no store and
-measures nothing. Every figure is a `Picture`: an ordinary matplotlib Figure of GitHub's width that
-shows itself in a notebook.
+Knows matplotlib and the columns of the tables; knows no torch and no stores, and measures nothing.
+Every figure is a `Picture`: a matplotlib Figure as wide as GitHub shows it, which displays itself
+in a notebook.
 """
 
 from .ablation import ablation
@@ -23,25 +23,7 @@ from .tokens import tokens
 from .xray import xray
 
 __all__ = [
-    "Picture",
-    "ablation",
-    "activations",
-    "bits",
-    "errors",
-    "flows",
-    "front",
-    "hit_rates",
-    "levels",
-    "memory",
-    "pareto",
-    "recall",
-    "residency",
-    "router",
-    "shares",
-    "specialisation",
-    "step",
-    "timeline",
-    "tokens",
-    "transitions",
-    "xray",
-]
+    "Picture", "ablation", "activations", "bits", "errors", "flows", "front", "hit_rates", "levels",
+    "memory", "pareto", "recall", "residency", "router", "shares", "specialisation", "step",
+    "timeline", "tokens", "transitions", "xray",
+]  # fmt: skip

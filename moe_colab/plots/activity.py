@@ -1,4 +1,4 @@
-"""Heat maps of where tokens are sent: every layer's experts, and from one layer to the next."""
+"""The figures `activations` and `transitions`: heat maps of the routing."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from matplotlib.colors import FuncNorm, Normalize
 from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 
+from .colours import DIM
 from .heatmap import AMOUNT, DEVIATION, draw_cells, label
-from .picture import DIM, Picture, drawn, need, records
+from .picture import Picture, drawn, need, records, rows_of
 
-SIDE_BY_SIDE = 16  # columns, at the most, of two panels in a line
-ROOM_FOR_NUMBERS = 10  # columns
-BOUND = 4  # a share this many times the expected one, or this part of it, has the last colour
+SIDE_BY_SIDE = 16  # most columns of two panels side by side
+ROOM_FOR_NUMBERS = 10  # most columns with numbers in the cells
+BOUND = 4  # from 1/4 to 4 times the expected share, the colours differ
 TIMES = {1 / 4: "¼", 1 / 2: "½", 1: "1", 2: "2", 4: "4"}
-SEEN = 8  # tokens; what was seen less often makes no headline
-UNRELATED = "Every layer has experts of its own: “expert 3” of two layers are two that never met."
+SEEN = 8  # fewest tokens of a pair in the title
+UNRELATED = "Every layer has its own experts: “expert 3” of two layers are two unrelated experts."
 
 
 @drawn
 def activations(table: Any) -> Picture:
-    """Layers down, experts across: the share of a layer's tokens that each expert is sent, and how
-    often that is the share that an even router would give it. Purple is more, orange is less.
+    """The share of a layer's tokens that each expert gets, layers down and experts across, and the
+    same as a multiple of an even share. Purple is more, orange is less.
 
-    table: of mc.tables.activations. Raises MoEColabError for a table without rows or without one of
+    table: mc.tables.activations. Raises MoEColabError for a table without rows or without one of
     the columns.
     """
-    rows = records(table)
-    need(rows, "activations", "layer", "expert", "share", "uniform")
+    rows = rows_of(table, "activations", "layer", "expert", "share", "uniform")
     layers, experts = (sorted({row[name] for row in rows}) for name in ("layer", "expert"))
     places = [(layers.index(row["layer"]), experts.index(row["expert"])) for row in rows]
     shape = len(layers), len(experts)
     shares = spread(shape, places, [row["share"] for row in rows])
     times = spread(shape, places, [row["share"] / row["uniform"] for row in rows])
-    told = f"An expert is sent {np.nanmin(times):.2g} to {np.nanmax(times):.2g} times an even share"
-    picture, panels = two_panels(shape, told)
+    title = f"An expert gets {np.nanmin(times):.2g} to {np.nanmax(times):.2g} times an even share"
+    picture, panels = two_panels(shape, title)
     draw_amounts(panels[0], shares, "Share of the layer's tokens")
     draw_times(panels[1], times, "Times an even share")
     for axes in panels:
@@ -52,12 +52,12 @@ def activations(table: Any) -> Picture:
 
 @drawn
 def transitions(table: Any, layer: int | None = None) -> Picture:
-    """The experts of a layer down, those of the next across: where the tokens of one expert go, and
-    how often that is what two layers that did not know of each other would give. A number is bold
-    where that lies outside of the 95 % interval.
+    """The routing from one layer to the next, experts of the first down and of the next across: the
+    share of an expert's tokens that each next expert gets, and the same as a multiple of what
+    independent layers would give. A number is bold if independence is outside of its 95 % interval.
 
-    table: of mc.tables.transitions. layer: which, if it holds several; the first by default. Raises
-    MoEColabError for a table without rows or without one of the columns.
+    table: mc.tables.transitions. layer: the first layer, if the table has several; None: the
+    lowest. Raises MoEColabError for a table without rows or without one of the columns.
     """
     rows = records(table)
     layer = min((row["layer"] for row in rows), default=0) if layer is None else layer
@@ -67,8 +67,8 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
     shape = tuple(max(column) + 1 for column in zip(*places, strict=True))
     shares, lifts = (spread(shape, places, [r[name] for r in rows]) for name in ("share", "lift"))
     picture, panels = two_panels(shape, transitions_title(rows, layer))
-    draw_amounts(panels[0], shares, f"Of an expert's tokens, sent on to … in layer {layer + 1}")
-    draw_times(panels[1], lifts, "Times what independence gives")
+    draw_amounts(panels[0], shares, f"Share of an expert's tokens, by expert of layer {layer + 1}")
+    draw_times(panels[1], lifts, "Times the share under independence")
     for axes in panels:
         axes.set(xlabel=f"expert of layer {layer + 1}", ylabel=f"expert of layer {layer}")
         label(axes.xaxis, list(map(str, range(shape[1]))))
@@ -77,11 +77,11 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
     written = {text.get_position(): text for text in panels[1].texts}
     for row in outside if written else ():
         written[row["next"], row["expert"]].set_fontweight("bold")
-    told = "in bold, " if written else ""
+    bold = "in bold; " if written else ""
     remark(
         picture,
-        f"{len(outside):,} of {len(rows):,} pairs have independence outside of their 95 % interval "
-        f"({told}chance alone would make some {max(1, round(0.05 * len(rows))):,}).",
+        f"In {len(outside):,} of {len(rows):,} pairs, independence is outside of the 95 % interval "
+        f"({bold}by chance alone about {max(1, round(0.05 * len(rows))):,}).",
     )
     return picture
 
@@ -96,16 +96,16 @@ def stands_out(row: dict) -> bool:
 def transitions_title(rows: Sequence[dict], layer: int) -> str:
     sure = [r for r in rows if r["low"] > r["independent"] and r["tokens"] >= SEEN]
     if not sure:
-        return f"Layers {layer} and {layer + 1}: no pair surely more often than by chance"
+        return f"Layers {layer} and {layer + 1}: no pair is significantly above chance"
     most = max(sure, key=lambda row: row["lift"])
     return (
         f"From expert {most['expert']} of layer {layer} to {most['next']} of layer {layer + 1}: "
-        f"{most['lift']:.1f} times what independence gives"
+        f"{most['lift']:.1f} times the share under independence"
     )
 
 
 def spread(shape: tuple[int, int], places: Sequence, values: Sequence) -> np.ndarray:
-    """A grid that is not a number where nothing was given."""
+    """The values as a matrix, nan elsewhere."""
     out = np.full(shape, math.nan)
     for place, value in zip(places, values, strict=True):
         out[place] = value
@@ -113,7 +113,7 @@ def spread(shape: tuple[int, int], places: Sequence, values: Sequence) -> np.nda
 
 
 def two_panels(shape: tuple[int, int], title: str) -> tuple[Picture, list[Axes]]:
-    """Side by side, or one below the other where they are wide."""
+    """A picture with two panels side by side, or one below the other if they are wide."""
     rows, columns = shape
     height = min(4.2, max(1.2, 0.3 * min(rows, 14))) + 0.9
     stacked = columns > SIDE_BY_SIDE
@@ -141,7 +141,7 @@ def draw_times(axes: Axes, values: np.ndarray, title: str) -> None:
 
 
 def doublings(values: Any) -> np.ndarray:
-    """Of 1, within the bounds."""
+    """log2 of the values, limited to the range of the colours."""
     return np.log2(np.clip(np.asarray(values, float), 1 / BOUND, BOUND))
 
 

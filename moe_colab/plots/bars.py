@@ -1,4 +1,4 @@
-"""Where the bytes go: those of a store, and those of a model at work."""
+"""The figures `bits` and `memory`: the bytes of a store, and of a running model."""
 
 from __future__ import annotations
 
@@ -7,39 +7,22 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from .picture import (
-    DIM,
-    GREEN,
-    HATCHES,
-    INK,
-    ORANGE,
-    PINK,
-    Picture,
-    drawn,
-    need,
-    plain_axes,
-    records,
-    unit_of,
-)
+from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PINK
+from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
-KINDS = {
-    "codes": GREEN,
-    "scales and zeros": ORANGE,
-    "kept": DIM,
-    "padding and the rest": PINK,
-}
-PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # over the grid
-KEPT_BITS = 16  # and more: a number as it was, without a scale
+KINDS = {"codes": GREEN, "scales and zeros": ORANGE, "kept": DIM, "padding and the rest": PINK}
+PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind texts, over the grid
+KEPT_BITS = 16  # from here on, weights are not quantized
 
 
 @drawn
 def bits(report: Any) -> Picture:
-    """Where the bytes go: a bar for every part of a store, made of codes, of their scales and
-    zeros, of weights that were kept, and of what is none of these; with its real bits per weight.
+    """The bytes of a store: a bar for each part, divided into codes, scales and zeros, weights that
+    were not quantized, and the rest; with the real bits per weight.
 
-    report: a `Summary`, whose totals tell what padding, headers and small tensors take; or a frame
-    of the same columns alone (matrix, bits, weights, bytes; `part` where there are several).
-    Raises MoEColabError for a table without rows or without one of the columns.
+    report: a `Summary`, from whose totals the rest follows (padding, headers, small tensors); or
+    only its frame (columns matrix, bits, weights, bytes, and `part` if there are several). Raises
+    MoEColabError for a table without rows or without one of the columns.
     """
     parts, weights = split(report)
     total = sum(sum(kinds.values()) for kinds in parts.values())
@@ -49,10 +32,10 @@ def bits(report: Any) -> Picture:
     for place, (part, kinds) in enumerate(parts.items()):
         draw(axes, place, kinds, factor)
         end = sum(kinds.values())
-        told = f" {end / factor:.2f} {unit}"
+        text = f" {end / factor:.2f} {unit}"
         if weights.get(part):
-            told += f", {8 * end / weights[part]:.2f} bits a weight"
-        axes.text(end / factor, place, told, va="center", color=INK, bbox=PATCH)
+            text += f", {8 * end / weights[part]:.2f} bits per weight"
+        axes.text(end / factor, place, text, va="center", color=INK, bbox=PATCH)
     frame(axes, list(parts), unit)
     axes.set_xlim(0, 1.42 * max(sum(kinds.values()) for kinds in parts.values()) / factor)
     explain(picture, axes, KINDS, 4)
@@ -61,8 +44,8 @@ def bits(report: Any) -> Picture:
 
 def split(report: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
     """({part: {kind: bytes}}, {part: weights})."""
-    rows = records(report.frame() if hasattr(report, "frame") else report)
-    need(rows, "bytes", "bits", "weights", "bytes")
+    frame = report.frame() if hasattr(report, "frame") else report
+    rows = rows_of(frame, "bytes", "bits", "weights", "bytes")
     parts: dict[str, dict[str, int]] = {}
     weights: dict[str, int] = {}
     for row in rows:
@@ -81,20 +64,20 @@ def split(report: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
 
 
 def add_rest(parts: dict[str, dict[str, int]], summary: Any) -> None:
-    """What the totals have and no row tells."""
+    """Add the bytes that are in the totals of the summary but in none of its rows."""
     rest = "padding and the rest"
     experts = parts.setdefault("experts", dict.fromkeys(KINDS, 0))
     experts[rest] += summary.expert_bytes - sum(experts.values())
-    told = sum(sum(kinds.values()) for part, kinds in parts.items() if part != "experts")
+    listed = sum(sum(kinds.values()) for part, kinds in parts.items() if part != "experts")
     dense = parts.setdefault("dense", dict.fromkeys(KINDS, 0))
-    kind = rest if told else "kept"
-    dense[kind] += summary.dense_bytes - told
+    kind = rest if listed else "kept"
+    dense[kind] += summary.dense_bytes - listed
 
 
 def title_of(parts: dict, total: int, unit: str, factor: float) -> str:
     shares = {kind: sum(kinds[kind] for kinds in parts.values()) / total for kind in KINDS}
-    told = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items() if share >= 0.03)
-    return f"{total / factor:.2f} {unit}: {told}"
+    main = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items() if share >= 0.03)
+    return f"{total / factor:.2f} {unit}: {main}"
 
 
 def draw(
@@ -122,14 +105,14 @@ PARTS = {
 
 @drawn
 def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
-    """What lies where: a bar for the device, one for host memory and one for the disk, each made of
-    its parts, and a line at what there is.
+    """The memory of a running model: a bar for the device, one for host memory and one for the
+    disk, each divided into its parts, and a line at its limit.
 
-    rows: of `model.offload.memory()`: place ("device", "host", "disk"), part, bytes. limits: bytes
-    that a place has. Raises MoEColabError for a table without rows or without one of the columns.
+    rows: `model.offload.memory()`, with place ("device", "host", "disk"), part and bytes. limits:
+    the bytes that each place has. Raises MoEColabError for a table without rows or without one of
+    the columns.
     """
-    rows, limits = records(rows), dict(limits or {})
-    need(rows, "memory", "place", "part", "bytes")
+    rows, limits = rows_of(rows, "memory", "place", "part", "bytes"), dict(limits or {})
     places = [place for place in PLACES if any(row["place"] == place for row in rows)]
     total = {p: sum(row["bytes"] for row in rows if row["place"] == p) for p in places}
     limits = {place: limit for place, limit in limits.items() if place in places}
@@ -142,13 +125,13 @@ def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
             if row["place"] == place:
                 kinds[row["part"]] += row["bytes"]
         draw(axes, at, kinds, factor, PARTS)
-        told = f"{total[place] / factor:.2f} {unit}"
+        text = f"{total[place] / factor:.2f} {unit}"
         if place in limits:
             axes.vlines(limits[place] / factor, at - 0.42, at + 0.42, color=INK, linewidth=2.2)
-            told += f" of {limits[place] / factor:.2f}"
+            text += f" of {limits[place] / factor:.2f}"
         end = max(total[place], limits.get(place, 0))
         axes.annotate(
-            told, (end / factor, at), xytext=(6, 0), textcoords="offset points", va="center",
+            text, (end / factor, at), xytext=(6, 0), textcoords="offset points", va="center",
             color=INK, bbox=PATCH,
         )  # fmt: skip
     frame(axes, [PLACES[place] for place in places], unit)
@@ -161,14 +144,14 @@ def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
 def memory_title(total: Mapping[str, float], limits: Mapping[str, float]) -> str:
     over = [PLACES[place] for place in limits if total[place] > limits[place]]
     if over:
-        return f"More than there is: {' and '.join(over)}"
+        return f"Over the limit: {' and '.join(over)}"
     whole = sum(total.values())
-    told = ", ".join(f"{total[p] / whole:.0%} {PLACES[p]}" for p in total)
-    return f"Where the bytes lie: {told}"
+    shares = ", ".join(f"{total[p] / whole:.0%} {PLACES[p]}" for p in total)
+    return f"Bytes by place: {shares}"
 
 
 def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
-    """A bar for each name, from the top."""
+    """Label the bars, the first one at the top."""
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
@@ -177,7 +160,7 @@ def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
 
 
 def explain(picture: Picture, axes: Axes, kinds: Iterable[str], across: int) -> None:
-    """Each kind once."""
+    """A legend that lists each kind once."""
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     picture.legend([unique[kind] for kind in kinds], kinds, loc="outside lower left", ncols=across)

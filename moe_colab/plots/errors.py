@@ -1,4 +1,4 @@
-"""The heat map of what quantizing has lost, by layer and expert."""
+"""The figure `errors`: a heat map of the quantization error by layer and expert."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from matplotlib.image import AxesImage
 
 from ..errors import MoEColabError
 from .heatmap import AMOUNT, draw_cells, label
-from .picture import Picture, drawn, layer_of, need, records
+from .picture import Picture, drawn, layer_of, rows_of
 
-SIDE_BY_SIDE = 16  # columns, at the most, of panels that share a line
-BAR = 3.0  # inches, at the most, that the scale takes
-ROOM_FOR_NUMBERS = {1: 24, 2: 10}  # columns of a panel, by the panels in a line
+SIDE_BY_SIDE = 16  # most columns of panels side by side
+BAR = 3.0  # most inches of the colour bar
+ROOM_FOR_NUMBERS = {1: 24, 2: 10}  # most columns with numbers, by the panels side by side
 
 
 @dataclass(frozen=True)
 class Panel:
-    """`values` [rows, columns], not a number where nothing was quantized."""
+    """One heat map. `values` [rows, columns], nan where nothing was quantized."""
 
     title: str
     across: str
@@ -35,16 +35,15 @@ class Panel:
 
 @drawn
 def errors(frame: Any) -> Picture:
-    """Relative error of every quantized matrix: one panel for each matrix of the experts, layers
-    down and experts across, and one for the dense matrices, where there are some. The panels of the
-    experts share one scale, so that they can be compared; what was kept is hatched.
+    """The relative error of every quantized matrix: one panel for each matrix of the experts,
+    layers down and experts across, and one for the dense matrices if there are any. The panels of
+    the experts share one scale. Cells of matrices that were not quantized are hatched.
 
-    frame: `Summary.frame()`, or rows with layer, expert, matrix and relative_error; where they have
-    a `part`, those not of "experts" are the dense ones, with a module's path as their matrix.
-    Raises MoEColabError where nothing was quantized.
+    frame: `Summary.frame()`, or rows with layer, expert, matrix and relative_error. If rows have a
+    `part`, other parts than "experts" are dense, and their matrix is a module's path. Raises
+    MoEColabError if nothing was quantized.
     """
-    rows = records(frame)
-    need(rows, "errors", "layer", "expert", "matrix", "relative_error")
+    rows = rows_of(frame, "errors", "layer", "expert", "matrix", "relative_error")
     parts = [part for part in (expert_panels(rows), dense_panels(rows)) if part]
     if not any(np.isfinite(panel.values).any() for part in parts for panel in part):
         raise MoEColabError("nothing in this table was quantized: there are no errors to draw.")
@@ -58,7 +57,7 @@ def errors(frame: Any) -> Picture:
 
 
 def draw_part(picture: Picture, places: Iterator[SubplotSpec], part: list[Panel]) -> None:
-    """Panels that share one scale; `places` are halves of a line, from left to right."""
+    """Draw panels that share one scale. places: the halves of the lines, from left to right."""
     values = np.concatenate([panel.values.ravel() for panel in part])
     if not np.isfinite(values).any():
         return
@@ -75,7 +74,7 @@ def draw_part(picture: Picture, places: Iterator[SubplotSpec], part: list[Panel]
         image, ax=below, format=lambda value, _: f"{100 * value:g} %", pad=0.02, fraction=0.05,
         aspect=18, shrink=min(1.0, BAR / sum(panel_height(p) for p in part[:1])), anchor=(0, 1),
     )  # fmt: skip
-    bar.set_label("lost norm / norm")
+    bar.set_label("norm of the error / norm")
     bar.outline.set_visible(False)
 
 
@@ -83,11 +82,8 @@ def expert_panels(rows: list[dict]) -> list[Panel]:
     rows = [row for row in rows if row.get("part", "experts") == "experts"]
     panels = []
     for matrix in dict.fromkeys(row["matrix"] for row in rows):
-        cells = {
-            (row["layer"], row["expert"]): row["relative_error"]
-            for row in rows
-            if row["matrix"] == matrix
-        }
+        own = [row for row in rows if row["matrix"] == matrix]
+        cells = {(row["layer"], row["expert"]): row["relative_error"] for row in own}
         layers, experts = (sorted(set(ids)) for ids in zip(*cells, strict=True))
         values = grid(cells, layers, experts)
         panels.append(Panel(matrix, "expert", names(layers), names(experts), values))
@@ -97,20 +93,16 @@ def expert_panels(rows: list[dict]) -> list[Panel]:
 def dense_panels(rows: list[dict]) -> list[Panel]:
     cells: dict[tuple[Any, str], float] = {}
     for row in rows:
-        if row.get("part", "experts") != "experts":
+        error = row["relative_error"]
+        if row.get("part", "experts") != "experts" and not math.isnan(error):
             layer, name = layer_of(row["matrix"])
-            cells["model" if layer is None else layer, name.rpartition(".")[2]] = row[
-                "relative_error"
-            ]
-    cells = {place: error for place, error in cells.items() if not math.isnan(error)}
+            cells["model" if layer is None else layer, name.rpartition(".")[2]] = error
     if not cells:
         return []
-    layers = sorted(
-        {layer for layer, _ in cells}, key=lambda layer: (isinstance(layer, str), layer)
-    )
+    layers = sorted({layer for layer, _ in cells}, key=lambda one: (isinstance(one, str), one))
     columns = list(dict.fromkeys(name for _, name in cells))
     values = grid(cells, layers, columns)
-    return [Panel("beside the experts", "matrix", names(layers), columns, values)]
+    return [Panel("dense matrices", "matrix", names(layers), columns, values)]
 
 
 def grid(cells: dict, rows: list, columns: list) -> np.ndarray:
@@ -122,12 +114,12 @@ def names(ids: list) -> list[str]:
 
 
 def widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is never empty."""
+    """The range, made wider if it is empty."""
     return (low, high) if high > low else (low - 0.005, high + 0.005)
 
 
 def arrange(panels: list[Panel]) -> list[list[Panel]]:
-    """Narrow panels two in a line, wide ones alone."""
+    """The panels in lines: two narrow ones side by side, a wide one alone."""
     lines: list[list[Panel]] = []
     for panel in panels:
         narrow = len(panel.columns) <= SIDE_BY_SIDE
@@ -139,25 +131,25 @@ def arrange(panels: list[Panel]) -> list[list[Panel]]:
 
 
 def panel_height(panel: Panel) -> float:
-    """Inches."""
+    """The height of a panel in inches."""
     return min(5.5, max(1.2, 0.3 * len(panel.rows))) + 0.75
 
 
 def title_of(parts: list[list[Panel]]) -> str:
-    told = " and ".join(
+    means = " and ".join(
         f"{np.nanmean(np.concatenate([panel.values.ravel() for panel in part])):.1%} of "
         + ("the experts" if part[0].across == "expert" else "the rest")
         for part in parts
     )
-    return f"Quantizing lost, on average, {told}"
+    return f"Quantizing lost, on average, {means}"
 
 
 def draw(axes: Axes, panel: Panel, scale: Normalize, in_line: int) -> AxesImage:
     room = len(panel.columns) <= ROOM_FOR_NUMBERS[in_line] and len(panel.rows) <= 32
     image = draw_cells(axes, panel.values, scale, AMOUNT, percent if room else None)
     mean = np.nanmean(panel.values) if np.isfinite(panel.values).any() else math.nan
-    told = "kept" if math.isnan(mean) else f"{mean:.1%} on average"
-    axes.set(title=f"{panel.title}: {told}", xlabel=panel.across, ylabel="layer")
+    summary = "not quantized" if math.isnan(mean) else f"{mean:.1%} on average"
+    axes.set(title=f"{panel.title}: {summary}", xlabel=panel.across, ylabel="layer")
     label(axes.xaxis, panel.columns)
     label(axes.yaxis, panel.rows)
     if panel.across == "matrix":

@@ -1,7 +1,8 @@
-"""The ways that tokens take through the experts of two or three layers."""
+"""The figure `flows`: the tokens from expert to expert through two or three layers."""
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,31 +14,31 @@ from matplotlib.path import Path
 from matplotlib.ticker import PercentFormatter
 
 from ..errors import MoEColabError
-from .picture import DIM, GREEN, INK, PALE, Picture, drawn, need, plain_axes, records
+from .colours import DIM, GREEN, INK, PALE
+from .picture import Picture, drawn, plain_axes, rows_of
 
-LAYERS = 3  # at the most
-MOST = 12  # experts of a layer that are told apart
-OTHERS = -1  # all the others, as one
-GAP, WIDE = 0.012, 0.05  # of all tokens, between experts; of a layer's bar
-Node = tuple[int, int]  # a layer and an expert of it
+LAYERS = 3  # most layers of a figure
+MOST = 12  # most experts of a layer that have their own bar
+OTHERS = -1  # all other experts together
+GAP, WIDE = 0.012, 0.05  # gap between experts, as a share of all tokens; half width of a bar
+Node = tuple[int, int]  # layer and expert
 
 
 @drawn
 def flows(table: Any) -> Picture:
-    """Two or three layers from left to right, a bar for each expert, as high as the share of the
-    tokens that it is sent, and a band for each way from one to the next. Ways that are taken more
-    often than independence gives (it lies below their 95 % interval) are green and have an edge. Of
-    many experts the busiest twelve of each layer are told apart.
+    """Two or three layers from left to right, with a bar for each expert, as high as its share of
+    the tokens, and a band for each flow to the next layer. Flows that are significantly above
+    independence (by their 95 % interval) are green and have an edge. If a layer has many experts,
+    the twelve busiest have their own bar.
 
-    table: of mc.tables.transitions, of one or two hops. Raises MoEColabError for more, and for a
+    table: mc.tables.transitions with one or two hops. Raises MoEColabError for more, and for a
     table without rows or without one of the columns.
     """
-    rows = records(table)
-    need(rows, "transitions", *("layer", "expert", "next", "low", "independent", "flow"))
+    rows = rows_of(table, "transitions", *("layer", "expert", "next", "low", "independent", "flow"))
     layers = sorted({row["layer"] for row in rows})
     if len(layers) >= LAYERS:
         raise MoEColabError(
-            f"the ways through {len(layers) + 1} layers cannot be told apart: make the table with "
+            f"flows through {len(layers) + 1} layers are too many to draw: make the table with "
             f"at most {LAYERS - 1} hops."
         )
     ways = gathered(rows)
@@ -56,57 +57,56 @@ def flows(table: Any) -> Picture:
     plain_axes(axes)
     handles = [
         Patch(facecolor=GREEN, edgecolor=INK, label=MORE),
-        Patch(facecolor=PALE, edgecolor="white", label="as often, or not surely more often"),
+        Patch(facecolor=PALE, edgecolor="white", label="not significantly more often"),
     ]
-    picture.legend(handles=handles, loc="outside lower left", ncols=2)
+    picture.legend_below(handles, 2)
     return picture
 
 
-MORE = "more often than two layers that do not know of each other"
+MORE = "more often than with independent layers"
 Ways = dict[tuple[Node, Node], tuple[float, bool]]
 
 
 def gathered(rows: Sequence[Mapping]) -> Ways:
-    """{(from, to): (flow, surely more than independence gives)}, with few experts a layer."""
-    busy: dict[int, dict[int, float]] = {}
-    for row in rows:
-        for layer, expert in ((row["layer"], row["expert"]), (row["layer"] + 1, row["next"])):
-            own = busy.setdefault(layer, {})
-            own[expert] = own.get(expert, 0.0) + row["flow"]
-    kept = {
-        layer: own if len(own) <= MOST else set(sorted(own, key=own.get, reverse=True)[:MOST])
-        for layer, own in busy.items()
+    """{(from, to): (flow, significantly more than under independence)}; the busiest experts of each
+    layer, and the others together."""
+    ends = [((row["layer"], row["expert"]), (row["layer"] + 1, row["next"])) for row in rows]
+    load: dict[int, Counter[int]] = defaultdict(Counter)
+    for row, nodes in zip(rows, ends, strict=True):
+        for layer, expert in nodes:
+            load[layer][expert] += row["flow"]
+    busiest = {
+        layer: {expert for expert, _ in own.most_common(MOST)} for layer, own in load.items()
     }
     ways: Ways = {}
-    for row in rows:
+    for row, nodes in zip(rows, ends, strict=True):
         source, target = (
-            (layer, expert if expert in kept[layer] else OTHERS)
-            for layer, expert in ((row["layer"], row["expert"]), (row["layer"] + 1, row["next"]))
+            (layer, expert if expert in busiest[layer] else OTHERS) for layer, expert in nodes
         )
         flow, _ = ways.get((source, target), (0.0, False))
-        told_apart = OTHERS not in (source[1], target[1])
-        more = told_apart and row["low"] > row["independent"]
+        single = OTHERS not in (source[1], target[1])
+        more = single and row["low"] > row["independent"]
         ways[source, target] = flow + row["flow"], more
     return ways
 
 
 def heights_of(ways: Ways) -> dict[Node, float]:
-    """The share of the tokens that every expert is sent."""
-    out: dict[Node, float] = {}
-    into: dict[Node, float] = {}
+    """The share of the tokens of every expert."""
+    out: Counter[Node] = Counter()
+    into: Counter[Node] = Counter()
     for (source, target), (flow, _) in ways.items():
-        out[source] = out.get(source, 0.0) + flow
-        into[target] = into.get(target, 0.0) + flow
-    return {node: max(out.get(node, 0), into.get(node, 0)) for node in {**out, **into}}
+        out[source] += flow
+        into[target] += flow
+    return {node: max(out[node], into[node]) for node in {**out, **into}}
 
 
 def by_number(node: Node) -> tuple[int, bool, int]:
-    """The others come last."""
+    """A sort key: by layer and expert, the other experts last."""
     return node[0], node[1] == OTHERS, node[1]
 
 
 def stacked(heights: Mapping[Node, float]) -> dict[Node, float]:
-    """Where each begins, below those before it."""
+    """The top of each node, below the nodes before it."""
     tops, below = {}, {}
     for node in sorted(heights, key=by_number):
         tops[node] = below.get(node[0], 0.0)
@@ -115,7 +115,7 @@ def stacked(heights: Mapping[Node, float]) -> dict[Node, float]:
 
 
 def draw_bands(axes: Axes, ways: Ways, tops: Mapping[Node, float]) -> None:
-    """Two collections, `more` and `rest`."""
+    """Draw the bands as two collections with the gids `more` and `rest`."""
     left, right = dict(tops), dict(tops)
     bands: dict[bool, list[Path]] = {False: [], True: []}
     first = min(node[0] for node in tops)
@@ -136,7 +136,7 @@ def draw_bands(axes: Axes, ways: Ways, tops: Mapping[Node, float]) -> None:
 
 
 def band(begin: float, top: float, to: float, high: float) -> Path:
-    """From `top` to `to`, in one swing."""
+    """A curved band of height `high`, from `top` on the left to `to` on the right."""
     a, b = begin + WIDE, begin + 1 - WIDE
     middle = (a + b) / 2
     points = [
@@ -169,5 +169,5 @@ def title_of(ways: Ways) -> str:
     more = sum(flow for flow, sure in ways.values() if sure)
     whole = sum(flow for flow, _ in ways.values())
     count = sum(sure for _, sure in ways.values())
-    told = f"{count} ways stand out from chance (95 % intervals)"
-    return f"{told}: {more / whole:.0%} of the tokens take them"
+    ways = f"{count} flows are significantly above chance (95 % intervals)"
+    return f"{ways}: {more / whole:.0%} of the tokens take them"

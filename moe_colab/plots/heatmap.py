@@ -1,6 +1,6 @@
-"""One panel of cells, rows down and columns across: what every heat map is made of.
+"""Heat maps: one panel of cells, rows down and columns across. Shared by the figures.
 
-Knows numbers, a scale and colours; knows nothing of what the numbers are.
+Knows numbers, a scale and colours; knows nothing of what the numbers mean.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from matplotlib.colors import Normalize
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from .picture import PALE, plain_axes, readable_on
+from .colours import PALE, readable_on
+from .picture import plain_axes
 
-AMOUNT, DEVIATION = "cividis", "PuOr"  # colours of what begins at nothing, and of what has a middle
+AMOUNT, DEVIATION = "cividis", "PuOr"  # colour maps for amounts from 0, and for deviations
 
 
 def draw_cells(
@@ -28,10 +29,10 @@ def draw_cells(
     colours: str,
     tell: Callable[[float], str] | None = None,
 ) -> AxesImage:
-    """`values` [rows, columns], hatched where one is not a number. tell: the text of a cell's
-    number, where there is room for it."""
+    """Draw `values` [rows, columns]; nan cells are hatched. tell: gives the text in a cell; None
+    for cells without text."""
     axes.set_facecolor("white")
-    axes.patch.set(hatch="////", edgecolor=PALE)  # seen where there is no number
+    axes.patch.set(hatch="////", edgecolor=PALE)  # visible in nan cells
     axes.spines[:].set_visible(False)
     image = axes.imshow(
         values, cmap=colormaps[colours], norm=scale, aspect="auto", interpolation="nearest"
@@ -47,7 +48,7 @@ def draw_cells(
 
 
 def label(axis: Any, names: Sequence[str]) -> None:
-    """All of a few names, some of many numbers."""
+    """Label an axis with all names if there are few, else with some of them."""
     if len(names) <= 16:
         axis.set_ticks(range(len(names)), names)
         return

@@ -1,4 +1,4 @@
-"""Lines over a number that one may choose: hit rates over slots, recall over layers."""
+"""The figures `hit_rates` and `recall`: hit rate by slots, and recall of guesses by layer."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .picture import DIM, GREEN, INK, ORANGE, PINK, Picture, drawn, need, plain_axes, records
+from .colours import DIM, GREEN, INK, ORANGE, PINK
+from .picture import Picture, drawn, plain_axes, rows_of
 
 DASHED, DOTTED = (0, (5, 3)), (0, (1, 1.6))
 POLICIES = {  # colour, marker, line, name
-    "optimal": (INK, "D", "-", "Belady, who knows what comes"),
+    "optimal": (INK, "D", "-", "Belady, which knows the future"),
     "lru": (GREEN, "o", "-", "LRU"),
     "lfu": (ORANGE, "s", DASHED, "LFU"),
     "fifo": (PINK, "^", DASHED, "FIFO"),
@@ -22,21 +23,20 @@ SOURCES = {
     "layer_output": (GREEN, "o", "from the layer's output"),
     "router_input": (ORANGE, "s", "from the router's input"),
 }
-APART = 0.07  # of a layer
+APART = 0.07  # distance of two lines, in layers
 AHEAD = {1: ("-", "1 layer ahead"), 2: (DASHED, "2 layers ahead")}
 PHASES = {"decode": "decoded tokens", "prompt": "the prompt"}
 
 
 @drawn
 def hit_rates(table: Any, slots: int | None = None) -> Picture:
-    """Hit rate against slots a layer, a line for each policy, with a panel for the decoded tokens
+    """Hit rate by slots per layer, one line for each policy, with a panel for the decoded tokens
     and one for the prompt.
 
-    table: of mc.tables.hit_rates. slots: marked, where given. Raises MoEColabError for a table
+    table: mc.tables.hit_rates. slots: a number to mark, if any. Raises MoEColabError for a table
     without rows or without one of the columns.
     """
-    rows = records(table)
-    need(rows, "hit rates", "policy", "slots", "phase", "hit_rate")
+    rows = rows_of(table, "hit rates", "policy", "slots", "phase", "hit_rate")
     phases = [phase for phase in PHASES if any(row["phase"] == phase for row in rows)]
     picture = Picture(3.8, rates_title(rows, slots))
     panels = picture.subplots(1, len(phases), squeeze=False, sharey=True)[0]
@@ -53,10 +53,10 @@ def hit_rates(table: Any, slots: int | None = None) -> Picture:
         if slots is not None:
             axes.axvline(slots, color=DIM, linewidth=1, zorder=0, gid="chosen")
             axes.text(slots, 0.02, f" k = {slots}", color=DIM)
-        axes.set(title=PHASES[phase], xlabel="slots a layer (k)")
+        axes.set(title=PHASES[phase], xlabel="slots per layer (k)")
         share_axis(axes)
     panels[0].set_ylabel("hit rate")
-    picture.legend(*panels[0].get_legend_handles_labels(), loc="outside lower left", ncols=5)
+    picture.legend_below(panels[0].get_legend_handles_labels()[0], 5)
     return picture
 
 
@@ -66,30 +66,28 @@ def place_of(policy: str) -> tuple[int, str]:
 
 
 def rates_title(rows: list[dict], slots: int | None) -> str:
-    """What the bound would add to LRU with so many slots, where both are there."""
-    found = {
+    """The hit rates of LRU and Belady with so many slots, if the table has both."""
+    rates = {
         row["policy"]: row["hit_rate"]
         for row in rows
         if row["slots"] == slots and row["phase"] == "decode"
     }
-    if not {"lru", "optimal"} <= set(found):
+    if not {"lru", "optimal"} <= set(rates):
         return "More slots, more hits"
-    best = found["optimal"]
-    return f"{slots} slots, decoded tokens: LRU hits {found['lru']:.0%}, Belady {best:.0%}"
+    best = rates["optimal"]
+    return f"{slots} slots, decoded tokens: LRU hits {rates['lru']:.0%}, Belady {best:.0%}"
 
 
 @drawn
 def recall(table: Any) -> Picture:
-    """Of the experts that a layer needs, how many were guessed before its router spoke: by layer, a
-    line for each source and lookahead, with 95 % intervals; dotted, what guesses at random would
-    get.
+    """The share of the experts a layer needs that were guessed: by layer, one line for each source
+    and lookahead, with 95 % intervals. Dotted: random guesses.
 
-    table: of mc.tables.recall. Raises MoEColabError for a table without rows or without one of the
+    table: mc.tables.recall. Raises MoEColabError for a table without rows or without one of the
     columns.
     """
-    rows = records(table)
     counts = ("recall", "needed", "guessed", "low", "high", "chance")
-    need(rows, "recalls", "source", "lookahead", "layer", *counts)
+    rows = rows_of(table, "recalls", "source", "lookahead", "layer", *counts)
     picture = Picture(3.6, recall_title(rows))
     axes = picture.subplots()
     ways = list(dict.fromkeys((row["source"], row["lookahead"]) for row in rows))
@@ -98,7 +96,7 @@ def recall(table: Any) -> Picture:
         own.sort(key=lambda row: row["layer"])
         colour, marker, name = SOURCES[source]
         line, far = AHEAD[ahead]
-        aside = APART * (place - (len(ways) - 1) / 2)  # or the intervals hide each other
+        aside = APART * (place - (len(ways) - 1) / 2)  # else the intervals overlap
         at, shares = [row["layer"] + aside for row in own], [row["recall"] for row in own]
         axes.plot(
             at, shares,
@@ -115,20 +113,20 @@ def recall(table: Any) -> Picture:
         layers, [by_layer[layer] for layer in layers],
         color=DIM, linestyle=DOTTED, linewidth=1.6, label="at random",
     )  # fmt: skip
-    axes.set(xlabel="MoE layer that was guessed for", ylabel="share of its experts")
+    axes.set(xlabel="MoE layer", ylabel="share of its experts that were guessed")
     share_axis(axes)
-    picture.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    picture.legend_below(axes.get_legend_handles_labels()[0], 2)
     return picture
 
 
 def recall_title(rows: list[dict]) -> str:
-    found = {}
+    recalls = {}
     for source in SOURCES:
         own = [row for row in rows if row["source"] == source and row["lookahead"] == 1]
         if own:
-            found[source] = sum(r["guessed"] for r in own) / sum(r["needed"] for r in own)
-    told = [f"{share:.0%} {SOURCES[source][2]}" for source, share in found.items()]
-    return "One layer ahead: " + ", ".join(told)
+            recalls[source] = sum(r["guessed"] for r in own) / sum(r["needed"] for r in own)
+    shares = [f"{share:.0%} {SOURCES[source][2]}" for source, share in recalls.items()]
+    return "One layer ahead: " + ", ".join(shares)
 
 
 def share_axis(axes: Axes) -> None:

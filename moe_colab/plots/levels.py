@@ -1,4 +1,4 @@
-"""Weights and the few values that their codes can say."""
+"""The figure `levels`: the weights of a matrix, and the values that its codes can represent."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from .picture import DIM, GREEN, ORANGE, PALE, Picture, drawn, need, plain_axes, records
+from .colours import DIM, GREEN, ORANGE, PALE
+from .picture import Picture, drawn, plain_axes, rows_of
 
 BINS = 48
-FEW = 32  # levels, at the most, that are drawn through the whole panel
+FEW = 32  # most levels that are drawn as full lines
 
 
 @drawn
 def levels(rows: Iterable[Mapping[str, Any]]) -> Picture:
-    """How the weights of a matrix are spread, and what is left of one group of them: one panel for
-    each row. Grey: all weights of the matrix. Marks: the weights of the group; lines: the levels,
-    the only values that its codes can express.
+    """The distribution of a matrix's weights, and the levels of one group: one panel for each row.
+    Grey: all weights of the matrix. Marks: the weights of the group. Lines: its levels, the only
+    values that its codes can represent.
 
     rows: mappings with `name`, `weights` (any shape: the matrix), `group` [G] (the weights of one
     group) and `levels` [2^bits] (in any order). Raises MoEColabError for a table without rows or
     without one of the columns.
     """
-    rows = records(rows)
-    need(rows, "levels", "name", "weights", "group", "levels")
+    rows = rows_of(rows, "levels", "name", "weights", "group", "levels")
     picture = Picture(3.1, title_of(rows))
     for axes, row in zip(picture.subplots(1, len(rows), squeeze=False)[0], rows, strict=True):
         draw(axes, row)
@@ -36,25 +36,25 @@ def levels(rows: Iterable[Mapping[str, Any]]) -> Picture:
 
 
 def title_of(rows: list[dict]) -> str:
-    told = " and ".join(
+    counts = " and ".join(
         f"{len(np.unique(row['levels']))} levels for {np.size(row['group'])} weights"
         for row in rows
     )
-    return f"One group of each matrix: {told}"
+    return f"One group of each matrix: {counts}"
 
 
 def draw(axes: Axes, row: Mapping[str, Any]) -> None:
     weights, group = np.ravel(row["weights"]), np.ravel(row["group"])
-    found = np.unique(row["levels"])
-    edges = np.histogram_bin_edges(np.concatenate([weights, found]), BINS)
+    values = np.unique(row["levels"])
+    edges = np.histogram_bin_edges(np.concatenate([weights, values]), BINS)
     heights, edges = np.histogram(weights, edges)
     heights = heights / heights.sum()
     axes.stairs(heights, edges, fill=True, color=PALE, label="the whole matrix")
     axes.stairs(heights, edges, color=DIM, linewidth=0.8)
     top = heights.max() * 1.25
-    few = len(found) <= FEW
+    few = len(values) <= FEW
     axes.vlines(
-        found, 0 if few else 0.9 * top, top,
+        values, 0 if few else 0.9 * top, top,
         color=ORANGE, linewidth=1.8 if few else 0.5, label="levels of one group",
     )  # fmt: skip
     axes.plot(

@@ -1,4 +1,4 @@
-"""Bytes against quality: what every way to quantize costs, and what it takes."""
+"""The figure `pareto`: perplexity against bytes for every way to quantize a model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .picture import (
-    DIM,
-    GREEN,
-    INK,
-    ORANGE,
-    PINK,
-    Picture,
-    drawn,
-    need,
-    plain_axes,
-    records,
-    unit_of,
-)
+from ..analysis.tables.pareto import front
+from .colours import DIM, GREEN, INK, ORANGE, PINK
+from .picture import Picture, drawn, need, plain_axes, records, rows_of, sign_handle, unit_of
 
 SIGNS = {16: (INK, "D"), 8: (DIM, "P"), 4: (GREEN, "o"), 3: (ORANGE, "s"), 2: (PINK, "^")}
 """Colour and marker by the bits of the experts."""
@@ -29,22 +19,21 @@ COLUMNS = (
     *("bytes", "ratio", "ratio_low", "ratio_high", "tie"),
     *("attention_bits", "expert_bits", "expert_group"),
 )
-APART = 1.16  # times the bytes of the last point that was named
+APART = 1.16  # smallest ratio of bytes between two labels
 Row = Mapping[str, Any]
 
 
 @drawn
 def pareto(rows: Iterable[Row], mine: Iterable[Row] = ()) -> Picture:
-    """Every way to quantize as a point: its bytes (scales and zeros counted) against its perplexity
-    over that of full precision, with the 95 % interval. Hollow points are ties: their interval has
-    1 in it. The line joins those that nothing smaller beats.
+    """Every way to quantize as a point: its perplexity as a multiple of full precision, with the 95
+    % interval, by its bytes (with scales and zeros). Hollow points are ties: their interval
+    contains 1. The line joins the points that no smaller one beats.
 
-    rows: `rows` of assets/benchmarks/quality.json, or a frame with the same columns. mine: rows
-    measured just now, drawn as crosses; they need bytes and ratio only. Raises MoEColabError for a
+    rows: mc.benchmark("quality")["rows"], or a frame with the same columns. mine: your own rows,
+    drawn as crosses; they need the columns bytes and ratio only. Raises MoEColabError for a
     table without rows or without one of the columns.
     """
-    rows, mine = records(rows), records(mine)
-    need(rows, "qualities", *COLUMNS)
+    rows, mine = rows_of(rows, "qualities", *COLUMNS), records(mine)
     if mine:
         need(mine, "your qualities", "bytes", "ratio")
     rows.sort(key=lambda row: (row["bytes"], row["ratio"]))
@@ -70,16 +59,6 @@ def pareto(rows: Iterable[Row], mine: Iterable[Row] = ()) -> Picture:
     return picture
 
 
-def front(rows: Sequence[Row]) -> list[Row]:
-    """Those that no other row beats: nothing of as few bytes has a lower ratio. In order of
-    bytes."""
-    best: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["bytes"], row["ratio"])):
-        if not best or row["ratio"] < best[-1]["ratio"]:
-            best.append(row)
-    return best
-
-
 def title_of(rows: Sequence[Row]) -> str:
     ties = [row for row in rows if row["tie"] and row["ratio"] != 1]
     largest = max(rows, key=lambda row: row["bytes"])
@@ -91,7 +70,7 @@ def title_of(rows: Sequence[Row]) -> str:
 
 
 def name(row: Row) -> str:
-    """ "experts 2 (g64), attention 4" """
+    """The formats of a row in words: "experts 2 (g64), attention 4"."""
     group = row["expert_group"]
     grouped = "" if group is None or group != group else f" (g{int(group)})"
     return f"experts {row['expert_bits']}{grouped}, attention {row['attention_bits']}"
@@ -108,8 +87,8 @@ def draw(axes: Axes, row: Row, factor: float) -> None:
 
 
 def name_some(axes: Axes, best: Sequence[Row], factor: float) -> None:
-    """Of the front's points, the best for each way to keep the experts, if it is apart from the
-    last that was named."""
+    """Label the best point of the front for each format of the experts, if it is far enough from
+    the label before."""
     by_experts = {(row["expert_bits"], name(row).partition(",")[0]): row for row in best}
     last = 0.0
     for row in sorted(by_experts.values(), key=lambda row: row["bytes"]):
@@ -128,29 +107,20 @@ def frame(axes: Axes, unit: str) -> None:
     axes.xaxis.set_major_formatter(shown)
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"× {value:g}"))
-    axes.set_xlabel(f"bytes of all weights, scales and zeros counted ({unit}, log scale)")
-    axes.set_ylabel("perplexity / that of full precision")
+    axes.set_xlabel(f"bytes of all weights, with scales and zeros ({unit}, log scale)")
+    axes.set_ylabel("perplexity / full precision")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    axes.set_xlim(left / 1.25, right)  # room for the names, below and to the left
+    axes.set_xlim(left / 1.25, right)  # space for the labels
     axes.set_ylim(low - 0.08 * (high - low), high)
     plain_axes(axes, "y")
 
 
 def legend(rows: Sequence[Row], with_mine: bool) -> list[Line2D]:
-    found = sorted({int(row["expert_bits"]) for row in rows}, reverse=True)
-    handles = [
-        Line2D([], [], color=SIGNS[bits][0], marker=SIGNS[bits][1], linestyle="", label=label)
-        for bits, label in ((bits, f"experts of {bits} bits") for bits in found)
+    bits_of = sorted({int(row["expert_bits"]) for row in rows}, reverse=True)
+    handles = [sign_handle(f"experts of {bits} bits", *SIGNS[bits]) for bits in bits_of]
+    hollow = {"markerfacecolor": "white", "markeredgewidth": 1.6}
+    handles += [
+        sign_handle("hollow: tie, the interval contains 1", DIM, "o", **hollow),
+        Line2D([], [], color=DIM, linestyle=(0, (4, 3)), label="no smaller one is better"),
     ]
-    hollow = {"marker": "o", "color": DIM, "markerfacecolor": "white", "markeredgewidth": 1.6}
-    handles.append(
-        Line2D([], [], linestyle="", label="hollow: tie, 1 is in the interval", **hollow)
-    )
-    handles.append(
-        Line2D([], [], color=DIM, linestyle=(0, (4, 3)), label="nothing smaller is better")
-    )
-    if with_mine:
-        handles.append(
-            Line2D([], [], color=INK, marker="X", markersize=10, linestyle="", label="yours")
-        )
-    return handles
+    return [*handles, sign_handle("yours", INK, "X", markersize=10)] if with_mine else handles

@@ -1,7 +1,7 @@
-"""The paper that figures are drawn on: size, letters, colours, and how one shows itself.
+"""Picture: the figure class with its size, fonts and display; helpers for tables and texts.
 
-Knows matplotlib's Figure, not pyplot: nothing is opened, kept or switched on, and what a user has
-set for figures of their own changes neither these nor them. Knows nothing of what is drawn.
+Knows matplotlib's Figure, not pyplot, and has its own style: it changes no settings of the user's
+figures, and these do not change it. Knows nothing of what is drawn.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from unicodedata import combining
 
 from matplotlib import style
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.lines import Line2D
 
 from ..errors import MoEColabError
-from ..trace.outcomes import GREEN, ORANGE, PINK
+from .colours import DIM, INK, PALE
 
-INK, DIM, PALE = "#1f2328", "#57606a", "#d0d7de"
-HATCHES = {GREEN: "", ORANGE: "///", PINK: "...", DIM: "xxx", INK: "\\\\\\"}
-WIDTH, DOTS = 8.0, 100  # inches, and dots an inch: 800, what GitHub shows
-SHARPER = 2  # dots saved for each dot shown
-LOOK = {
+WIDTH, DOTS = 8.0, 100  # inches, dots per inch: 800 dots, as GitHub shows
+SHARPER = 2  # dots saved per dot shown
+STYLE = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -54,7 +53,7 @@ NUMBER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
 class Picture(Figure):
-    """A figure of `height` inches on opaque white, as wide as GitHub shows a notebook's."""
+    """A figure of `height` inches on opaque white, as wide as GitHub shows notebooks."""
 
     def __init__(self, height: float, title: str = ""):
         super().__init__(figsize=(WIDTH, height), dpi=DOTS, facecolor="white", layout="constrained")
@@ -62,14 +61,18 @@ class Picture(Figure):
             self.suptitle(title, x=0.01, ha="left")
 
     def png(self) -> bytes:
-        """As it is shown and saved."""
+        """The figure as PNG bytes."""
         file = io.BytesIO()
         self.savefig(file, format="png", dpi=SHARPER * DOTS, facecolor="white")
         return file.getvalue()
 
+    def legend_below(self, handles: Sequence[Artist], columns: int) -> None:
+        """One legend for all panels, below them."""
+        self.legend(handles=handles, loc="outside lower left", ncols=columns)
+
     @property
     def shown_size(self) -> dict[str, int]:
-        """In dots of a page."""
+        """Width and height on a page, in CSS pixels."""
         width, height = self.get_size_inches() * DOTS
         return {"width": round(width), "height": round(height)}
 
@@ -78,14 +81,21 @@ class Picture(Figure):
 
 
 def drawn(draw: Callable[..., Picture]) -> Callable[..., Picture]:
-    """A function that draws in our look, whatever look is set."""
+    """A decorator: the function draws in our style, whatever style the user has set."""
 
     @functools.wraps(draw)
     def wrapped(*args, **settings) -> Picture:
-        with style.context(["default", LOOK]):
+        with style.context(["default", STYLE]):
             return draw(*args, **settings)
 
     return wrapped
+
+
+def rows_of(table: Any, what: str, *columns: str) -> list[dict[str, Any]]:
+    """The rows of a table as dictionaries; raises as `need` does."""
+    rows = records(table)
+    need(rows, what, *columns)
+    return rows
 
 
 def records(table: Any) -> list[dict[str, Any]]:
@@ -96,7 +106,7 @@ def records(table: Any) -> list[dict[str, Any]]:
 
 
 def need(rows: Iterable[Mapping[str, Any]], what: str, *columns: str) -> None:
-    """Raises MoEColabError where there are no rows, or one lacks a column."""
+    """Raises MoEColabError if there are no rows, or if a row lacks a column."""
     rows = list(rows)
     if not rows:
         raise MoEColabError(f"there is nothing to draw: the table of {what} has no rows.")
@@ -107,8 +117,13 @@ def need(rows: Iterable[Mapping[str, Any]], what: str, *columns: str) -> None:
         )
 
 
+def sign_handle(label: str, colour: str, marker: str, **settings: Any) -> Line2D:
+    """A legend entry of a marker without a line."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="", label=label, **settings)
+
+
 def unit_of(nbytes: float) -> tuple[str, float]:
-    """The unit in which such a number of bytes is told: GB, MB or kB, and its bytes."""
+    """The unit for such a number of bytes, GB, MB or kB, and its size in bytes."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6)):
         if nbytes >= factor:
             return unit, factor
@@ -116,8 +131,8 @@ def unit_of(nbytes: float) -> tuple[str, float]:
 
 
 def readable(text: str, longest: int) -> str:
-    """A token's text where it can be seen: line ends, tabs and blanks as signs, what the font has
-    no letter for as a box, cut to `longest` letters."""
+    """A token's text with visible signs for line ends, tabs and spaces, and a box for characters
+    that the font lacks, cut to `longest` characters."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥").strip() or "␣"
     shown = shown if len(shown) <= longest else shown[: longest - 1] + "…"
     return "".join(sign if known(sign) else "□" for sign in shown)
@@ -125,52 +140,35 @@ def readable(text: str, longest: int) -> str:
 
 @functools.cache
 def known(sign: str) -> bool:
-    """Whether both fonts that come with matplotlib can write it."""
+    """Whether both fonts of matplotlib have the character."""
     fonts = (get_font(findfont(family)) for family in ("DejaVu Sans", "DejaVu Sans Mono"))
     return sign.isprintable() and all(font.get_char_index(ord(sign)) for font in fonts)
 
 
 def unformatted(text: str) -> str:
-    """For where matplotlib would read a formula between two dollars."""
+    """The text with escaped dollars, which matplotlib would read as a formula."""
     return text.replace("$", r"\$")
 
 
 def written(text: str, longest: int) -> str:
-    """Somebody's words where matplotlib writes them: readable, and no formula."""
+    """Any text for matplotlib: readable, and never a formula."""
     return unformatted(readable(text, longest))
 
 
 def columns_of(text: str) -> int:
-    """How many letters wide it is in a font whose letters are all of one width."""
+    """The width of a text in a monospaced font, in characters."""
     return sum(0 if combining(sign) else 1 for sign in text)
 
 
 def layer_of(path: str) -> tuple[int | None, str]:
-    """The layer that a module's path names, and what comes after it: "model.layers.3.self_attn.q"
-    is (3, "self_attn.q")."""
-    found = NUMBER.search(path)
-    return (int(found[1]), path[found.end() :]) if found else (None, path)
+    """The layer in a module's path, and the rest of the path: (3, "self_attn.q") for
+    "model.layers.3.self_attn.q"."""
+    match = NUMBER.search(path)
+    return (int(match[1]), path[match.end() :]) if match else (None, path)
 
 
 def plain_axes(axes: Axes, grid: str = "") -> None:
-    """Thin lines; a grid along the axis that is read."""
+    """Thin ticks, and a grid along one axis ("x" or "y") if any."""
     axes.tick_params(length=3, color=DIM)
     if grid:
         axes.grid(axis=grid)
-
-
-def readable_on(colour: tuple[float, ...]) -> str:
-    """Black or white, whichever stands out more: at least 4.5 to 1 on any colour."""
-    return max("#000000", "#ffffff", key=lambda one: contrast(to_hex(colour), one))
-
-
-def contrast(one: str, other: str) -> float:
-    """Of two colours "#rrggbb", as WCAG 2 defines it: 1 to 21."""
-    light, dark = sorted(map(luminance, (one, other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(colour: str) -> float:
-    parts = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
-    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

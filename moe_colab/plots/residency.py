@@ -1,4 +1,4 @@
-"""The residency strip: who lay in the slots of a layer, step after step."""
+"""The figure `residency`: the experts in the slots of one layer, step by step."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES, PINK
+from ..trace.outcomes import OUTCOMES
+from .colours import DIM, PALE, PINK
 from .heatmap import label
-from .picture import DIM, PALE, Picture, drawn, need, plain_axes, records, written
+from .picture import Picture, drawn, plain_axes, rows_of, sign_handle, written
 
 SIGNS = {  # colour, marker and name of a state
-    "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
+    "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: was in a slot"),
     "miss": (OUTCOMES["miss"].colour, OUTCOMES["miss"].marker, "miss: loaded into a slot"),
     "passing": (PINK, "v", "loaded, used, not kept"),
     "idle": (PALE, "", "grey: has a slot"),
 }
-MOST = 96  # steps that can be told apart
-ROOM_FOR_TOKENS = 64  # steps
+MOST = 96  # most steps in one figure
+ROOM_FOR_TOKENS = 64  # most steps with the tokens' texts
 LONGEST = 9  # letters of a token
 LINE, TALLEST = 0.26, 8.0  # inches of an expert, and of all of them
 
 
 @drawn
 def residency(table: Any, first: int = 0, steps: int = 48) -> Picture:
-    """Who lay in the slots of a layer: experts down, steps across. A bar is a stay in a slot; on it
-    a dot for a hit, a cross where the expert was loaded; a triangle was loaded and not kept.
+    """The experts in the slots of a layer: experts down, steps across. A bar shows how long an
+    expert had a slot; a dot is a hit, a cross a load, a triangle a load that was not kept.
 
-    table: of mc.tables.residency. first, steps: the first step that is shown, and how many. Raises
+    table: mc.tables.residency. first: the first step shown. steps: how many. Raises
     MoEColabError for a table without rows or without one of the columns, or for no such steps.
     """
-    rows = records(table)
-    need(rows, "residents", "step", "phase", "token", "expert", "state")
+    rows = rows_of(table, "residents", "step", "phase", "token", "expert", "state")
     steps = min(steps, MOST)
     experts = max(row["expert"] for row in rows) + 1
     shown = [row for row in rows if first <= row["step"] < first + steps]
@@ -51,21 +51,18 @@ def residency(table: Any, first: int = 0, steps: int = 48) -> Picture:
     words = {row["step"]: word(row) for row in shown}
     frame(axes, words, experts)
     states = {row["state"] for row in shown}
-    picture.legend(
-        handles=[handle(state) for state in SIGNS if state in states],
-        loc="outside lower left", ncols=4,
-    )  # fmt: skip
+    picture.legend_below([handle(state) for state in SIGNS if state in states], 4)
     return picture
 
 
 def title_of(shown: Sequence[dict]) -> str:
     states = [row["state"] for row in shown]
     needed = len(states) - states.count("idle")
-    return f"{states.count('hit')} of {needed} needed experts lay in a slot already"
+    return f"{states.count('hit')} of {needed} needed experts were in a slot"
 
 
 def draw_stays(axes: Axes, shown: Sequence[dict]) -> None:
-    """A bar for every stay in a slot, all in one collection."""
+    """Draw a bar for every stay in a slot, all in one collection."""
     stays: list[list[int]] = []  # expert, first step, last step
     for row in sorted(shown, key=lambda row: (row["expert"], row["step"])):
         if row["state"] == "passing":
@@ -84,7 +81,7 @@ def draw_stays(axes: Axes, shown: Sequence[dict]) -> None:
 
 
 def draw_states(axes: Axes, shown: Sequence[dict], size: float) -> None:
-    """The signs of a state, all in one line that is not drawn."""
+    """Draw the markers, one invisible line for each state."""
     for state, (colour, marker, _) in SIGNS.items():
         own = [(row["step"], row["expert"]) for row in shown if row["state"] == state]
         if marker and own:
@@ -120,4 +117,4 @@ def handle(state: str) -> Patch | Line2D:
     colour, marker, name = SIGNS[state]
     if not marker:
         return Patch(facecolor=colour, edgecolor=DIM, label=name)
-    return Line2D([], [], marker=marker, color=colour, linestyle="", label=name)
+    return sign_handle(name, colour, marker)

@@ -1,4 +1,4 @@
-"""What one router said to one token."""
+"""The figure `router`: the logits and probabilities of one router for one token."""
 
 from __future__ import annotations
 
@@ -8,36 +8,24 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
+from .colours import DIM, GREEN, HATCHES, INK, PALE
 from .heatmap import label
-from .picture import (
-    DIM,
-    GREEN,
-    HATCHES,
-    INK,
-    PALE,
-    Picture,
-    drawn,
-    need,
-    plain_axes,
-    records,
-    written,
-)
+from .picture import Picture, drawn, plain_axes, rows_of, written
 
-FEW = 16  # experts that are all named
-PANELS = {"logit": "What the router says: logits", "probability": "… and as probabilities"}
+FEW = 16  # up to so many experts, every chosen one has a label
+PANELS = {"logit": "the router's logits", "probability": "the router's probabilities"}
 
 
 @drawn
 def router(table: Any, word: str = "") -> Picture:
-    """Bars of one token's router at one layer: the logits of all experts, and their probabilities
-    with the uniform line. The chosen ones are green, hatched and numbered; above their
-    probabilities stand their weights.
+    """One layer's router for one token: the logits of all experts, and their probabilities with the
+    uniform line. Chosen experts are green and hatched, with their rank above the logit and their
+    weight above the probability.
 
-    table: of mc.tables.router. word: the token's text, for the title. Raises MoEColabError for a
+    table: mc.tables.router. word: the token's text, for the title. Raises MoEColabError for a
     table without rows or without one of the columns.
     """
-    rows = records(table)
-    need(rows, "a router's words", "expert", *PANELS, "rank", "weight", "uniform")
+    rows = rows_of(table, "a router's choices", "expert", *PANELS, "rank", "weight", "uniform")
     rows.sort(key=lambda row: row["expert"])
     picture = Picture(3.1, title_of(rows, word))
     for axes, (column, title) in zip(picture.subplots(1, 2), PANELS.items(), strict=True):
@@ -56,21 +44,21 @@ def router(table: Any, word: str = "") -> Picture:
         Patch(facecolor=GREEN, edgecolor=INK, hatch=HATCHES[DIM], label=f"chosen: {chosen}"),
         Patch(facecolor=PALE, edgecolor=DIM, label="not chosen"),
     ]
-    picture.legend(handles=[*patches, line], loc="outside lower left", ncols=3)
+    picture.legend_below([*patches, line], 3)
     return picture
 
 
 def title_of(rows: list[dict], word: str) -> str:
     chosen = sorted((row for row in rows if row["rank"] >= 0), key=lambda row: row["rank"])
-    told = f"“{written(word, 24)}”" if word.strip() else "This token"
+    token = f"“{written(word, 24)}”" if word.strip() else "This token"
     if not chosen:
-        return f"{told} is sent to no expert here"
+        return f"{token} is routed to no expert here"
     first = chosen[:3]
     named = ", ".join(str(row["expert"]) for row in first)
     weights = ", ".join(f"{row['weight']:.2f}" for row in first)
     more = f" and {len(chosen) - 3} more" if len(chosen) > 3 else ""
     plural = "s" if len(chosen) > 1 else ""
-    return f"{told} goes to expert{plural} {named}{more}, with weight{plural} {weights}"
+    return f"{token} is routed to expert{plural} {named}{more}, with weight{plural} {weights}"
 
 
 def draw(axes: Axes, rows: list[dict], column: str) -> None:
@@ -95,8 +83,8 @@ def draw(axes: Axes, rows: list[dict], column: str) -> None:
 
 def tell(axes: Axes, place: int, row: dict, column: str) -> None:
     """The rank above a logit, the weight above a probability."""
-    told = f"{row['rank'] + 1}." if column == "logit" else f"{row['weight']:.2f}"
+    text = f"{row['rank'] + 1}." if column == "logit" else f"{row['weight']:.2f}"
     axes.annotate(
-        told, (place, max(0.0, row[column])), xytext=(0, 3), textcoords="offset points",
+        text, (place, max(0.0, row[column])), xytext=(0, 3), textcoords="offset points",
         ha="center", fontsize=9, fontweight="bold",
     )  # fmt: skip

@@ -1,5 +1,5 @@
-"""Shares of tokens with their intervals, against what an even router would give: one layer's
-experts, and the kinds of text that each is sent."""
+"""The figures `shares` and `specialisation`: the tokens of each expert of one layer, with
+intervals, in all and by kind of text."""
 
 from __future__ import annotations
 
@@ -11,29 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
+from .colours import DIM, GREEN, INK, ORANGE, PALE, PINK
 from .heatmap import label
-from .picture import (
-    DIM,
-    GREEN,
-    INK,
-    ORANGE,
-    PALE,
-    PINK,
-    Picture,
-    drawn,
-    need,
-    plain_axes,
-    records,
-    written,
-)
+from .picture import Picture, drawn, need, plain_axes, records, rows_of, written
 
 SIGNS = [  # colour and marker of a label
     *((GREEN, "o"), (ORANGE, "s"), (PINK, "^"), (INK, "D"), (DIM, "P")),
     *((GREEN, "v"), (ORANGE, "X"), (PINK, "*"), (INK, "<"), (DIM, ">")),
 ]
-FEW = 32  # experts whose bars have an edge
+FEW = 32  # up to so many experts, bars have a dark edge
 LONGEST = 16  # letters of a label
-MOST = 12  # experts whose kinds of text can be told apart
+MOST = 12  # most experts of `specialisation`
 COLUMNS = ("expert", "share", "low", "high", "uniform")
 WHISKER = {"linestyle": "", "elinewidth": 1.2, "capsize": 2.5}
 
@@ -52,24 +40,24 @@ def shares(table: Any, layer: int | None = None) -> Picture:
     rows = [row for row in rows if row["layer"] == layer]
     need(rows, f"shares of layer {layer}", "layer", *COLUMNS)
     if not rows[0]["uniform"] > 0:
-        raise MoEColabError(f"layer {layer} sent no token anywhere: there is nothing to draw.")
+        raise MoEColabError(f"layer {layer} routed no token, so there is nothing to draw.")
     rows.sort(key=lambda row: row["expert"])
     picture = Picture(3.3, shares_title(rows, layer))
     axes, places = picture.subplots(), [row["expert"] for row in rows]
-    told = [not row["low"] <= row["uniform"] <= row["high"] for row in rows]
+    uneven = [not row["low"] <= row["uniform"] <= row["high"] for row in rows]
     axes.bar(
         places, [row["share"] for row in rows], width=0.72, linewidth=0.8,
-        color=[DIM if one else PALE for one in told], edgecolor=INK if len(rows) <= FEW else DIM,
+        color=[DIM if one else PALE for one in uneven], edgecolor=INK if len(rows) <= FEW else DIM,
     )  # fmt: skip
     whiskers(axes, places, rows, INK, gid="interval")
     frame(axes, rows, f"expert of layer {layer}")
-    names = {True: "cannot be told from even", False: "its 95 % interval leaves the even share out"}
+    names = {True: "not significantly uneven", False: "even share outside the 95 % interval"}
     patches = [
         Patch(facecolor=colour, edgecolor=INK, label=names[even])
         for colour, even in ((DIM, False), (PALE, True))
     ]
     handles = [*axes.get_legend_handles_labels()[0], *patches]
-    picture.legend(handles=handles, loc="outside lower left", ncols=3)
+    picture.legend_below(handles, 3)
     return picture
 
 
@@ -77,23 +65,23 @@ def shares_title(rows: Sequence[dict], layer: int) -> str:
     most, least = (pick(rows, key=lambda row: row["share"]) for pick in (max, min))
     most_times, least_times = (row["share"] / row["uniform"] for row in (most, least))
     return (
-        f"Layer {layer}: expert {most['expert']} is sent {most_times:.1f} times an even share, "
+        f"Layer {layer}: expert {most['expert']} gets {most_times:.1f} times an even share, "
         f"expert {least['expert']} only {least_times:.1f}"
     )
 
 
 @drawn
 def specialisation(table: Any, experts: Sequence[int] | None = None) -> Picture:
-    """For every expert of a layer and every kind of text, the share of that text's tokens that it
-    is sent, with the 95 % interval, against the share that an even router would give.
+    """The share of the tokens of each kind of text that every expert of a layer gets, with the 95 %
+    interval, beside an even share.
 
-    table: of mc.tables.specialisation. experts: those shown; the twelve whose kinds of text differ
-    most, if not said. Raises MoEColabError for a table without rows or without one of the columns.
+    table: mc.tables.specialisation. experts: the experts shown; None: the twelve whose shares
+    differ most between kinds of text. Raises MoEColabError for a table without rows or without one
+    of the columns.
     """
-    rows = records(table)
-    need(rows, "specialisations", "layer", "label", *COLUMNS)
+    rows = rows_of(table, "specialisations", "layer", "label", *COLUMNS)
     labels = list(dict.fromkeys(row["label"] for row in rows))
-    shown = telling(rows) if experts is None else list(experts)
+    shown = most_different(rows) if experts is None else list(experts)
     picture = Picture(3.6, specialisation_title([r for r in rows if r["expert"] in shown]))
     axes = picture.subplots()
     for number, one in enumerate(labels):
@@ -108,42 +96,42 @@ def specialisation(table: Any, experts: Sequence[int] | None = None) -> Picture:
         axes.axvline(border - 0.5, color=PALE, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     handles = axes.get_legend_handles_labels()[0]
-    picture.legend(handles=handles, loc="outside lower left", ncols=5)
+    picture.legend_below(handles, 5)
     return picture
 
 
-def telling(rows: Sequence[dict]) -> list[int]:
+def most_different(rows: Sequence[dict]) -> list[int]:
     """The experts whose shares differ most between kinds of text, by number."""
-    found: dict[int, list[float]] = {}
+    shares_of: dict[int, list[float]] = {}
     for row in rows:
-        found.setdefault(row["expert"], []).append(row["share"])
-    most = sorted(found, key=lambda expert: min(found[expert]) - max(found[expert]))[:MOST]
+        shares_of.setdefault(row["expert"], []).append(row["share"])
+    most = sorted(shares_of, key=lambda one: min(shares_of[one]) - max(shares_of[one]))[:MOST]
     return sorted(most)
 
 
 def specialisation_title(rows: Sequence[dict]) -> str:
-    """The kind of text that stands out most: surely above even, and farthest from the others."""
+    """Names the kind of text that is significantly above even and farthest from the others."""
     best = (0.0, "")
     for row in rows:
         others = [r["share"] for r in rows if r["expert"] == row["expert"] and r is not row]
         if others and row["low"] > row["uniform"] and row["share"] - max(others) > best[0]:
-            told = (
-                f"Layer {row['layer']}: {row['share']:.0%} of {named(row['label'])} is sent to "
+            title = (
+                f"Layer {row['layer']}: {row['share']:.0%} of {named(row['label'])} goes to "
                 f"expert {row['expert']}, at most {max(others):.0%} of any other text"
             )
-            best = row["share"] - max(others), told
+            best = row["share"] - max(others), title
     if len({row["label"] for row in rows}) == 1:
         return f"Layer {rows[0]['layer']}: this trace holds one kind of text only"
-    return best[1] or "No kind of text surely stands out from the others"
+    return best[1] or "No kind of text differs significantly from the others"
 
 
 def named(label: str) -> str:
-    """A kind of text, which may be a text's own words."""
+    """A label for the legend."""
     return written(label, LONGEST) if label else "all of it"
 
 
 def whiskers(axes: Axes, places: Sequence, rows: Sequence[dict], colour: str, **settings) -> None:
-    """Shares and their intervals; without a marker the intervals alone."""
+    """Draw shares with their intervals, or only the intervals if no marker is given."""
     values = np.array([row["share"] for row in rows])
     ends = np.array([[row["low"] for row in rows], [row["high"] for row in rows]])
     gid = settings.pop("gid", settings.get("label"))

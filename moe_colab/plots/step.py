@@ -1,5 +1,4 @@
-"""One token at one layer: what the router said, who lay in the slots, who had to go, what came
-out."""
+"""The figure `step`: one token in one layer, with routing, eviction, guesses and outputs."""
 
 from __future__ import annotations
 
@@ -10,25 +9,26 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
-from ..trace.outcomes import GREEN, ORANGE, OUTCOMES
-from .picture import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes, written
+from ..trace.outcomes import OUTCOMES
+from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PALE
+from .picture import Picture, drawn, plain_axes, written
 
-FEW = 16  # experts whose numbers are written below their bars
+FEW = 16  # up to so many experts, every bar has a number
 SHOWN = 16  # numbers of a vector
 MANY = {"hit": "hits", "speculative_hit": "speculative hits", "late": "late", "miss": "misses"}
 
 
 @drawn
 def step(moment: Any) -> Picture:
-    """A token at a layer in four parts: the router's probabilities, with the chosen experts and
-    what became of them; whom the policy compared when one had to go; what was guessed for the next
+    """One token in one layer, in four panels: the router's probabilities with the outcomes of the
+    chosen experts; the experts that the policy compared for an eviction; the guesses for the next
     layer; and the outputs of the experts beside their weighted sum.
 
-    moment: of `mc.stepper(...).at(token, layer)`. Raises MoEColabError for anything else.
+    moment: mc.stepper(...).at(token, layer). Raises MoEColabError for anything else.
     """
     if not hasattr(moment, "resident"):
         raise MoEColabError(
-            f"a moment is drawn here, as view.at(token, layer) of mc.stepper gives it, not "
+            f"step draws what mc.stepper(...).at(token, layer) returns, not a "
             f"{type(moment).__name__}."
         )
     picture = Picture(5.6, title_of(moment))
@@ -47,16 +47,16 @@ def step(moment: Any) -> Picture:
 
 def title_of(moment: Any) -> str:
     counts = [access.outcome for access in moment.accesses]
-    told = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
-    told += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
+    outcomes = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
+    outcomes += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
     word = written(moment.text, FEW)
-    return f"“{word}” at MoE layer {moment.layer}: {', '.join(told)}"
+    return f"“{word}” at MoE layer {moment.layer}: {', '.join(outcomes)}"
 
 
 def draw_router(axes: Axes, moment: Any) -> None:
     axes.set_title("the router's probabilities")
     if moment.probabilities is None:
-        return say(axes, "this trace holds no logits,\nonly whom the router chose")
+        return say(axes, "this trace has no logits,\nonly the chosen experts")
     count = len(moment.probabilities)
     outcomes = {access.expert: OUTCOMES[access.outcome] for access in moment.accesses}
     for expert, share in enumerate(moment.probabilities):
@@ -68,32 +68,35 @@ def draw_router(axes: Axes, moment: Any) -> None:
         if sign:
             axes.plot(expert, share, sign.marker, color=INK, clip_on=False, gid=sign.name)
     axes.axhline(1 / count, color=INK, linestyle=":", gid="uniform")
-    axes.set_xlabel("expert (dotted: all alike)")
+    axes.set_xlabel("expert (dotted: uniform)")
     if count <= FEW:
         axes.set_xticks(range(count))
 
 
 def draw_scores(axes: Axes, moment: Any) -> None:
-    axes.set_title("who goes")
+    axes.set_title("eviction")
     choices = [access.choice for access in moment.accesses if access.choice]
     choice = max(choices, key=lambda choice: len(choice.scores), default=None)
     if choice is None:
         missed = any(access.bytes for access in moment.accesses)
-        return say(axes, "nobody had to go" if missed else "nobody: all were there")
+        return say(axes, "no eviction" if missed else "all experts were in slots")
     if not choice.scores:
-        return say(axes, f"{choice.victim}; {moment.history.policy} does not say why")
-    axes.set_title(f"who goes for expert {choice.newcomer}")
+        return say(axes, f"expert {choice.victim}; {moment.history.policy} gives no reason")
+    axes.set_title(f"eviction for expert {choice.newcomer}")
     finite = [score[0] for score in choice.scores.values() if math.isfinite(score[0])]
     never = 1.1 * max(finite, default=1)
     for place, (expert, score) in enumerate(choice.scores.items()):
-        goes = expert == choice.victim
+        evicted = expert == choice.victim
         length = score[0] if math.isfinite(score[0]) else never
         axes.barh(
-            place, length, color=ORANGE if goes else PALE, hatch=HATCHES[ORANGE] if goes else "",
-            edgecolor="white" if goes else DIM, linewidth=0.8, gid="goes" if goes else "stays",
+            place, length, color=ORANGE if evicted else PALE, linewidth=0.8,
+            hatch=HATCHES[ORANGE] if evicted else "", edgecolor="white" if evicted else DIM,
+            gid="evicted" if evicted else "stays",
         )  # fmt: skip
-        told = ", ".join(str(n) if math.isfinite(n) else "never" for n in score)
-        axes.text(length, place, f" {told}{', goes' if goes else ''}", va="center", fontsize=8.5)
+        values = ", ".join(str(n) if math.isfinite(n) else "never" for n in score)
+        axes.text(
+            length, place, f" {values}{', evicted' if evicted else ''}", va="center", fontsize=8.5
+        )
     if len(choice.scores) <= FEW:
         axes.set_yticks(range(len(choice.scores)), choice.scores)
     axes.set_ylabel("expert")
@@ -103,9 +106,9 @@ def draw_scores(axes: Axes, moment: Any) -> None:
 
 
 def draw_guesses(axes: Axes, moment: Any) -> None:
-    axes.set_title(f"guessed for layer {moment.layer + 1}")
+    axes.set_title(f"guesses for layer {moment.layer + 1}")
     if moment.guess is None:
-        return say(axes, "nothing was guessed here")
+        return say(axes, "no guesses here")
     for place, (_, share, right) in enumerate(moment.guess.experts):
         colour, glyph = (GREEN, "✓ right") if right else (ORANGE, "✗ wrong")
         axes.barh(
@@ -118,13 +121,13 @@ def draw_guesses(axes: Axes, moment: Any) -> None:
     axes.margins(x=0.3)
     axes.set_xlim(left=0)
     axes.set_ylabel("expert")
-    axes.set_xlabel(f"probability (it then asked for {', '.join(map(str, moment.guess.needed))})")
+    axes.set_xlabel(f"probability (then chosen: {', '.join(map(str, moment.guess.needed))})")
 
 
 def draw_outputs(axes: Axes, moment: Any) -> None:
     if moment.computed is None:
         axes.set_title("the experts' outputs")
-        return say(axes, "a trace does not hold them:\ngive mc.stepper a model")
+        return say(axes, "a trace has none:\ngive mc.stepper a model")
     computed = moment.computed
     axes.set_title(f"outputs, the first {SHOWN} of {len(computed.total)} numbers")
     names = [

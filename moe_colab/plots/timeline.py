@@ -1,4 +1,4 @@
-"""The timeline of one token: what is computed, what is on the link, and when compute must wait."""
+"""The figure `timeline`: the compute, copies and stalls of one step."""
 
 from __future__ import annotations
 
@@ -9,46 +9,35 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
-from .picture import (
-    GREEN,
-    INK,
-    ORANGE,
-    PINK,
-    Picture,
-    drawn,
-    need,
-    plain_axes,
-    readable,
-    records,
-    unformatted,
-)
+from .colours import GREEN, INK, ORANGE, PINK
+from .picture import Picture, drawn, plain_axes, readable, rows_of, unformatted
 
 LANES = ("compute", "copy", "stall")  # from the top
 BARS = {  # face, edge, hatch, name
     "compute": (GREEN, GREEN, "", "compute"),
-    "no": (ORANGE, "white", "", "copy, asked for by the router"),
+    "no": (ORANGE, "white", "", "copy of a chosen expert"),
     "right": (PINK, "white", "///", "copy of a guess, right"),
     "wrong": ("white", PINK, "xxx", "copy of a guess, wasted"),
     "stall": ("white", INK, "....", "stall: waiting for bytes"),
 }
-WIDE_ENOUGH = 0.035  # of the axis, for an expert's number
-APART = 0.016  # likewise, of the numbers of two layers
-LONGEST = 24  # letters of a word
-HEIGHT, ABOVE = 0.62, -0.6  # of a bar; where the layers are named
+WIDE_ENOUGH = 0.035  # share of the axis that an expert's number needs
+APART = 0.016  # the same, between the numbers of two layers
+LONGEST = 24  # characters of a word
+HEIGHT, ABOVE = 0.62, -0.6  # height of a bar; position of the layers' numbers
 COLUMNS = ("kind", "step", "layer", "expert", "begin", "end", "bytes", "guess")
 
 
 @drawn
 def timeline(table: Any, step: int, word: str = "") -> Picture:
-    """One token on its way through the layers: a lane for compute, one for the copies on the link,
-    one for stalls. Copies of right guesses are hatched, those of wrong ones crossed; the number in
-    a copy is its expert, and the ones above are the layers.
+    """The time of one step: a row of bars for compute, one for the copies on the link, one for
+    stalls. Copies of right guesses are hatched, copies of wrong ones crossed; the number in a copy
+    is its expert, and the numbers above are the layers.
 
-    table: `mc.timeline(...).frame()`. step: which; word: the token's text, for the title. Raises
-    MoEColabError for a table without rows or without one of the columns, or without that step.
+    table: `mc.timeline(...).frame()`. step: the step to draw. word: the token's text, for the
+    title. Raises MoEColabError for a table without rows or without one of the columns, or without
+    that step.
     """
-    rows = records(table)
-    need(rows, "events", *COLUMNS)
+    rows = rows_of(table, "events", *COLUMNS)
     own = [row for row in rows if row["step"] == step and row["kind"] != "copy"]
     if not own:
         raise MoEColabError(f"there is no step {step!r} in this timeline.")
@@ -70,10 +59,7 @@ def timeline(table: Any, step: int, word: str = "") -> Picture:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("milliseconds, modelled")
     plain_axes(axes, "x")
-    picture.legend(
-        handles=[handle(sign) for sign in BARS if sign in shown],
-        loc="outside lower left", ncols=3,
-    )  # fmt: skip
+    picture.legend_below([handle(sign) for sign in BARS if sign in shown], 3)
     return picture
 
 
@@ -82,7 +68,7 @@ def sign_of(row: dict) -> str:
 
 
 def draw(axes: Axes, sign: str, rows: Sequence[dict], start: float, end: float) -> None:
-    """All events of one sign, as one thing: many are drawn at once."""
+    """Draw all events of one kind as one collection."""
     lane, whole = LANES.index(rows[0]["kind"]), 1e3 * (end - start)
     spans = []
     for row in rows:
@@ -103,7 +89,7 @@ def draw(axes: Axes, sign: str, rows: Sequence[dict], start: float, end: float) 
 
 
 def name_layers(axes: Axes, own: Sequence[dict], start: float) -> None:
-    """A line where each layer begins, and its number above, where there is room."""
+    """Draw a line where each layer begins, and its number above if there is space."""
     whole, last = max(row["end"] for row in own) - start, -1.0
     for layer in sorted({row["layer"] for row in own}):
         begin = 1e3 * (min(r["begin"] for r in own if r["layer"] == layer) - start)
@@ -116,14 +102,14 @@ def name_layers(axes: Axes, own: Sequence[dict], start: float) -> None:
 def title_of(own: Sequence[dict], copies: Sequence[dict], step: int, word: str) -> str:
     whole = max(row["end"] for row in own) - min(row["begin"] for row in own)
     waited = sum(row["end"] - row["begin"] for row in own if row["kind"] == "stall")
-    told = f"“{readable(word, LONGEST)}”" if word.strip() else f"step {step}"
-    told += f": {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} waiting"
-    # One that was interrupted has several rows.
+    title = f"“{readable(word, LONGEST)}”" if word.strip() else f"step {step}"
+    title += f": {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} waiting"
+    # An interrupted copy has several rows.
     guessed = {(r["step"], r["layer"], r["expert"]): r["guess"] for r in copies}
     guesses = [guess for guess in guessed.values() if guess != "no"]
     if guesses:
-        told += f"; {guesses.count('right')} of {len(guesses)} guessed copies were right"
-    return unformatted(told)
+        title += f"; {guesses.count('right')} of {len(guesses)} guessed copies were right"
+    return unformatted(title)
 
 
 def handle(sign: str) -> Patch:

@@ -1,4 +1,4 @@
-"""The token strip: a text, and below each token the experts that it was sent to."""
+"""The figure `tokens`: a text, and below each token the experts that it was routed to."""
 
 from __future__ import annotations
 
@@ -14,33 +14,21 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
+from .colours import DIM, INK, ORANGE, PALE, readable_on
 from .heatmap import AMOUNT
-from .picture import (
-    DIM,
-    INK,
-    ORANGE,
-    PALE,
-    Picture,
-    columns_of,
-    drawn,
-    need,
-    plain_axes,
-    readable,
-    readable_on,
-    records,
-)
+from .picture import Picture, columns_of, drawn, plain_axes, readable, rows_of
 
-ACROSS = 92  # letters of a line
-MOST = 96  # tokens
-RANKS = 4  # choices of a token that are shown
-LONGEST = 16  # letters of a token
-LETTER, LINE = 9, 0.21  # points; inches
+ACROSS = 92  # characters in a line
+MOST = 96  # most tokens in a figure
+RANKS = 4  # most choices of a token
+LONGEST = 16  # characters of a token
+LETTER, LINE = 9, 0.21  # font size in points; height of a line in inches
 UNKNOWN = (0.93, 0.94, 0.96, 1.0)  # the shade where no probability is known
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A token's place: its line, from the top, and its letters in it."""
+    """The position of a token: its line, and its first character and width in that line."""
 
     line: int
     left: float
@@ -49,16 +37,16 @@ class Spot:
 
 @drawn
 def tokens(table: Any, marked: int | None = None) -> Picture:
-    """A text as its tokens, and below each the experts of one layer that it was sent to, the first
-    choice on top: the digits name the expert, the shade is the router's probability. Tokens of the
-    prompt are in italics.
+    """A text as tokens, and below each token its experts in one layer, the first choice on top. The
+    digits name the expert, the shade is the router's probability. Tokens of the prompt are in
+    italics.
 
-    table: of mc.tables.tokens; of many choices the first four are shown, of many tokens the first
-    96. marked: the place of a token that gets a frame. Raises MoEColabError for a table without
+    table: mc.tables.tokens; at most four choices and 96 tokens are shown. marked: the place of a
+    token that gets a frame. Raises MoEColabError for a table without
     rows or without one of the columns.
     """
-    rows = records(table)
-    need(rows, "tokens", "place", "phase", "text", "layer", "rank", "expert", "probability")
+    columns = ("place", "phase", "text", "layer", "rank", "expert", "probability")
+    rows = rows_of(table, "tokens", *columns)
     by_place: dict[int, list[dict]] = {}
     for row in rows:
         if row["rank"] < RANKS:
@@ -67,7 +55,7 @@ def tokens(table: Any, marked: int | None = None) -> Picture:
     texts = {place: own[0]["text"] for place, own in shown.items()}
     words = {place: readable(text, LONGEST) if text else "" for place, text in texts.items()}
     spots = flow(
-        max(columns_of(words[place]), *(len(told(row)) for row in own)) + 1
+        max(columns_of(words[place]), *(len(expert_label(row)) for row in own)) + 1
         for place, own in shown.items()
     )
     deep = 1 + max(len(own) for own in shown.values())  # lines of a token
@@ -90,12 +78,12 @@ def tokens(table: Any, marked: int | None = None) -> Picture:
     return picture
 
 
-def told(row: dict) -> str:
+def expert_label(row: dict) -> str:
     return str(row["expert"]) if row["expert"] >= 0 else "–"
 
 
 def flow(widths: Iterable[int]) -> list[Spot]:
-    """One after the other, in lines."""
+    """The positions of words of these widths, with line breaks."""
     spots, line, left = [], 0, 0.0
     for wide in widths:
         if left + wide > ACROSS and left:
@@ -115,7 +103,7 @@ def written(axes: Axes, spot: Spot, top: float, text: str, **settings) -> None:
 def draw_experts(
     axes: Axes, shown: dict[int, list[dict]], spots: Sequence[Spot], deep: int, scale: Normalize
 ) -> None:
-    """A box for each choice, in one collection: in the order of the table's rows."""
+    """Draw a box for each choice, in one collection and in the order of the rows."""
     boxes, faces = [], []
     for own, spot in zip(shown.values(), spots, strict=True):
         for row in own:
@@ -125,7 +113,7 @@ def draw_experts(
             odd = row["probability"]
             face = UNKNOWN if np.isnan(odd) else colormaps[AMOUNT](scale(odd))
             faces.append(face)
-            written(axes, spot, top, told(row), color=readable_on(face))
+            written(axes, spot, top, expert_label(row), color=readable_on(face))
     collection = PolyCollection(boxes, facecolors=faces, edgecolors=PALE, linewidths=0.6)
     collection.set_gid("experts")
     axes.add_collection(collection)
@@ -135,10 +123,10 @@ def title_of(shown: dict[int, list[dict]]) -> str:
     firsts = [own[0]["expert"] for own in shown.values() if own[0]["expert"] >= 0]
     layer = next(iter(shown.values()))[0]["layer"]
     if not firsts:
-        return f"Layer {layer} sent none of these tokens anywhere"
+        return f"Layer {layer} routed none of these tokens to an expert"
     most = max(sorted(set(firsts)), key=firsts.count)
     return (
-        f"Layer {layer}: the first choices are {len(set(firsts))} experts, number {most} that of "
+        f"Layer {layer}: {len(set(firsts))} experts are first choices, expert {most} of "
         f"{firsts.count(most)} of {len(firsts)} tokens"
     )
 
@@ -160,5 +148,5 @@ def legend(picture: Picture, axes: Axes, rows: Sequence[dict], scale: Normalize)
         bar.outline.set_visible(False)
         plain_axes(bar.ax)
     else:
-        notes.append("no logits in this trace: no shades")
+        notes.append("this trace has no logits, so no shades")
         picture.supxlabel("; ".join(notes), x=0.01, ha="left", fontsize=9.5, color=DIM)

@@ -1,5 +1,5 @@
-"""The x-ray's twin: tokens across, layers down; in each cell the expert, the router's probability
-as a shade, and what became of the access."""
+"""The figure `xray`: tokens across, layers down; each cell has the expert, the router's probability
+and the outcome."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from matplotlib.patches import Rectangle
 
 from ..errors import MoEColabError
 from ..trace.outcomes import OUTCOMES
-from .picture import DIM, INK, Picture, drawn, need, records, written
+from .colours import DIM, INK
+from .picture import Picture, drawn, rows_of, sign_handle, written
 
-MOST, WIDE = 24, 18  # tokens that are legible on a page of this width, and with numbers over 99
-ROOM = 24  # lines of numbers: with more layers than half of it, each has its first choice only
-LONGEST = 9  # letters of a token
-DARKEST = 0.34  # how much ink the shade of a probability of 1 takes
+MOST, WIDE = 24, 18  # most tokens in a figure; the same with experts over 99
+ROOM = 24  # most lines of numbers: with more than 12 layers, only the first choices
+LONGEST = 9  # characters of a token
+DARKEST = 0.34  # opacity of the shade for probability 1
 
 
 @drawn
 def xray(table: Any, first: int | None = None, tokens: int = MOST, title: str = "") -> Picture:
-    """Where each token was sent and what it cost. In a cell the numbers of the router's first
-    choices (the first alone where there are many layers): the darker, the more probable; beside
-    each the sign of its outcome, a ring where an earlier token of the same step has paid.
+    """The routing and the cost of each token. A cell has the numbers of the router's first two
+    choices (one if there are many layers), darker if more probable, and the sign of each outcome: a
+    ring if the expert was loaded for an earlier token of the same step.
 
-    table: rows with the columns number, text, layer, rank, expert, chance (0 to 1, nan: not known),
-    outcome ("" where it is not known), first; mc.xray draws its own. first, tokens: the first
-    token that is drawn, and how many, 24 at most (18 where experts have three figures). Raises
-    MoEColabError for a table without rows or without one of the columns, or for tokens that are
-    not in it.
+    table: rows with the columns number, text, layer, rank, expert, chance (0 to 1, nan if unknown),
+    outcome ("" if unknown) and first; mc.xray makes its own. first: the first token drawn. tokens:
+    how many, at most 24 (18 if an expert has three digits). Raises MoEColabError for a table
+    without rows or without one of the columns, or for tokens that are not in it.
     """
-    rows = records(table)
     columns = ("number", "text", "layer", "rank", "expert", "chance", "outcome", "first")
-    need(rows, "choices", *columns)
+    rows = rows_of(table, "choices", *columns)
     numbers = sorted({row["number"] for row in rows})
     first = numbers[0] if first is None else first
     most = MOST if max(row["expert"] for row in rows) < 100 else WIDE
@@ -51,14 +50,14 @@ def xray(table: Any, first: int | None = None, tokens: int = MOST, title: str = 
     choices = [row for row in rows if row["rank"] < lines]
     for row in choices:
         draw(axes, row, shown.index(row["number"]), lines)
-    picture.legend(handles=handles(choices), loc="outside lower left", ncols=2)
+    picture.legend_below(handles(choices), 2)
     return picture
 
 
 def title_of(rows: Sequence[dict], title: str) -> str:
-    paid = [row["outcome"] for row in rows if row["first"] and row["outcome"]]
-    told = f"{paid.count('miss')} of {len(paid)} accesses were misses"
-    return ": ".join(part for part in (title, told if paid else "") if part)
+    outcomes = [row["outcome"] for row in rows if row["first"] and row["outcome"]]
+    misses = f"{outcomes.count('miss')} of {len(outcomes)} accesses were misses"
+    return ": ".join(part for part in (title, misses if outcomes else "") if part)
 
 
 def frame(axes: Axes, rows: Sequence[dict], shown: Sequence[int], layers: int) -> None:
@@ -97,7 +96,7 @@ def draw(axes: Axes, row: dict, column: int, lines: int) -> None:
 
 
 def sign(row: dict) -> tuple[str, str, str]:
-    """Colour, marker and face."""
+    """(colour, marker, face colour) of a choice."""
     if not row["first"]:
         return DIM, "o", "none"
     if not row["outcome"]:
@@ -107,18 +106,18 @@ def sign(row: dict) -> tuple[str, str, str]:
 
 
 def handles(rows: Sequence[dict]) -> list[Line2D]:
-    """The signs that were drawn, and what they mean."""
-    found = {row["outcome"] if row["first"] else "shared" for row in rows}
+    """The legend of the signs that were drawn."""
+    drawn = {row["outcome"] if row["first"] else "shared" for row in rows}
     out = [
-        Line2D([], [], marker=s.marker, color=s.colour, linestyle="", label=f"{s.name}: {s.means}")
+        sign_handle(f"{s.name}: {s.means}", s.colour, s.marker)
         for name, s in OUTCOMES.items()
-        if name in found
+        if name in drawn
     ]
-    other = {"shared": ("o", "an earlier token of its step has paid"), "": ("$?$", "not known")}
+    other = {"shared": ("o", "loaded for an earlier token of its step"), "": ("$?$", "not known")}
     return out + [
-        Line2D([], [], marker=marker, color=DIM, markerfacecolor="none", linestyle="", label=label)
+        sign_handle(label, DIM, marker, markerfacecolor="none")
         for name, (marker, label) in other.items()
-        if name in found
+        if name in drawn
     ]
 
 

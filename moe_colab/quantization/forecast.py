@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from ..errors import MoEColabError
+from ..machine.folders import cache_folder
 from ..machine.memory import available_memory, free_disk
 from ..planner.card import card, mark, tiles
-from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info
+from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info, source_of
 from ..units import human
 from .bits import quantize
 from .devices import pick_device
@@ -101,18 +102,19 @@ class Forecast:
 
 def forecast(
     source: str | None,
-    folder: str | os.PathLike[str],
+    folder: str | os.PathLike[str] | None = None,
     *,
     expert_bits: int = 2,
     group_size: int = 64,
     device: str | torch.device = "auto",
 ) -> Forecast:
-    """What `mc.quantize(source, folder, ...)` will take. Fetches no weights, only headers and
-    configuration of a model of the hub. Raises MoEColabError where the model's size cannot be
-    learned, where no row of 4096 weights could be kept so, and where hqq is not installed."""
+    """What `mc.quantize(source, folder, ...)` will take. folder: None for the cache folder, as in
+    `mc.quantized`. Fetches no weights, only headers and configuration of a model of the hub.
+    Raises MoEColabError where the model's size cannot be learned, where no row of 4096 weights
+    could be kept so, and where hqq is not installed."""
     form = Format(expert_bits, group_size)
     form.check("a row", (1, ROWS_OF))
-    model = info(source, refresh=False)
+    model = info(source_of(source), refresh=False)
     if model.sizes is None:
         raise MoEColabError(f"the size of {model.title} is not known: {model.problem}")
     sizes, weights = model.sizes, model.sizes.experts // 2  # of 16 bits
@@ -121,7 +123,7 @@ def forecast(
         model=model,
         store_bytes=store,
         disk_bytes=store + (0 if model.here else sizes.shards),
-        disk_free=free_disk(Path(folder).expanduser()),
+        disk_free=free_disk(cache_folder() if folder is None else Path(folder).expanduser()),
         memory_bytes=WORKING + sizes.largest,
         memory_free=available_memory(),
         download_bytes=0 if model.here else sizes.download,

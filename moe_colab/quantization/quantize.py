@@ -46,7 +46,8 @@ def quantize(
 ) -> Summary:
     """Write the folder `store`: the model of `source` in fewer bits, by HQQ. `load(store)` runs it.
 
-    source: None for the small model, a checkpoint folder, or "org/name" of the hub at `revision`.
+    source: None or "shipped" for the small model, a checkpoint folder, or "org/name" of the hub at
+    `revision`.
     Each of the bits: 2, 3, 4, 8, or 16 to keep. expert_bits: of the routed experts.
     attention_bits: of all other linear layers in the decoder's blocks, so of shared experts and
     dense layers too; routers, gates, norms and biases stay as they are, and so does what the

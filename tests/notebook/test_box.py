@@ -156,10 +156,12 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
     with lab.open(box.notebook, kernel_env=env, python=box.python, script=INVOKE) as notebook:
         notebook.run_cell(cell["setup"])
         said = notebook.text(cell["setup"])
-        assert {"moe_colab", "markdown_it", "mdurl"} <= box.installed()
-        assert "installing markdown-it-py …" in said and "installing mdurl …" in said
+        assert {"moe_colab", "markdown_it", "mdurl", *TO_QUANTIZE} <= box.installed()
+        assert "installing hqq, markdown-it-py …" in said
         assert re.search(r"^colab · Python .* · moe_colab \d.* · ipywidgets 7\.7\.1$", said, re.M)
-        assert re.search(r"^installed: markdown-it-py \S+, mdurl \S+, moe-colab \S+$", said, re.M)
+        names = ("einops", "hqq", "markdown-it-py", "mdurl", "moe-colab", "termcolor")
+        installed = ", ".join(rf"{name} \S+" for name in names)
+        assert re.search(rf"^installed: {installed}$", said, re.M)
         assert re.search(r"^\d+ packages that were here before are unchanged$", said, re.M)
         card = notebook.by_class("moecard").inner_text()
         assert "What this machine can run · colab" in card and OPEN in card
@@ -173,7 +175,7 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
         assert secrets(box) == ["secret HF_TOKEN in MainThread"]
         assert hub.sent["model.safetensors"] == (TINY_MOE / "model.safetensors").stat().st_size
         notebook.run_cell(cell["chat"])
-        notebook.wait_text("moe-log", "Nothing was said yet")
+        notebook.wait_text("moe-log", "No messages yet")
         assert invocations(box) == 0
 
         texts = ask(notebook)
@@ -214,10 +216,10 @@ def test_the_notebook_that_quantizes_gets_what_it_needs(lab, tmp_path):
         assert {"moe_colab", "markdown_it", *TO_QUANTIZE} <= box.installed()
         assert re.search(r"^\d+ packages that were here before are unchanged$", said, re.M)
         notebook.run_cell(cell["matrix"])
-        notebook.wait_text("moe-quantize", "2.58 bits a weight")
+        notebook.wait_text("moe-quantize", "2.58 bits per weight")
         buttons = notebook.page.locator(".moe-quantize .widget-toggle-buttons").first
         buttons.locator("button", has_text="4").click()
-        notebook.wait_text("moe-quantize", "4.58 bits a weight")
+        notebook.wait_text("moe-quantize", "4.58 bits per weight")
         notebook.run_cell(cell["bytes"] - 1)
         notebook.run_cell(cell["bytes"])
         (output,) = notebook.outputs()[cell["bytes"]]

@@ -72,7 +72,7 @@ def ended(notebook) -> str:
 def test_stream_stop_refuse_retry_clear(open_chat, tmp_path):
     with open_chat() as notebook:
         notebook.run_all()
-        notebook.wait_text("moe-log", "Nothing was said yet")
+        notebook.wait_text("moe-log", "No messages yet")
         ask(notebook, QUESTION)
         early = tokens_shown(notebook, 4)
         late = tokens_shown(notebook, 15)
@@ -105,7 +105,7 @@ def test_stream_stop_refuse_retry_clear(open_chat, tmp_path):
         assert notebook.page.locator(".moe-chat").count() == 1
         notebook.wait_text("moe-log", "And in Paris?")
         notebook.button("Clear").click()
-        notebook.wait_text("moe-log", "Nothing was said yet")
+        notebook.wait_text("moe-log", "No messages yet")
         assert facts(notebook)["asked"] == []
         notebook.check_quiet()
 
@@ -136,7 +136,7 @@ def test_everything_by_keyboard_and_every_control_has_a_name(open_chat, tmp_path
         keys.press("Control+A")
         keys.type("6")
         keys.press("Enter")
-        notebook.wait_text("moe-statusline", "6 slots a layer")
+        notebook.wait_text("moe-statusline", "6 slots per layer")
         go_to("Policy")
         keys.type("lfu")
         notebook.wait_text("moe-statusline", "policy lfu")
@@ -229,7 +229,7 @@ def test_cells_twice_restart_and_the_load_cell_ten_times(open_chat):
             used.append(int(notebook.text(2)))
         assert used[-1] - used[1] < 50e6, [f"{nbytes / 1e6:.0f} MB" for nbytes in used]
         notebook.restart_and_run_all()
-        notebook.wait_text("moe-log", "Nothing was said yet")
+        notebook.wait_text("moe-log", "No messages yet")
         ask(notebook, QUESTION)
         tokens_shown(notebook, 2)
         notebook.button("Stop").click()

@@ -120,7 +120,7 @@ def test_mistakes_are_told_in_words(chat):
     chat.send("more " * 3000)
     assert "shorten it" in status(chat) and chat.error is None
     parts.slots.value = 5
-    assert chat.session.model.offload.slots == 5 and "5 slots a layer" in status(chat)
+    assert chat.session.model.offload.slots == 5 and "5 slots per layer" in status(chat)
     parts.policy.value = "lfu"
     assert chat.session.model.offload.policy == "lfu" and "policy lfu" in status(chat)
 
@@ -342,7 +342,7 @@ def test_a_chat_that_was_replaced_says_so(chat, monkeypatch):
     shown = []
     monkeypatch.setattr(widgets, "display", shown.append)
     chat._ipython_display_()
-    assert "replaced by a newer one" in shown[0].data
+    assert "has replaced this one" in shown[0].data
     chat.send("Hi")
     assert not chat.session.busy
     with pytest.raises(mc.MoEColabError, match="no tokenizer"):

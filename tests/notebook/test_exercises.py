@@ -93,7 +93,7 @@ def test_the_bits_of_a_group_are_those_that_a_store_takes():
             real = 8 * kept_bytes(shape, Format(bits, group)) / (1024 * 4096)
             assert exercises.bits.group_bits(bits, group) == real
     assert check_group_bits(2.266).right and check_group_bits("2.2656").right
-    assert "codes alone" in check_group_bits(2).text
+    assert "codes only" in check_group_bits(2).text
     assert "a scale and a zero" in check_group_bits(2.125).text
     assert "nearly" in check_group_bits(2.25).text
     assert check_group_bits(5).text.startswith("too high")

@@ -66,7 +66,7 @@ def test_every_look_shows_its_figure_and_the_controls_it_minds(explorer, monkeyp
     explorer.place.value, explorer.top_k.value = 60, 3
     seen = set()
     for name, draw in expected.items():
-        explorer.look.value = name
+        explorer.view.value = name
         assert explorer.picture.value == draw().png(), name
         assert visible(explorer) == set(TRACE_VIEWS[name].depends_on)
         shown = [image.layout.display != "none" for image in explorer.pictures]
@@ -77,7 +77,7 @@ def test_every_look_shows_its_figure_and_the_controls_it_minds(explorer, monkeyp
 
 
 def test_time_is_modelled_for_what_is_chosen(explorer):
-    explorer.look.value, explorer.part.value = "time", "prose"
+    explorer.view.value, explorer.part.value = "time", "prose"
     assert visible(explorer) == set(TRACE_VIEWS["time"].depends_on)
     explorer.link.value, explorer.slots.value, explorer.policy.value = 24, 5, "lfu"
     explorer.guesses.value, explorer.lookahead.value, explorer.step.value = 3, 2, 60
@@ -90,7 +90,7 @@ def test_time_is_modelled_for_what_is_chosen(explorer):
 
 def test_settings_replay_and_generate_nothing(explorer, loaded):
     before = loaded[0].offload.stats()
-    explorer.look.value = "residency"
+    explorer.view.value = "residency"
     pictures, numbers = set(), set()
     for slots, policy in ((2, "lru"), (5, "lru"), (5, "optimal"), (5, "fifo")):
         explorer.slots.value, explorer.policy.value = slots, policy
@@ -116,7 +116,7 @@ def test_a_text_is_read_recorded_and_added(explorer, loaded):
     assert mc.replay(explorer.trace.only("code"), slots=4) == mc.replay(
         TRACE.only("code"), slots=4
     ), "the others are as they were"
-    explorer.look.value = "domains"
+    explorer.view.value = "domains"
     picture = plots.specialisation(tables.specialisation(explorer.trace, 0))
     assert explorer.picture.value == picture.png()
 
@@ -130,7 +130,7 @@ def test_a_text_is_read_recorded_and_added(explorer, loaded):
 
 def test_what_was_not_recorded_cannot_be_asked_for(explorer):
     """A reading has guesses from one source, the shipped trace from two."""
-    explorer.look.value = "time"
+    explorer.view.value = "time"
     assert [value for _, value in explorer.source.options] == ["router_input", "layer_output"]
     assert explorer.guesses.max == 4
 
@@ -146,7 +146,7 @@ def test_another_model_takes_the_traces_place(tmp_path):
         assert [value for _, value in explorer.layer.options] == [0, 1, 2]
         assert [value for _, value in explorer.source.options] == ["router_input"]
         for look in TRACE_VIEWS:
-            explorer.look.value = look
+            explorer.view.value = look
             told(explorer)
         assert explorer.place.max == 11 and explorer.step.max == 4
         explorer.close()
@@ -164,10 +164,10 @@ def test_mistakes_are_told_in_words(explorer, loaded):
 def test_a_trace_alone_can_be_looked_at():
     widget = mc.Explorer(trace=made_up(4))  # no texts, no guesses, no logits, uneven layers
     for look in TRACE_VIEWS:
-        widget.look.value = look
+        widget.view.value = look
         told(widget)
     widget.record()
-    assert "no model" in widget.status.value
+    assert "there is no model" in widget.status.value
     widget.close()
     shipped = mc.Explorer()
     assert shipped.trace.labels == TRACE.labels and "times an even share" in told(shipped)
@@ -179,16 +179,16 @@ def test_a_part_can_be_looked_at_alone():
         widget = mc.Explorer(trace=TRACE.only(label))
         assert [value for _, value in widget.part.options] == [None]
         for look in TRACE_VIEWS:
-            widget.look.value = look
+            widget.view.value = look
             told(widget)
         assert (
-            mc.replay(TRACE.only(label), slots=4).hits == widget.counted.replay(None, "lru", 4).hits
+            mc.replay(TRACE.only(label), slots=4).hits == widget.replays.replay(None, "lru", 4).hits
         )
         widget.close()
 
 
 def test_settings_stay_when_a_text_is_added_and_what_it_lacks_is_not_offered(explorer):
-    explorer.look.value = "time"
+    explorer.view.value = "time"
     explorer.source.value, explorer.slots.value, explorer.guesses.value = "layer_output", 6, 4
     explorer.top_k.value, explorer.expert.value, explorer.link.value = 3, 30, 24
     explorer.length.value = 20
@@ -200,11 +200,11 @@ def test_settings_stay_when_a_text_is_added_and_what_it_lacks_is_not_offered(exp
 
 
 def test_a_prompt_alone_has_no_rate_of_decoded_tokens(explorer):
-    explorer.words.value, explorer.look.value = "Good day", "slots"
+    explorer.words.value, explorer.view.value = "Good day", "slots"
     explorer.record()
     explorer.part.value = explorer.trace.labels[-1]
     assert "|hit rate, decoded tokens||–|" in told(explorer)
-    explorer.look.value = "time"
+    explorer.view.value = "time"
     told(explorer)
 
 
@@ -213,10 +213,10 @@ def test_after_an_error_nothing_old_is_shown(explorer, monkeypatch):
         raise mc.MoEColabError("no luck")
 
     monkeypatch.setattr(tables, "specialisation", broken)
-    explorer.look.value = "domains"
+    explorer.view.value = "domains"
     assert "no luck" in explorer.status.value and explorer.facts.value == ""
     assert {image.layout.display for image in explorer.pictures} == {"none"}
-    explorer.look.value = "transitions"
+    explorer.view.value = "transitions"
     assert told(explorer) and explorer.picture.layout.display == ""
 
 
@@ -224,9 +224,9 @@ def test_words_of_a_text_are_no_formula_in_a_figure(explorer):
     explorer.kind.value = "a text of your own"
     explorer.words.value, explorer.length.value = "Costs $x_{a and $y today, 世界 \x07 for all", 24
     explorer.record()
-    explorer.look.value = "domains"
+    explorer.view.value = "domains"
     told(explorer)
-    explorer.look.value = "routing"
+    explorer.view.value = "routing"
     told(explorer)
 
 
@@ -264,12 +264,12 @@ def test_in_a_notebook_it_reads_and_every_control_moves_the_picture(lab, tmp_pat
             )
             sources.append(picture.get_attribute("src"))
 
-        trace_views = page.get_by_label("Look at")
+        trace_views = page.get_by_label("View", exact=True)
         for look in TRACE_VIEWS.values():
-            if look.name != "Who is busy":
+            if look.name != "Expert load":
                 trace_views.select_option(look.name)
                 moved()
-        trace_views.select_option("Who has a slot")
+        trace_views.select_option("Cache contents")
         moved()
         handles = page.locator(".noUi-handle:visible, .ui-slider-handle:visible")  # 8, and 7
         assert handles.count() == 4  # what is read has two, the strip two

@@ -93,7 +93,7 @@ def test_the_bytes_are_those_of_a_store(weights):
 
 def test_a_folder_of_other_things_is_refused(tmp_path):
     save_file({"a.weight": torch.zeros(32, 32)}, tmp_path / "model.safetensors")
-    with pytest.raises(MoEColabError, match="has no experts, or no attention"):
+    with pytest.raises(MoEColabError, match="has no separate matrix for each expert"):
         Matrices(tmp_path)
     with pytest.raises(MoEColabError, match="missing"):
         Matrices(tmp_path / "nowhere")
@@ -117,7 +117,7 @@ def test_what_is_chosen_is_quantized_and_shown(view):
         matrices.sample(entry, f"attention, {name}", Format(8, 16)),
     ]
     for one in found:
-        assert f"{one.bits_per_weight:.2f} bits a weight" in shown(view)
+        assert f"{one.bits_per_weight:.2f} bits per weight" in shown(view)
         assert f"{one.relative_error:.1%} of its norm lost" in shown(view)
     assert view.picture.value == plots.levels([one.as_row() for one in found]).png() != before
     total = sum(matrices.bytes_by_part(Format(3, 16), Format(8, 16)).values())

@@ -3,6 +3,7 @@ instead of a package index; the preflight card on machines that are played."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,8 +12,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def make_wheel(folder: Path, name: str, version: str, needs: tuple[str, ...] = (
     folder.mkdir(exist_ok=True)
     info = f"{name}-{version}.dist-info"
     requires = "".join(f"Requires-Dist: {need}\n" for need in needs)
+    extras = re.findall(r"extra == '(\w+)'", requires)
+    requires += "".join(f"Provides-Extra: {extra}\n" for extra in extras)
     files = {
         f"{name}.py": f"version = {version!r}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}",
@@ -89,9 +92,9 @@ class Session:
         command = [self.python, "-m", "pip", "install", "-q", "--no-deps", *names]
         subprocess.run(command, env=self.env, check=True)
 
-    def run(self, code: str = "", extras: Sequence[str] = (), **env: str) -> str:
+    def run(self, code: str = "", cell: str = STAMP["setup_cell"](), **env: str) -> str:
         """What the setup cell prints, and then `code`; its error instead if it fails."""
-        code = f"{STAMP['setup_cell'](extras)}\n{code}\n"
+        code = f"{cell}\n{code}\n"
         done = subprocess.run(
             [self.python, "-c", code],
             **{"cwd": self.work, "env": {**self.env, **env}, "timeout": 240},
@@ -124,25 +127,68 @@ def test_installs_what_is_missing_and_what_that_needs_and_moves_nothing(session)
     assert said.endswith("False 2.5\n")
 
 
-def test_a_notebook_may_need_more(session):
-    """By the name of an extra in pyproject.toml."""
-    make_wheel(session.wheels, "tiny_a", "1.0", ("tiny_b",))
+def test_a_source_package_is_built_without_cuda(session):
+    """Such as hqq, whose setup.py compiles CUDA code unless DISABLE_CUDA is 1."""
     make_wheel(session.wheels, "tiny_b", "1.0")
-    session.checkout("torch")
-    project = session.work.parent / "pyproject.toml"
-    project.write_text(project.read_text().replace('quantize = ["hqq"]', 'quantize = ["tiny_a"]'))
-    assert "tiny-a" not in session.run() and not session.packages()
-    assert "installed: tiny-a 1.0, tiny-b 1.0" in session.run(extras=["quantize"])
+    script = (
+        "import os, setuptools\n"
+        "open('tiny_sdist.py', 'w').write(f'disabled = {os.environ.get(\"DISABLE_CUDA\")!r}')\n"
+        "setuptools.setup(name='tiny_sdist', version='1.0', py_modules=['tiny_sdist'],"
+        " install_requires=['tiny_b', 'numpy'])\n"
+    )
+    with tarfile.open(session.wheels / "tiny_sdist-1.0.tar.gz", "w:gz") as archive:
+        for name, text in {
+            "setup.py": script,
+            "PKG-INFO": "Metadata-Version: 2.1\nName: tiny_sdist\nVersion: 1.0\n",
+        }.items():
+            member = tarfile.TarInfo(f"tiny_sdist-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    session.checkout("torch", "tiny_sdist>=1")
+    said = session.run("print(importlib.import_module('tiny_sdist').disabled)")
+    assert "installed: tiny-b 1.0, tiny-sdist 1.0\n" in said
+    assert re.search(r"\d+ packages that were here before are unchanged\n", said)
+    assert said.endswith("\n1\n")
+    assert session.packages() == {"tiny_b-1.0", "tiny_sdist-1.0"}
 
 
-def test_an_installed_package_tells_what_its_extras_need(tmp_path, monkeypatch):
+def test_setup_cells_of_earlier_versions_still_run(session):
+    """They name extras, which are plain requirements now."""
+    make_wheel(session.wheels, "tiny_a", "1.0")
+    session.checkout("tiny_a")
+    cell = STAMP["setup_cell"]().replace("setup(before)", 'setup(before, ["quantize"])')
+    assert '["quantize"]' in cell and "installed: tiny-a 1.0" in session.run(cell=cell)
+
+
+def test_versions_are_chosen_that_go_with_what_is_here(session):
+    make_wheel(session.wheels, "tiny_here", "1.0")
+    session.pip("tiny_here")
+    make_wheel(session.wheels, "tiny_here", "2.0")
+    make_wheel(session.wheels, "tiny_a", "1.0", ("tiny_here",))
+    make_wheel(session.wheels, "tiny_a", "2.0", ("tiny_here>=2",))
+    session.checkout("tiny_a")
+    assert "unchanged" in session.run()
+    assert session.packages() == {"tiny_here-1.0", "tiny_a-1.0"}
+
+
+def test_what_can_be_imported_is_not_installed_again(session):
+    """As of distributions that leave out a package's metadata."""
+    (session.site / "tiny_here.py").write_text("")
+    make_wheel(session.wheels, "tiny_here", "2.0")
+    make_wheel(session.wheels, "tiny_a", "1.0", ("tiny_here>=1", "tiny_b"))
+    make_wheel(session.wheels, "tiny_b", "1.0")
+    session.checkout("tiny_a", "tiny_here")
+    session.run()
+    assert session.packages() == {"tiny_a-1.0", "tiny_b-1.0"}
+
+
+def test_an_installed_package_tells_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(
         install, "__file__", str(tmp_path / "moe_colab" / "notebook" / "install.py")
     )
-    lines = ["torch>=2", 'hqq>=0.2; extra == "quantize"', 'no; extra == "other"']
+    lines = ["torch>=2", 'no; extra == "other"', 'no; sys_platform == "win32"']
     monkeypatch.setattr(install.metadata, "requires", {"moe_colab": lines}.get)
     assert install.requirements() == ["torch>=2"]
-    assert install.requirements(["quantize"]) == ["torch>=2", "hqq>=0.2"]
 
 
 def test_the_second_run_does_nothing(session):
@@ -477,16 +523,13 @@ def test_stamping_changes_nothing_now():
 
 
 def test_the_setup_cell_is_the_same_everywhere():
-    """But for the extras that a notebook names; and folded away, on Colab and in JupyterLab."""
+    """And folded away, on Colab and in JupyterLab."""
     assert NOTEBOOKS
     for path in NOTEBOOKS:
         notebook = json.loads(path.read_text())
         cells = notebook["cells"]
         (cell,) = [cell for cell in cells if "setup" in cell["metadata"].get("tags", [])]
-        extras = notebook["metadata"].get("moe_colab", {}).get("extras", [])
-        assert "".join(cell["source"]) == STAMP["setup_cell"](extras)
-        lines = [line for line in "".join(cell["source"]).splitlines() if ".setup(" not in line]
-        assert lines == STAMP["setup_cell"]().splitlines()[:-1]
+        assert "".join(cell["source"]) == STAMP["setup_cell"]()
         assert cell["metadata"]["cellView"] == "form"
         assert cell["metadata"]["jupyter"] == {"source_hidden": True}
         assert "".join(cell["source"]).startswith("# @title Setup")
@@ -516,9 +559,5 @@ def test_a_new_notebook_gets_badge_and_setup_and_a_stamped_one_stays():
     badge, setup, own = json.loads(once)["cells"]
     assert "/notebooks/x.ipynb" in badge["source"][0] and own == code
     assert setup["metadata"]["tags"] == ["setup"]
-    needs = json.loads(once)
-    needs["metadata"]["moe_colab"] = {"extras": ["quantize"]}
-    stamped = json.loads(STAMP["stamped"](json.dumps(needs), "x.ipynb"))
-    assert stamped["cells"][1]["source"][-1].endswith('.setup(before, ["quantize"])')
     moved = once.replace("/moe_colab/blob/main/", "/elsewhere/blob/old/branch/")
     assert STAMP["stamped"](moved.replace("pip install", "rm"), "x.ipynb") == once

@@ -495,7 +495,7 @@ def test_the_picture_shows_the_moment(loaded):
     assert heights == pytest.approx(moment.probabilities.tolist())
     signs = [line for line in parts["router"].lines if line.get_marker() in "oXD^"]
     assert {int(sign.get_xdata()[0]) for sign in signs} == set(moment.experts)
-    (goes,) = (bar for bar in parts["scores"].patches if bar.get_gid() == "goes")
+    (goes,) = (bar for bar in parts["scores"].patches if bar.get_gid() == "evicted")
     choice = max((a.choice for a in moment.accesses if a.choice), key=lambda c: len(c.scores))
     assert goes.get_width() == choice.scores[choice.victim][0]
     assert goes.get_width() == min(bar.get_width() for bar in parts["scores"].patches)
@@ -516,7 +516,7 @@ def test_the_picture_of_a_trace_says_what_it_lacks_and_bears_any_token():
     view = mc.stepper(strange)
     picture, parts = axes_of(view.at(*view.start))
     picture.draw_without_rendering()
-    assert "a trace does not hold them" in parts["outputs"].texts[0].get_text()
+    assert "a trace has none" in parts["outputs"].texts[0].get_text()
     assert picture._suptitle.get_window_extent().x1 <= picture.bbox.width
     used = {bar.get_hatch() for bar in parts["scores"].patches}
     assert len(used) == 2  # not by colour alone

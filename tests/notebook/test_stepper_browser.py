@@ -11,7 +11,7 @@ import pytest
 from browser import plain_page, write_notebook
 
 import moe_colab as mc
-from moe_colab.plots.picture import contrast
+from moe_colab.plots.colours import contrast
 
 pytestmark = pytest.mark.browser
 PROSE = mc.Trace.load().only("prose")
@@ -110,7 +110,7 @@ def test_the_routers_numbers_and_bars(opened):
         chosen = np.argsort(-logits, kind="stable")[:2].tolist()
         steps.go(token, layer, TOP_K)
         assert [int(row[0]) for row in steps.rows()] == chosen
-        assert len(steps.rows()[0]) == 3 and "not in a trace" in steps.panel.inner_text()
+        assert len(steps.rows()[0]) == 3 and "A trace has no weights" in steps.panel.inner_text()
 
 
 def played(policy: str, slots: int, layer: int, steps: int) -> list[set]:
@@ -139,7 +139,7 @@ def test_slots_and_who_goes(opened, policy, slots):
             hits = {i for i, cell in enumerate(cells) if re.search(r"●\s*hit", cell)}
             assert marked == needed and hits == needed & there
             steps.go(token, layer, GOES)
-            gone = [int(row[0]) for row in steps.rows() if row[-1] == "✕ goes"]
+            gone = [int(row[0]) for row in steps.rows() if row[-1] == "✕ evicted"]
             came = needed - there
             assert set(gone) >= (before[step] - before[step + 1]) and len(gone) <= len(came)
             if policy == "optimal":  # needed last
@@ -206,7 +206,7 @@ def test_guesses_that_came_true_and_others(opened):
         assert f"experts {asked[0]}, {asked[1]}" in steps.panel.inner_text()
     assert len(told) == 2
     assert "last MoE layer" in steps.go(40, 7, GUESS).inner_text()
-    assert "not what the experts computed" in steps.go(40, 7, OUTPUTS).inner_text()
+    assert "has no outputs of experts" in steps.go(40, 7, OUTPUTS).inner_text()
 
 
 def test_the_models_own_vectors(opened, heard):

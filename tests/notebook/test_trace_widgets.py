@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -51,7 +53,7 @@ def test_a_cache_is_replayed_at_every_change(cache):
     strip = plots.residency(tables.residency(code, 5, "lfu", 6), 20, trace_views.STEPS)
     assert cache.picture.value == strip.png()
     cache.slots.value = 8
-    assert "a slot more" not in shown(cache)
+    assert "one more slot" not in shown(cache)
 
 
 def test_all_of_a_trace_and_one_without_parts(cache):
@@ -81,7 +83,7 @@ def test_where_tokens_go_is_drawn_at_every_change():
         assert f"|{experts['probability'].sum():.0%}|" in told
         first = int(experts["expert"].iloc[0])
         share = spread[(spread["layer"] == 6) & (spread["expert"] == first)]["share"].item()
-        assert f"|of this text, expert {first} gets||{share:.0%}|" in told
+        assert f"|expert {first} gets||{share:.0%}|" in told and "of this text" in told
     widget.place.value = widget.place.max  # beyond the end of this part
     assert "Token 383" in shown(widget)
     widget.close()
@@ -126,5 +128,16 @@ def test_what_goes_wrong_is_told_in_words(cache, monkeypatch):
     monkeypatch.setattr(tables, "residency", broken)
     cache.slots.value = 3
     assert "no luck" in cache.status.value and isinstance(cache.error, ValueError)
-    with pytest.raises(MoEColabError, match="nothing in this trace"):
+    with pytest.raises(MoEColabError, match="this trace is empty"):
         mc.CacheWidget(replace(made_up(1), forwards=made_up(1).forwards[:0]))
+
+
+def test_replays_are_kept_as_long_as_the_widget():
+    trace = made_up(4)
+    widget, gone = mc.CacheWidget(trace), weakref.ref(trace)
+    once = widget.replays.replay(None, "fifo", 3)
+    assert widget.replays.replay(None, "fifo", 3) is once
+    widget.close()
+    del widget, trace
+    gc.collect()
+    assert gone() is None

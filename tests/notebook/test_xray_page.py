@@ -15,7 +15,7 @@ import moe_colab as mc
 from moe_colab.analysis import tables
 from moe_colab.notebook.views import xray
 from moe_colab.notebook.views.view import LIMIT, View
-from moe_colab.plots.picture import contrast
+from moe_colab.plots.colours import contrast
 from moe_colab.trace import Trace
 from moe_colab.trace.outcomes import OUTCOMES
 
@@ -53,7 +53,7 @@ def state_of(page) -> dict:
 def choose(page, policy: str, slots: int) -> None:
     """As by hand; a slider is moved by its keys."""
     page.get_by_label("Policy").select_option(policy)
-    page.get_by_label("Slots a layer").fill(str(slots))
+    page.get_by_label("Slots per layer").fill(str(slots))
 
 
 def numbered():
@@ -216,7 +216,7 @@ def test_mouse_and_keys_walk_the_text(prose, chromium):
         page.keyboard.press("Enter")
         page.mouse.move(2, 2)
         assert state_of(page)["current"] == 20
-        for word in ("Show", "Policy", "Slots a layer", "Token"):
+        for word in ("Show", "Policy", "Slots per layer", "Token"):
             assert page.get_by_label(word, exact=True).count() == 1
         assert page.evaluate("() => scrollY") == 0
         watched.check_quiet()
@@ -387,7 +387,7 @@ def test_a_row_of_a_batch_and_what_it_says_of_the_others(chromium):
         with plain_page(chromium, mc.xray(batch, row=row).document) as watched:
             page = watched.page
             assert f"row {row} of 2" in page.locator(".title").inner_text()
-            assert "also those that are not shown" in page.locator(".notes").inner_text()
+            assert "including tokens that are not shown" in page.locator(".notes").inner_text()
             assert page.evaluate(TABLE)["replayed"] == numbers_of(mc.replay(single, "lru", 4))
             costs = state_of(page)["costs"]
             assert len(costs) == len(single.tokens)
@@ -486,9 +486,9 @@ def test_two_views_of_a_notebook_leave_each_other_alone(lab, tmp_path):
         views.nth(0).locator(".token").nth(20).hover()
         assert "token 20" in views.nth(0).locator(".told").inner_text()
         views.nth(1).get_by_label("Policy").select_option("fifo")
-        views.nth(1).get_by_label("Slots a layer").fill("6")
+        views.nth(1).get_by_label("Slots per layer").fill("6")
         for key, wanted in (("ArrowLeft", 5), ("ArrowDown", 4), ("ArrowUp", 5), ("ArrowRight", 6)):
-            views.nth(1).get_by_label("Slots a layer").press(key)  # the notebook leaves them alone
+            views.nth(1).get_by_label("Slots per layer").press(key)  # the notebook ignores them
             assert f"replayed: FIFO, {wanted} slots" in views.nth(1).inner_text()
         assert "replayed: FIFO, 6 slots" in views.nth(1).inner_text()
         shown = "() => [...document.querySelectorAll('.moe-view')].map(root => root.view.shown)"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY_MOE
@@ -20,6 +21,7 @@ from moe_colab import MoEColabError
 from moe_colab.cache.spares import SPARES
 from moe_colab.checkpoint.hub import is_repo_id
 from moe_colab.checkpoint.reader import Checkpoint
+from moe_colab.checkpoint.source import find_source
 from moe_colab.machine import folders
 from moe_colab.planner import catalogue
 from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
@@ -242,7 +244,9 @@ def test_the_list_shows_every_model_in_text_and_html(hub):
 
 def test_a_form_fields_text_is_a_source():
     assert source_of("shipped") is source_of(" ") is None
-    assert source_of(f" {OLMOE} ") == OLMOE
+    assert source_of(f" {OLMOE} ") == OLMOE and source_of(None) is None
+    assert source_of(Path("shipped")) == Path("shipped")
+    assert find_source("shipped") == find_source(None)
     assert [source_of(row.choice) for row in models(timeout=0)] == list(CATALOGUE)
 
 

@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex
 
 import moe_colab as mc
 from moe_colab import MoEColabError, plots
-from moe_colab.plots import picture as page
+from moe_colab.analysis import tables
+from moe_colab.plots import colours
 from moe_colab.plots.pareto import name as point_name
 
 DARK = "#1f2124"  # the darkest page a figure's colours may meet
@@ -94,7 +95,7 @@ def test_what_was_kept_is_blank_and_dense_matrices_have_a_panel():
     assert np.ma.getmaskarray(shown["down_proj"])[2].all()
     assert not np.ma.getmaskarray(shown["down_proj"])[[0, 1, 3]].any()
     expected = [[layer / 100 + place for place in (0, 1)] for layer in range(4)]
-    assert shown["beside the experts"].tolist() == expected
+    assert shown["dense matrices"].tolist() == expected
 
 
 def test_a_store_that_is_drawn(report):
@@ -207,7 +208,7 @@ def test_the_line_joins_those_that_nothing_smaller_beats():
         for row in sorted(rows, key=lambda row: row["bytes"])
         if not [r for r in rows if r["bytes"] <= row["bytes"] and r["ratio"] < row["ratio"]]
     ]
-    assert plots.front(rows) == expected
+    assert tables.front(rows) == plots.front(rows) == expected
     (axes,) = plots.pareto(rows).axes
     (line,) = (line for line in axes.lines if line.get_label() == "front")
     assert line.get_xdata().tolist() == [row["bytes"] / 1e6 for row in expected]
@@ -305,7 +306,7 @@ def test_a_frame_alone_has_its_own_bytes():
         ("dense", "kept"): 2000,
     }
     told = [text.get_text().strip() for text in picture.axes[0].texts]
-    assert told == ["6.80 kB, 3.40 bits a weight", "2.00 kB, 16.00 bits a weight"]
+    assert told == ["6.80 kB, 3.40 bits per weight", "2.00 kB, 16.00 bits per weight"]
     within(picture)
 
 
@@ -331,10 +332,8 @@ def test_memory_is_what_lies_where_beside_what_there_is():
     assert [(x, (low + high) / 2) for (x, low), (_, high) in limits] == [(15, 0), (12, 1)]
     told = [text.get_text() for text in axes.texts]
     assert told == ["14.40 GB of 15.00", "17.10 GB of 12.00"]
-    assert picture.get_suptitle() == "More than there is: host memory"
-    assert plots.memory(MEMORY).get_suptitle() == (
-        "Where the bytes lie: 46% device, 54% host memory"
-    )
+    assert picture.get_suptitle() == "Over the limit: host memory"
+    assert plots.memory(MEMORY).get_suptitle() == ("Bytes by place: 46% device, 54% host memory")
     within(picture)
 
 
@@ -369,12 +368,15 @@ def test_a_users_style_changes_nothing_and_stays(report):
 
 
 def test_colours_stand_out_on_white_and_on_dark():
-    for colour in (page.GREEN, page.ORANGE, page.PINK):
-        assert page.contrast(colour, "#ffffff") >= 3 and page.contrast(colour, DARK) >= 3
-    assert page.contrast(page.INK, "#ffffff") > 7 and page.contrast(page.DIM, "#ffffff") > 4.5
-    assert len(set(page.HATCHES.values())) == len(page.HATCHES)
-    assert page.contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert page.contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # WCAG's own
+    for colour in (colours.GREEN, colours.ORANGE, colours.PINK):
+        assert colours.contrast(colour, "#ffffff") >= 3 and colours.contrast(colour, DARK) >= 3
+    assert (
+        colours.contrast(colours.INK, "#ffffff") > 7
+        and colours.contrast(colours.DIM, "#ffffff") > 4.5
+    )
+    assert len(set(colours.HATCHES.values())) == len(colours.HATCHES)
+    assert colours.contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert colours.contrast("#767676", "#ffffff") == pytest.approx(4.54, abs=0.01)  # WCAG's own
 
 
 def test_numbers_stand_out_on_their_cells():
@@ -384,7 +386,7 @@ def test_numbers_stand_out_on_their_cells():
             column, row = text.get_position()
             shown = axes.images[0]
             cell = to_hex(shown.cmap(shown.norm(shown.get_array()[int(row), int(column)])))
-            assert page.contrast(to_hex(text.get_color()), cell) >= 4.5
+            assert colours.contrast(to_hex(text.get_color()), cell) >= 4.5
 
 
 def test_a_notebook_shows_it():

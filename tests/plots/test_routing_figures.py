@@ -83,7 +83,7 @@ def test_activations_are_a_map_of_layers_and_experts(trace):
     assert len(written) == (64 if experts == 8 else 0)
     if written:
         assert written[:8] == [f"{100 * share:.0f}" for share in shares_of(trace, 0)]
-    assert "Every layer has experts of its own" in picture.get_supxlabel()
+    assert "Every layer has its own experts" in picture.get_supxlabel()
 
 
 def test_the_prompt_and_decoded_tokens_are_other_maps():
@@ -336,7 +336,7 @@ def test_bars_of_a_router(top_k):
     weights = {round(t.xy[0]): t.get_text() for t in picture.axes[1].texts}
     whole = sum(odds[expert] for expert in chosen)
     assert weights == {expert: f"{odds[expert] / whole:.2f}" for expert in chosen}
-    assert picture.get_suptitle().startswith("“ferry” goes to expert")
+    assert picture.get_suptitle().startswith("“ferry” is routed to expert")
 
 
 # ---------------------------------------------------------------------- the paper's rows

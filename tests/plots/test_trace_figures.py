@@ -14,6 +14,7 @@ import moe_colab as mc
 from moe_colab import plots
 from moe_colab.analysis import tables
 from moe_colab.bench import figures
+from moe_colab.plots import colours
 from moe_colab.plots import picture as page
 from moe_colab.trace import Trace
 
@@ -98,7 +99,7 @@ def test_a_point_of_a_curve_is_a_replay():
     titles = [axes.get_title(loc="left") for axes in picture.axes]
     assert titles == ["decoded tokens", "the prompt"]
     names = {"LRU": "lru", "LFU": "lfu", "random": "random"}
-    names["Belady, who knows what comes"] = "optimal"
+    names["Belady, which knows the future"] = "optimal"
     for axes, phase in zip(picture.axes, ("decode", "prompt"), strict=True):
         found = lines(axes)
         assert set(found) == set(names)
@@ -202,7 +203,7 @@ def test_signs_differ_by_more_than_colour_and_stand_out():
     ):
         assert len(set(signs)) == len(signs)
     used = [to_hex(s[0]) for t in (POLICIES, SOURCES) for s in t.values()]
-    assert min(page.contrast(colour, "#ffffff") for colour in used) >= 3
+    assert min(colours.contrast(colour, "#ffffff") for colour in used) >= 3
 
 
 @pytest.mark.parametrize("name", ["routing", "cache", "speculate", "topics"])

@@ -5,12 +5,14 @@ Knows traces and their caches; draws nothing, and needs no torch. Every table is
 with a row for each thing that is drawn.
 """
 
+from .pareto import front
 from .routing import activations, router, specialisation, tokens, transitions
 from .slots import POLICIES, hit_rates, recall, residency, word
 
 __all__ = [
     "POLICIES",
     "activations",
+    "front",
     "hit_rates",
     "recall",
     "residency",

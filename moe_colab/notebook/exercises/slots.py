@@ -1,124 +1,99 @@
-"""05, which slots pay? 06, load before the router decides?
-
-Knows the caches that it asks about.
-"""
+"""The exercises of notebooks 05 and 06: hit rates, and the stall after a guess. Knows caches."""
 
 from __future__ import annotations
-
-import math
 
 from ...cache.belady import BeladyCache
 from ...cache.policies import LayerCache, make_policy
 from .judging import Reply, judge
 
 # ---------------------------------------------------------------------- 05: which slots pay
-ASKED = (0, 1, 0, 2, 1, 0)  # experts, one after the other
-PLACES = 2  # slots
+ACCESSES = (0, 1, 0, 2, 1, 0)  # experts, one after the other
+SLOTS = 2
 
 
 def hits_of(cache: LayerCache | BeladyCache) -> int:
-    """Of the six of ASKED."""
-    return sum(step.hit for expert in ASKED for step in cache.access([expert]))
+    """The hits of the six accesses."""
+    return sum(step.hit for expert in ACCESSES for step in cache.access([expert]))
 
 
 def best_hits(bypass: bool = False) -> int:
-    return hits_of(BeladyCache([[expert] for expert in ASKED], PLACES, bypass))
+    return hits_of(BeladyCache([[expert] for expert in ACCESSES], SLOTS, bypass))
 
 
 def check_lru(answer: object) -> Reply:
-    """The hit rate of LRU over ASKED with two slots, empty at first."""
-    hits, all_of_them = hits_of(LayerCache(make_policy("lru", 3), PLACES)), len(ASKED)
+    """Check the hit rate of LRU over ACCESSES with two empty slots."""
+    hits, count = hits_of(LayerCache(make_policy("lru", 3), SLOTS)), len(ACCESSES)
     return judge(
         answer,
-        hits / all_of_them,
+        hits / count,
         0.01,
-        "1/6: only the second 0 is a hit. Expert 2 drives 1 away, 1 drives 0 away, and 0 comes too "
-        "late: LRU throws out what is needed next.",
-        [
-            (hits, "that many hits; the rate is hits divided by the six that were asked for."),
-            (
-                best_hits() / all_of_them,
-                "that is the best there is. LRU does not know what comes: who was used longest ago "
-                "when expert 2 arrives?",
+        "1/6: only the second 0 is a hit. Expert 2 evicts 1, then 1 evicts 0, and then 0 is "
+        "missing: LRU evicts what is needed next.",
+        "write down the experts in the two slots after every access; a third one replaces the "
+        "least recently used one. Both slots are empty at first.",
+        {
+            hits: "that is the number of hits; the rate is hits divided by the six accesses.",
+            best_hits() / count: (
+                "that is the best possible rate. LRU does not know what comes: which expert is "
+                "the least recently used one when expert 2 is loaded?"
             ),
-            (
-                (all_of_them - hits) / all_of_them,
-                "that is the share of misses: the rate of hits is asked for.",
-            ),
-            (
-                math.nan,
-                "write down who is in the two slots after every step; when a third one comes, the "
-                "one goes that was used longest ago. Both slots are empty at first.",
-            ),
-        ],
+            (count - hits) / count: "that is the share of misses: give the share of hits.",
+        },
     )
 
 
 def check_belady(answer: object) -> Reply:
-    """The best hit rate over ASKED with two slots, where whoever is loaded gets a slot."""
-    hits, all_of_them = best_hits(), len(ASKED)
+    """Check the best hit rate over ACCESSES with two slots, if every loaded expert gets a slot."""
+    hits, count = best_hits(), len(ACCESSES)
     return judge(
         answer,
-        hits / all_of_them,
+        hits / count,
         0.01,
-        "2/6: when expert 2 comes, 0 goes, which is needed later than 1. Twice LRU's, with the "
+        "2/6: expert 2 evicts 0, which is needed later than 1. That is twice LRU's rate with the "
         "same two slots.",
-        [
-            (hits, "that many hits; the rate is hits divided by the six that were asked for."),
-            (
-                hits_of(LayerCache(make_policy("lru", 3), PLACES)) / all_of_them,
-                "that is LRU's. Belady looks ahead: of the two in the slots, who is needed later?",
+        "a third expert replaces the one of the two that is needed again last.",
+        {
+            hits: "that is the number of hits; the rate is hits divided by the six accesses.",
+            hits_of(LayerCache(make_policy("lru", 3), SLOTS)) / count: (
+                "that is LRU's rate. Belady looks ahead: which of the two experts is needed later?"
             ),
-            (
-                best_hits(bypass=True) / all_of_them,
-                "that is so where expert 2 may be used without getting a slot (a bypass). Here, "
-                "whoever is loaded gets one.",
+            best_hits(bypass=True) / count: (
+                "that is the rate if expert 2 may be used without a slot (a bypass). Here every "
+                "loaded expert gets a slot."
             ),
-            (
-                math.nan,
-                "when a third expert comes, the one of the two goes that is needed again last.",
-            ),
-        ],
+        },
     )
 
 
 # ---------------------------------------------------------------------- 06: load ahead
-COPY, COMPUTING, MISSING = 5.5, 4.0, 2  # ms a copy, ms a layer computes, experts that miss
+COPY, COMPUTING, MISSING = 5.5, 4.0, 2  # ms per copy, ms of compute per layer, misses
 
 
 def stall(guessed: int, copy: float = COPY, compute: float = COMPUTING, misses: int = MISSING):
-    """Milliseconds that a layer waits for its misses, of which some were guessed while the layer
-    before computed: the link had so much of a start, if it had something to do."""
+    """Milliseconds that a layer waits for its misses, if `guessed` of them were copied while the
+    layer before was computing."""
     return misses * copy - min(guessed * copy, compute)
 
 
 def check_stall(answer: object) -> Reply:
-    """Of a layer that misses two experts, one of which was guessed a layer earlier."""
+    """Check the stall of a layer with two misses, one of which was guessed a layer earlier."""
     return judge(
         answer,
         stall(guessed=1),
         0.05,
-        "11 − 4 = 7 ms: all of the compute is hidden behind the copy, and no guess could hide "
-        "more. It saves time, and not one byte.",
-        [
-            (stall(guessed=0), "that is without a guess: two copies, one after the other."),
-            (
-                (MISSING - 1) * COPY,
-                "that is the other miss alone. The guessed copy has had 4 ms and takes 5.5.",
+        "11 − 4 = 7 ms: the copy runs during all of the compute, and no guess can save more. It "
+        "saves time, but no bytes.",
+        "when the router decides, the guessed copy has been running for 4 ms. How much of it is "
+        "left, and what must be copied after it?",
+        {
+            stall(guessed=0): "that is without a guess: two copies, one after the other.",
+            (MISSING - 1) * COPY: (
+                "that is the other miss alone. The guessed copy has had only 4 of its 5.5 ms."
             ),
-            (
-                COPY - COMPUTING,
-                "that is what is left of the guessed copy. The other miss comes after it, on the "
-                "same link.",
+            COPY - COMPUTING: (
+                "that is the rest of the guessed copy. The other miss comes after it, on the same "
+                "link."
             ),
-            (
-                stall(guessed=0) - 2 * COMPUTING,
-                "one guess has 4 ms of compute to hide behind, and that only once.",
-            ),
-            (
-                math.nan,
-                "when the layer's router speaks, the link has been at the guessed copy for 4 ms. "
-                "How much of it is left, and what must still come after it?",
-            ),
-        ],
+            stall(guessed=0) - 2 * COMPUTING: "the copy can use the 4 ms of compute only once.",
+        },
     )

@@ -1,7 +1,7 @@
-"""`mc.stepper`: one token at one layer, step by step with the real values, as a view.
+"""`mc.stepper`: what happens to one token in one layer, step by step with the real values.
 
-Knows moments, and what web/steps.js reads of them; counts nothing itself. Needs no torch unless a
-model is given.
+Knows token steps and the data that web/steps.js reads; counts nothing itself, and needs torch only
+if a model is given.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from ...trace import Trace
 from ...trace.outcomes import OUTCOMES
 from ...units import human, parse_bytes
 from .token_steps import TokenStep, TokenSteps
-from .view import LIMIT, View
+from .view import LIMIT, View, fit
 
 MOST = 64  # tokens of a view
 SHOWN = 16  # numbers of a vector
-LONGEST = 40  # letters of a token
+LONGEST = 40  # characters of a token
 OWN_TOKENS = 8
 
 
 class Stepper(View):
-    """The view, and `at(token, layer)`: the same as a `moments.Moment`, in plain Python. `start`:
-    the token and layer that are shown first."""
+    """The view; `at(token, layer)` gives the same values as a TokenStep. `start`: the token and the
+    layer that are shown first."""
 
     def __init__(self, moments: TokenSteps, start: tuple[int, int], link: float):
         self.moments, self.start = moments, start
-        data = {**told(moments), "start": list(start), "link": link}
+        data = {**page_data(moments), "start": list(start), "link": link}
         title = f"Step by step: {moments.trace.model}"
         super().__init__("stepper", title, data, self._figure, parts=("steps",))
 
@@ -62,98 +62,92 @@ def stepper(
     more: int = OWN_TOKENS,
     link: float | str = "12GB/s",
 ) -> Stepper:
-    """Look at one token at one layer, in nine steps: what arrives, the router's logits and
-    probabilities, the top-k, hit or miss, who is evicted and why, the copy, the guess for the next
-    layer and whether it came true, and the experts' outputs with their weighted sum.
+    """A view of one token in one layer, in nine steps: the input, the router's logits and
+    probabilities, the top-k experts, hit or miss, the eviction and its reason, the copy, the guess
+    for the next layer and whether it was right, and the experts' outputs with their weighted sum.
 
     source: a trace (None: the one that comes with moe_colab), or a model of mc.load() with its
-    tokenizer and a text. The model reads the text token by token, as it decodes, then goes on for
-    `more` tokens of its own, each the likeliest; its slots stay as warm as they are. It guesses
-    meanwhile even where that would not pay, two experts a layer if its own `speculate` is 0. A
-    trace needs neither model nor torch, and holds no weights and no vectors: those steps say so; a
-    tokenizer gives it texts if it has none.
-    policy, slots: of a trace, the caches under which it is told, from empty slots (policy also
-    "optimal", Belady's); None: those that it was recorded with. A model has its own.
+    tokenizer and a text. The model reads the text token by token, as in decoding, and then
+    generates `more` tokens greedily; it starts with the experts in its slots. It guesses even
+    where that does not pay, two experts per layer if its own `speculate` is 0. A trace needs
+    neither a model nor torch. It holds no weights and no vectors, and the steps that need them say
+    so. A tokenizer gives texts to a trace without any.
+    policy, slots: the cache of the replay of a trace, which starts with empty slots (policy also
+    "optimal", Belady's); None: the cache of the recording. A model has its own cache.
 
-    first: the first token of the view; None: the first decoded one of a trace, the first one of a
-    text. tokens: how many, 64 at most; None: as many of these as make no more than 300 kB. link:
-    bytes a second, at which the time of a copy is told. Raises MoEColabError for settings that
-    cannot be, and where the tokens make more than that.
+    first: the first token of the view; None: the first decoded token of a trace, or the first token
+    of a text. tokens: how many, at most 64; None: as many of 64 as fit into 300 kB. link: the
+    bandwidth for the time of a copy, in bytes per second. Raises MoEColabError for wrong settings,
+    and if that many tokens do not fit into 300 kB.
     """
     for name, value, least in (("first", first, 0), ("tokens", tokens, 1), ("more", more, 0)):
         if not (value is None and name != "more") and not (is_whole(value) and value >= least):
-            raise MoEColabError(f"{name} must be a whole number from {least} on, not {value!r}.")
+            raise MoEColabError(f"{name} must be a whole number from {least} up, not {value!r}.")
     if tokens is not None and tokens > MOST:
-        raise MoEColabError(f"a view holds {MOST} tokens at most, not {tokens}: move `first`.")
+        raise MoEColabError(f"a view holds at most {MOST} tokens, not {tokens}: move `first`.")
     rate = link if isinstance(link, (int, float)) else parse_bytes(str(link).removesuffix("/s"))
     if not 0 < rate < math.inf:
-        raise MoEColabError(f"a link of {link!r} moves nothing: write it like 12GB/s.")
+        raise MoEColabError(f"link must be a speed such as 12GB/s, not {link!r}.")
     count = MOST if tokens is None else tokens
     if source is None or isinstance(source, Trace):
         if text is not None:
-            raise MoEColabError("a trace has its own text: give a model to read another one.")
+            raise MoEColabError("a trace has its own text: give a model to read another text.")
         trace = Trace.load() if source is None else with_texts(source, tokenizer)
         moments = window(trace, policy, slots, first, count)
     else:
         if policy is not None or slots is not None:
             raise MoEColabError(
-                "a model has slots and a policy of its own: set model.offload.slots and "
-                "model.offload.policy before."
+                "a model has its own slots and policy: set model.offload.slots and "
+                "model.offload.policy before this call."
             )
         from .capture import capture
 
         moments = capture(source, tokenizer, text, first or 0, count, more)
-    asked = moments.end - moments.first
-    view = fitted(moments, float(rate))
-    if tokens is not None and (fits := moments.end - moments.first) < asked:
+    wanted = moments.end - moments.first
+
+    def make(count: int) -> tuple[Stepper, int]:
+        moments.end = moments.first + count
+        return Stepper(moments, clearest(moments), float(rate)), count
+
+    view = fit(make, wanted)
+    if view.nbytes > LIMIT:
         raise MoEColabError(
-            f"{asked} tokens of this model make more than the {human(LIMIT)} that a view holds: "
+            f"a single token of this model takes {human(view.nbytes)}, and a view holds "
+            f"{human(LIMIT)}: take a model of fewer layers or experts."
+        )
+    if tokens is not None and (fits := moments.end - moments.first) < wanted:
+        raise MoEColabError(
+            f"{wanted} tokens of this model take more than the {human(LIMIT)} that a view holds: "
             f"ask for tokens={fits}."
         )
     return view
 
 
-def fitted(moments: TokenSteps, link: float) -> Stepper:
-    """The view of as many of these moments as it can hold; the others are left out of `moments`.
-    Raises MoEColabError where it is none."""
-    while True:
-        view = Stepper(moments, most_telling(moments), link)
-        count, size = moments.end - moments.first, len(view.html.encode())
-        if size <= LIMIT:
-            return view
-        if count == 1:
-            raise MoEColabError(
-                f"a single token of this model makes {human(size)}, and a view holds "
-                f"{human(LIMIT)}: take a model of fewer layers or experts."
-            )
-        moments.end = moments.first + max(1, min(count - 1, count * LIMIT // size))
-
-
 def window(trace: Trace, policy, slots, first: int | None, count: int) -> TokenSteps:
-    """The moments of a trace from `first` on."""
+    """The token steps of `count` tokens of a trace, from token `first` on."""
     if not len(trace.tokens):
-        raise MoEColabError("there is nothing in this trace: record a generation first.")
+        raise MoEColabError("this trace is empty: record a generation first.")
     if first is None:
         decoded = np.flatnonzero(trace.forwards["phase"])
         first = int(trace.bounds[decoded[0]]) if len(decoded) else 0
     if first >= len(trace.tokens):
         raise MoEColabError(f"first must be 0 to {len(trace.tokens) - 1}, not {first}.")
     end = min(first + count, len(trace.tokens))
-    steps = int(np.searchsorted(trace.bounds, end))  # those after are nobody's concern
+    steps = int(np.searchsorted(trace.bounds, end))
     return TokenSteps(trace, replayed(trace, policy, slots, steps), first, end)
 
 
 def with_texts(trace: Trace, tokenizer: Any) -> Trace:
-    """The trace, with the texts of its tokens if it has none."""
+    """The trace, with texts from the tokenizer if it has none of its own."""
     if tokenizer is None or trace.texts:
         return trace
     ids = sorted(set(trace.tokens.tolist()) - {-1})
     return replace(trace, texts={token: tokenizer.decode([token]) for token in ids})
 
 
-def most_telling(moments: TokenSteps) -> tuple[int, int]:
-    """Where to begin: the first place in which an expert comes, another goes, and somebody knows
-    why; else the first of all."""
+def clearest(moments: TokenSteps) -> tuple[int, int]:
+    """(token, layer) to show first: the first one with a guess and an eviction that the policy
+    chose among several experts; else the very first."""
     places = product(range(moments.first, moments.end), range(moments.trace.layers))
     for token, layer in places:
         moment = moments.at(token, layer)
@@ -163,8 +157,8 @@ def most_telling(moments: TokenSteps) -> tuple[int, int]:
     return moments.first, 0
 
 
-def told(moments: TokenSteps) -> dict[str, Any]:
-    """What web/steps.js reads. N tokens, L layers, E experts (the most of any layer), K top-k."""
+def page_data(moments: TokenSteps) -> dict[str, Any]:
+    """What web/steps.js reads. N tokens, L layers, E experts of the widest layer, K top-k."""
     trace, history, tokens = moments.trace, moments.history, range(moments.first, moments.end)
     grid = [[moments.at(token, layer) for layer in range(trace.layers)] for token in tokens]
     column = [row[0] for row in grid]
@@ -206,7 +200,8 @@ def row_of(moment: TokenStep) -> list[Any]:
 
 
 def score_rows(choice: Eviction, rule: str) -> list[list[float | None]]:
-    """[expert, score ...], who goes first by the rule first. JSON has no infinity."""
+    """[expert, score ...] of each expert, the next one to evict first. None for an infinite score,
+    which JSON does not have."""
     ranked = sorted(choice.scores.items(), key=lambda one: (one[1], one[0]), reverse=rule == LATEST)
     return [
         [expert, *(number if math.isfinite(number) else None for number in score)]
@@ -215,8 +210,8 @@ def score_rows(choice: Eviction, rule: str) -> list[list[float | None]]:
 
 
 def router(grid: Sequence[Sequence[TokenStep]], experts: int) -> dict[str, np.ndarray]:
-    """logits [N, L, E]: the bits of float16, nan where they are not known; probabilities [N, L, E],
-    of 65,535. Neither, where none is known."""
+    """logits [N, L, E]: the bits of float16, nan where unknown; probabilities [N, L, E]: 65,535
+    stands for 1. An empty dict if all are unknown."""
     shape = (len(grid), len(grid[0]), experts)
     logits, shares = np.full(shape, np.nan, np.float16), np.zeros(shape, np.uint16)
     for token, row in enumerate(grid):
@@ -230,8 +225,8 @@ def router(grid: Sequence[Sequence[TokenStep]], experts: int) -> dict[str, np.nd
 
 
 def vectors(grid: Sequence[Sequence[TokenStep]]) -> dict[str, Any]:
-    """weights [N, L, K]; of every vector its norm and first numbers: input and total [N, L, 17],
-    outputs [N, L, K, 17]. K: the most experts of any token."""
+    """weights [N, L, K]; the norm and the first 16 numbers of every vector: input and total
+    [N, L, 17], outputs [N, L, K, 17]. K: the most experts of any token."""
     most = max(len(moment.experts) for row in grid for moment in row)
 
     def gather(pick) -> np.ndarray:
@@ -250,7 +245,7 @@ def vectors(grid: Sequence[Sequence[TokenStep]]) -> dict[str, Any]:
 
 
 def head(vectors: np.ndarray) -> np.ndarray:
-    """[..., H] -> [..., 17]: the norm, then the first numbers."""
+    """[..., H] -> [..., 17]: the norm, then the first 16 numbers."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.concatenate([norms, vectors[..., :SHOWN]], axis=-1)
 

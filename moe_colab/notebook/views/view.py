@@ -1,8 +1,8 @@
-"""A view: a piece of HTML that carries all it needs, and a picture of it for where no script runs.
+"""A view: an HTML fragment that is complete in itself, and a picture for pages without scripts.
 
-Knows how a view is put together, packed, shown and saved; knows nothing of what it shows. No
-kernel, no other host and nothing shared with another view: every output of Colab is a document of
-its own, and the same view may stand twice on one page.
+Knows how a view is assembled, packed, displayed and saved; knows nothing of its content. A view
+uses no kernel, no other host and nothing of another view: every output of Colab is a document of
+its own, and one page may contain the same view twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ...errors import MoEColabError
 if TYPE_CHECKING:
     from ...plots import Picture
 
-LIMIT = 300_000  # bytes of a view: many of them must fit a notebook
+LIMIT = 300_000  # bytes of a view, so that a notebook can hold many of them
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -38,12 +38,13 @@ UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 class View:
-    """`kind`'s script and style (web/KIND.js, KIND.css, after those of `parts` and of all views)
-    at work on `data`. As the last line of a cell it shows itself: a picture, and in its place the
-    view where scripts run. `html` is a fragment, `document` a page, `save` writes a file.
+    """An interactive view of `data`. As the last line of a cell it displays itself: a picture, and
+    in its place the view, where scripts run. `html` is a fragment, `document` a page; `save`
+    writes a file.
 
-    data: what JSON can hold, and numpy arrays (their dtype one of JavaScript's typed arrays), which
-    the script reads with `unpack`. picture: draws the twin, called when it is first needed.
+    kind: names its script and style, web/KIND.js and KIND.css, which run after those of `parts` and
+    of all views. data: JSON values and numpy arrays of a dtype that JavaScript's typed arrays have;
+    the script reads them with `unpack`. picture: draws the static picture when it is first needed.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class View:
 
     @property
     def html(self) -> str:
-        """A fragment with a name of its own, another one every time."""
+        """The HTML fragment, under a new random name each time."""
         name = f"moe-{secrets.token_hex(5)}"
         style = "\n".join(web_asset(f"{part}.css") for part in ("view", self.kind))
         code = "\n".join(web_asset(f"{part}.js") for part in ("view", *self._parts, self.kind))
@@ -75,20 +76,25 @@ class View:
             f'{self.kind}(document.getElementById("{name}"));\n}})();</script></div>'
         )
 
+    @cached_property
+    def nbytes(self) -> int:
+        """The size of `html` in bytes."""
+        return len(self.html.encode())
+
     @property
     def document(self) -> str:
-        """A page that asks nobody for anything."""
+        """A complete HTML page that loads nothing from elsewhere."""
         return PAGE.format(title=escape(self.title), html=self.html)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write a page (.html) or the picture (.png); its path. Raises MoEColabError for another
-        ending, or where it cannot be written."""
+        """Write the page (.html) or the picture (.png); return the path. Raises MoEColabError for
+        another ending, or if the file cannot be written."""
         path = Path(path)
         if path.suffix not in (".html", ".png"):
-            raise MoEColabError(f"{path} must end in .html or .png: these a view can be saved as.")
-        whole = self.picture.png() if path.suffix == ".png" else self.document.encode()
+            raise MoEColabError(f"{path} must end in .html or .png: choose one of these.")
+        content = self.picture.png() if path.suffix == ".png" else self.document.encode()
         try:
-            path.write_bytes(whole)
+            path.write_bytes(content)
         except OSError as error:
             raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
         return path
@@ -102,19 +108,32 @@ class View:
         png = base64.b64encode(self.picture.png()).decode()
         sizes = {"image/png": self.picture.shown_size}
         display({"image/png": png, "text/plain": repr(self)}, metadata=sizes, raw=True)
-        mine = f'<span class="moe-twin" hidden data-end="{png[-64:]}"></span>'  # whom to hide
-        display({"text/html": mine + self.html, "text/plain": repr(self)}, raw=True)
+        marker = f'<span class="moe-twin" hidden data-end="{png[-64:]}"></span>'  # what to hide
+        display({"text/html": marker + self.html, "text/plain": repr(self)}, raw=True)
+
+
+def fit(make: Callable[[int], tuple[View, int]], count: int) -> View:
+    """The view of as many things, at most `count`, as fit into LIMIT bytes.
+
+    make(count): the view of `count` things or fewer, and how many it shows. A view of a single
+    thing is returned even where it is larger than LIMIT.
+    """
+    while True:
+        view, count = make(count)
+        if view.nbytes <= LIMIT or count == 1:
+            return view
+        count = max(1, min(count - 1, count * LIMIT // view.nbytes))
 
 
 def packed(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside of a script element, whatever texts are in it."""
-    told = json.dumps(data, default=array, ensure_ascii=False, separators=(",", ":"))
-    # A lone surrogate, which a decoder of tokens may give, cannot be written as UTF-8.
-    return told.encode("utf-8", "replace").decode().translate(UNSAFE)
+    """JSON that is safe inside a script element, whatever texts it contains."""
+    text = json.dumps(data, default=array, ensure_ascii=False, separators=(",", ":"))
+    # A tokenizer may decode a lone surrogate, which UTF-8 cannot encode.
+    return text.encode("utf-8", "replace").decode().translate(UNSAFE)
 
 
 def array(value: Any) -> dict[str, Any]:
-    """An array in row order, little end first. Raises TypeError for anything else."""
+    """An array as JSON: row-major, little-endian, base64. Raises TypeError for anything else."""
     if not isinstance(value, np.ndarray):
         raise TypeError(f"a view cannot hold {type(value).__name__}")
     if value.dtype.kind not in "iuf" or value.dtype.itemsize > 4 or value.dtype == np.float16:
@@ -125,5 +144,5 @@ def array(value: Any) -> dict[str, Any]:
 
 
 def web_asset(name: str) -> str:
-    """A style sheet or script that comes with the package."""
+    """The text of a style sheet or script in web/."""
     return (Path(__file__).parents[1] / "web" / name).read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The x-ray of a text: where every token was sent, and what it cost, under any cache.
+"""`mc.xray`: the routing of every token of a text, and what each access cost, under any cache.
 
-Knows traces, and what web/xray.js wants to be told; the replays are made on the page. Draws
-nothing, and needs neither the model nor torch.
+Knows traces and the data that web/xray.js reads; knows no model and no torch. The page itself
+computes the replays.
 
-Legend: n tokens that are shown, L MoE layers, K top-k, E experts of the widest layer, F steps.
+Shapes: n tokens shown, L MoE layers, K top-k, E experts of the widest layer, F steps.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ...trace.arrays import NOBODY
 from ...trace.arrays import OUTCOMES as CODES
 from ...trace.outcomes import OUTCOMES
 from .excerpt import Excerpt, excerpts, stream_of
-from .view import LIMIT, View
+from .view import LIMIT, View, fit
 
 if TYPE_CHECKING:
     from ...plots import Picture
 
 MOST = 256  # tokens of one view
-LONGEST = 32  # characters of a token that are shown: the longest word, and not a page
+LONGEST = 32  # characters of a token that are shown
 SCRIPTS = ("replay", "xray_state", "xray_draw", "xray_words")
-PROMPT = 4  # tokens of it, on the picture
-POLICIES = ("lru", "lfu", "fifo", "none", "optimal", "optimal-bypass")  # those of replay.js
+PROMPT = 4  # tokens of the prompt in the picture
+POLICIES = ("lru", "lfu", "fifo", "none", "optimal", "optimal-bypass")  # the policies of replay.js
 
 
 def xray(
@@ -42,42 +42,43 @@ def xray(
     tokens: int = MOST,
     row: int = 0,
 ) -> View:
-    """A view of what every token cost: hits, speculative hits, late ones and misses over all
-    layers, and the bytes that were loaded for it; as recorded, or replayed on the page with any
-    number of slots and another policy, Belady's bound beside it.
+    """A view of what every token cost: its hits, speculative hits, late loads and misses over all
+    layers, and the bytes loaded for it. It shows the recording, or a replay on the page with
+    another policy and any number of slots, beside Belady's bound.
 
-    trace: what mc.record has recorded, or mc.Trace.load(). tokenizer: whose `decode` gives the
-    texts; without one they are the trace's own, or numbers. label: the part of a merged trace.
-    first, tokens: the first token that is shown (negative: counted from the end) and how many, 256
-    at most; fewer where they do not fit into 300 kB. row: of a batch.
+    trace: what mc.record has recorded, or mc.Trace.load(). tokenizer: its `decode` gives the texts
+    of the tokens; None: the trace's own texts, or numbers. label: one part of a merged trace.
+    first: the first token shown, negative counts from the end. tokens: how many, at most 256, and
+    fewer if they do not fit into 300 kB. row: the row of a batch.
 
-    A replay is that of whole steps from the trace's beginning (where that does not fit, from the
-    first step that is shown) to the last step that is shown; it counts what mc.replay counts on
-    these steps. Raises MoEColabError for a part, a token or a row that is not there.
+    A replay covers all steps from the beginning of the trace to the last step shown; where that
+    does not fit, from the first step shown. It counts what mc.replay counts on these steps. Raises
+    MoEColabError for a part, a token or a row that the trace does not have.
     """
     trace = trace if label is None else trace.only(label)
     if not is_whole(tokens) or not 1 <= tokens <= MOST:
         raise MoEColabError(f"an x-ray shows 1 to {MOST} tokens, not {tokens!r}.")
     if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
         raise MoEColabError(
-            f"tokenizer must have a method decode, not be {type(tokenizer).__name__}: leave it out "
-            "for the texts that the trace holds."
+            f"tokenizer must have a method decode, and {type(tokenizer).__name__} has none: leave "
+            "it out to use the texts of the trace."
         )
-    while True:
-        for excerpt in excerpts(trace, row, first, int(tokens), LIMIT):
+
+    def make(count: int) -> tuple[View, int]:
+        for excerpt in excerpts(trace, row, first, count, LIMIT):
             view = view_of(excerpt, tokenizer, of=len(stream_of(trace, row)), row=int(row))
-            size, shown = len(view.html.encode()), len(excerpt.shown)
-            if size <= LIMIT or shown == 1:
-                return view
-        tokens = max(1, min(shown - 1, shown * LIMIT // size))
+            if view.nbytes <= LIMIT or len(excerpt.shown) == 1:
+                break
+        return view, len(excerpt.shown)
+
+    return fit(make, int(tokens))
 
 
 def view_of(excerpt: Excerpt, tokenizer: Any, **place: int) -> View:
-    """place: what else the page is told of where in the trace these tokens are: `of` so many, in
-    which `row`."""
+    """place: `of`, the tokens of the whole text, and `row`, the row of the batch."""
     n, words = len(excerpt.shown), texts(excerpt, tokenizer)
     title = f"X-ray of {excerpt.trace.model}: {n} token{'s' if n > 1 else ''}"
-    data = {**told(excerpt), **place, "words": words}
+    data = {**page_data(excerpt), **place, "words": words}
     return View("xray", title, data, lambda: picture(excerpt, words), SCRIPTS)
 
 
@@ -93,9 +94,9 @@ def picture(excerpt: Excerpt, words: list[str]) -> Picture:
     return plots.xray(rows(excerpt, words), first, title=title)
 
 
-# ---------------------------------------------------------------------- what the page is told
-def told(excerpt: Excerpt) -> dict[str, Any]:
-    """What web/xray.js shows, but for the texts."""
+# ---------------------------------------------------------------------- data for the page
+def page_data(excerpt: Excerpt) -> dict[str, Any]:
+    """What web/xray.js reads, except for the texts."""
     trace, routing = excerpt.trace, excerpt.routing
     narrow = max(trace.experts) <= 255
     nobody = 255 if narrow else 65535
@@ -128,7 +129,7 @@ def told(excerpt: Excerpt) -> dict[str, Any]:
 
 
 def texts(excerpt: Excerpt, tokenizer: Any) -> list[str]:
-    """Of the tokens that are shown, short; "" where none is known."""
+    """The shortened text of each token shown; "" where it is not known."""
     ids = excerpt.trace.tokens[excerpt.shown].tolist()
     known = excerpt.trace.texts
     if tokenizer is not None:
@@ -138,8 +139,8 @@ def texts(excerpt: Excerpt, tokenizer: Any) -> list[str]:
 
 
 def chances(excerpt: Excerpt) -> np.ndarray | None:
-    """uint8 [n, L, K]: 1 to 255 for a probability of 0 to 1, 0 for one that is not known; None
-    where none is."""
+    """uint8 [n, L, K]: 1 to 255 for probabilities from 0 to 1, and 0 for an unknown one; None if
+    all are unknown."""
     known = excerpt.probabilities()
     if np.isnan(known).all():
         return None
@@ -147,8 +148,8 @@ def chances(excerpt: Excerpt) -> np.ndarray | None:
 
 
 def fates(excerpt: Excerpt) -> np.ndarray:
-    """uint8: of each choice the recorded outcome, and 8 more where this token pays; four bits each,
-    the earlier one in the lower half."""
+    """uint8, two choices in each, the earlier one in the lower four bits: the recorded outcome of a
+    choice, plus 8 where this token is the first of its step to need the expert."""
     flat = (excerpt.outcomes() + 8 * excerpt.payers()).astype(np.uint8).reshape(-1)
     flat = np.pad(flat, (0, len(flat) % 2))
     return flat[::2] | flat[1::2] << 4
@@ -156,8 +157,8 @@ def fates(excerpt: Excerpt) -> np.ndarray:
 
 # ---------------------------------------------------------------------- caches
 def recorded(trace: Trace) -> dict[str, Any] | None:
-    """What was counted while these steps ran, by phase; None where it is not known. Loads and
-    bytes are those that were asked for by the layers: what guesses loaded is not in the trace."""
+    """The counters of the recording by phase; None for a trace without recorded accesses. Loads
+    and bytes leave out what guesses loaded: the trace does not hold it."""
     if not len(trace.accesses):
         return None
     phase = trace.forwards["phase"][trace.accesses["step"]]
@@ -172,7 +173,7 @@ def recorded(trace: Trace) -> dict[str, Any] | None:
 
 
 def recorded_name(trace: Trace) -> str:
-    """The cache it was recorded with, as far as that is known."""
+    """The settings of the recorded cache in words, as far as the trace holds them."""
     slots, policy = trace.settings.get("slots"), trace.settings.get("policy")
     if trace.settings.get("whole_layer"):
         return "whole layers"
@@ -188,20 +189,20 @@ def start_policy(trace: Trace) -> str:
 
 
 def start_slots(trace: Trace) -> int:
-    """Those of the recording, or half of the experts."""
+    """The slots of the recording if it has one number for all layers; else half of the experts."""
     slots, most = trace.settings.get("slots"), max(trace.experts)
     return min(int(slots), most) if is_whole(slots) and slots > 0 else (most + 1) // 2
 
 
 def replayed(excerpt: Excerpt) -> np.ndarray:
-    """uint8 [n, L, K] like Excerpt.outcomes, of the replay with which the view begins."""
+    """uint8 [n, L, K] like Excerpt.outcomes, from the replay that the view shows first."""
     trace, slots = excerpt.trace, start_slots(excerpt.trace)
     caches = LayerCaches(trace, start_policy(trace))
     missed = np.zeros((trace.steps, trace.layers, max(trace.experts)), bool)
     for layer, experts in enumerate(trace.experts):
         cache = caches.make(layer, min(slots, experts))
         for step, needed in enumerate(caches.needed(layer)):
-            loads = [taken.expert for taken in cache.access(needed) if not taken.hit]
+            loads = [access.expert for access in cache.access(needed) if not access.hit]
             missed[step, layer, loads] = True
     layers = np.arange(trace.layers)[None, :, None]
     miss = missed[excerpt.steps[:, None, None], layers, np.maximum(excerpt.routing, 0)]
@@ -209,7 +210,7 @@ def replayed(excerpt: Excerpt) -> np.ndarray:
 
 
 def rows(excerpt: Excerpt, words: list[str]) -> list[dict[str, Any]]:
-    """What the twin draws: a row for each choice, as mc.plots.xray wants them."""
+    """The rows of mc.plots.xray for the static picture, one for each choice."""
     recorded = len(excerpt.trace.accesses)
     outcome = excerpt.outcomes() if recorded else replayed(excerpt)
     first, chance, routing = excerpt.payers(), excerpt.probabilities(), excerpt.routing

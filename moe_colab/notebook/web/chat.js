@@ -1,7 +1,7 @@
-// What ipywidgets cannot do: names and roles for a screen reader, a log that follows its end, a
-// focus that is never lost, Enter that comes after the text it sends, Ctrl-Enter in the box of
-// several lines; and in Colab a pump: the page asks the kernel for what is new, because Colab may
-// not show what a widget says between two requests.
+// The parts of the chat that ipywidgets lacks: names and roles for screen readers, a log that scrolls
+// to its end, a focus that is never lost, Enter after the text that it sends, Ctrl-Enter in the
+// box for several lines. In Colab the page also asks the kernel for new text, because Colab may lose
+// messages that a widget sends between two requests.
 (function (name, flush) {
   let tries = 0;
   (function attach() {
@@ -23,14 +23,14 @@
     set(".moe-statusline .widget-html-content", {role: "status", "aria-live": "polite"});
     const log = set(".moe-log",
       {role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0"});
-    let following = true; // until someone scrolls up
+    let following = true; // until the reader scrolls up
     const toEnd = () => { if (following) log.scrollTop = log.scrollHeight; };
     log.addEventListener("scroll", () => {
       following = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
     });
     new MutationObserver(toEnd).observe(log, {childList: true, subtree: true, characterData: true});
     toEnd();
-    // A button that rests loses the focus: the message box takes it.
+    // A disabled button loses the focus: give it to the message box.
     root.addEventListener("click", (event) => {
       if (!event.target.closest("button.moe-turn")) return;
       following = true;
@@ -40,7 +40,7 @@
     root.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.isComposing) return;
       const box = event.target;
-      // The text goes to the kernel before the key does, and whole.
+      // Send the whole text to the kernel before the key.
       if (box.closest(".moe-line")) box.dispatchEvent(new Event("change", {bubbles: true}));
       if (box.tagName !== "TEXTAREA") return;
       event.preventDefault();
@@ -48,8 +48,8 @@
       if (box.closest(".moe-lines") && (event.ctrlKey || event.metaKey)) {
         box.dispatchEvent(new Event("change", {bubbles: true}));
         root.querySelector(".moe-send").click();
-      } else { // JupyterLab keeps Enter from the boxes of ipywidgets 7
-        document.execCommand("insertText", false, "\n"); // it can be undone
+      } else { // JupyterLab blocks Enter in the boxes of ipywidgets 7
+        document.execCommand("insertText", false, "\n"); // so that undo works
       }
     }, true);
     if (flush && window.google?.colab) pump(root);

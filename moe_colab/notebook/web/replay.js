@@ -1,11 +1,11 @@
-// The same routing under another cache: what mc.replay counts, counted on the page.
+// The replay of a routing under another cache: counts on the page what mc.replay counts.
 //
-// Knows experts, slots and policies, and answers as cache.py and optimal.py do, down to the victim;
-// knows no tokens, no bytes but their number, and no page. Nothing here keeps anything.
-// Legend: needed[step][layer] is the ascending list of the experts that a step asks a layer for.
+// Knows experts, slots and policies, with the same victims as cache/policies.py and cache/belady.py;
+// knows no tokens and no page, and keeps no state.
+// needed[step][layer] is the ascending list of the experts that a step needs in a layer.
 
-// What an expert is to a layer after a step. A replay knows no guesses: SPECULATIVE, LATE and
-// UNKNOWN are found in recordings. PASSING was loaded, used, and has no slot.
+// The state of an expert after a step. A replay has no guesses: SPECULATIVE, LATE and UNKNOWN occur
+// in recordings only. PASSING: loaded and used, but without a slot.
 const AWAY = 0, IDLE = 1, HIT = 2, SPECULATIVE = 3, LATE = 4, MISS = 5, PASSING = 6, UNKNOWN = 7;
 
 const POLICIES = [
@@ -13,7 +13,7 @@ const POLICIES = [
   ["Belady", "optimal"], ["Belady with bypass", "optimal-bypass"],
 ];
 
-// ------------------------------------------------------------------ who leaves
+// ------------------------------------------------------------------ eviction
 class LRU {
   constructor(experts) {
     this.last = new Array(experts).fill(-1);
@@ -46,15 +46,15 @@ class FIFO {
   victim(candidates) { return least(candidates, this.arrival, this.arrival); }
 }
 
-// The candidate with the smallest value; of equals, with the smallest second value.
+// The candidate with the smallest value; among equals, the one with the smallest second value.
 function least(candidates, value, second) {
   return candidates.reduce((best, expert) =>
     value[expert] < value[best] || (value[expert] === value[best] && second[expert] < second[best])
       ? expert : best);
 }
 
-// ------------------------------------------------------------------ who stays
-// `access` answers with one {expert, hit, victim, keep} for each expert that is needed.
+// ------------------------------------------------------------------ caches
+// `access` returns {expert, hit, victim, keep} for each expert that is needed.
 class LayerCache {
   constructor(policy, slots) {
     this.policy = policy;
@@ -82,7 +82,7 @@ class LayerCache {
   }
 }
 
-// Belady's: keeps those that are needed soonest. asked: the layer's accesses, all of them.
+// Belady's cache: keeps the experts that are needed soonest. asked: all accesses of the layer.
 class OptimalCache {
   constructor(asked, slots, bypass) {
     this.slots = slots;
@@ -103,18 +103,18 @@ class OptimalCache {
   loads(needed, missing) {
     const kept = this.keep(needed);
     const leaving = [...this.resident].filter(expert => !kept.has(expert)).sort(ascending);
-    // Without a bypass a load that does not stay passes through a slot, if there is one to pass.
+    // Without a bypass a load that does not stay still uses a slot, if there is one.
     const scratch = this.bypass || leaving.length + missing.filter(e => kept.has(e)).length === 0;
     const admitted = missing.filter(expert => kept.has(expert));
     if (!scratch) admitted.unshift(...missing.filter(expert => !kept.has(expert)));
     leaving.push(...admitted.filter(expert => !kept.has(expert)));
-    const free = admitted.length - leaving.length;  // the first ones find an empty slot
+    const free = admitted.length - leaving.length;  // the first ones take an empty slot
     const victims = new Map(admitted.map((expert, place) => [expert, leaving[place - free]]));
     this.resident = kept;
     return missing.map(expert =>
       ({expert, hit: false, victim: victims.get(expert), keep: victims.has(expert)}));
   }
-  // Who lies in the slots after an access.
+  // The experts in the slots after an access.
   keep(needed) {
     const tight = this.bypass || needed.length > this.slots;
     const first = tight ? [] : needed;
@@ -127,7 +127,7 @@ class OptimalCache {
   }
 }
 
-// For every access and each of its experts: the number of the next access that needs it.
+// For every expert of every access: the index of the next access that needs it.
 function nextUses(asked) {
   const after = new Map(), out = [];
   for (let number = asked.length - 1; number >= 0; number--) {
@@ -140,9 +140,9 @@ function nextUses(asked) {
 function ascending(a, b) { return a - b; }
 
 // ------------------------------------------------------------------ all layers
-// The whole run from empty slots: {states, books}. states[(step * layers + layer) * widest + expert]
-// is one of the above; books[phase][layer] counts. A layer with fewer experts than slots holds all.
-// phases[step]: 0 for a prompt, 1 for a decoded token; bytes[layer]: of each expert.
+// The whole replay from empty slots: {states, books}. states[(step * layers + layer) * widest + expert]
+// is one of the states above; books[phase][layer] counts. If slots >= experts, a layer holds all.
+// phases[step]: 0 for a prompt, 1 for a decoded token; bytes[layer]: the size of one expert.
 function replay(needed, phases, experts, bytes, policy, slots) {
   const widest = Math.max(...experts), layers = experts.length;
   const states = new Uint8Array(needed.length * layers * widest);

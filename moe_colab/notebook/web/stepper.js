@@ -1,7 +1,7 @@
-// The controls of the stepper: a token, a layer, a step, by hand, by key or by itself. What a step
-// shows is drawn in steps.js.
+// The controls of the stepper: token, layer and step, by mouse, by key or by playing. steps.js draws
+// the content of a step.
 
-const PAUSE = 1800; // milliseconds of a step, while it plays
+const PAUSE = 1800; // milliseconds per step while it plays
 
 function stepper(root) {
   hide_twin(root);
@@ -44,7 +44,7 @@ function stepper(root) {
     return {token: [data.first, last], layer: [0, layers - 1], step: [0, STEPS.length - 1]}[name];
   }
 
-  // For the keys: one further, one back, or to an end of `name`.
+  // For the keys: moves `name` by one, or to an end.
   function along(name) {
     return (by, end) => {
       const [least, most] = limits(name);
@@ -55,7 +55,7 @@ function stepper(root) {
     };
   }
 
-  // One step further, into the next layer and the next token; false at the end.
+  // Moves to the next step, then the next layer, then the next token; false at the end.
   function walk(by) {
     const number = ((now.token - data.first) * layers + now.layer) * STEPS.length + now.step + by;
     const place = Math.floor(number / STEPS.length), row = Math.floor(place / layers);
@@ -94,7 +94,7 @@ function stepper(root) {
   draw();
 }
 
-// Left and right, Home and End; up and down. What they do not know is left to others.
+// Arrow keys, Home and End. All other keys keep their meaning.
 function keys(across, down) {
   return event => {
     const known = {
@@ -104,12 +104,12 @@ function keys(across, down) {
     }[event.key];
     if (!known || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook has keys of its own
+    event.stopPropagation(); // the notebook has its own keys
     known();
   };
 }
 
-// Scroll the strip, and nothing else of the page.
+// Scrolls the strip only, and not the page.
 function show_in(strip, word) {
   const low = word.offsetTop + word.offsetHeight - strip.clientHeight;
   if (strip.scrollTop < low || strip.scrollTop > word.offsetTop) strip.scrollTop = Math.max(0, low);

@@ -1,19 +1,19 @@
-// The nine steps of a token through a layer. Draws what it is given (moe_colab/stepping.py says what);
-// softmax, scores and sums were made where they happened.
+// The nine steps of a token in a layer. Draws the data of views/stepper.py; softmax, scores and sums
+// are computed in Python.
 
 const STEPS = [
-  ["arrives", "The token arrives at the layer"],
-  ["logits", "The router gives every expert a number"],
+  ["input", "The token arrives at the layer"],
+  ["logits", "The router computes a number for every expert"],
   ["probabilities", "The numbers become probabilities"],
-  ["top-k", "The likeliest experts are chosen"],
+  ["top-k", "The most probable experts are chosen"],
   ["cache", "Are they in the layer's slots?"],
-  ["who goes", "Who makes room, and why"],
-  ["copy", "What is missing is copied"],
+  ["eviction", "Which expert is evicted, and why"],
+  ["copy", "Missing experts are copied"],
   ["guess", "The next layer's experts are guessed"],
-  ["outputs", "The experts' outputs are weighed and added"],
+  ["outputs", "The experts' outputs are weighted and added"],
 ];
 
-// ------------------------------------------------------------------ what is known
+// ------------------------------------------------------------------ data
 function moment_of(data, i, layer) {
   const [resident, accesses, guess] = data.moments[i][layer], count = data.experts[layer];
   const logits = slice(data.logits, data, i, layer).map(half);
@@ -28,7 +28,7 @@ function moment_of(data, i, layer) {
   };
 }
 
-// The numbers of one place in an array [N, L, ...]; none if there is no such array.
+// The numbers of one token and layer in an array [N, L, ...]; null if there is no such array.
 function slice(array, data, i, layer) {
   if (!array) return [];
   const size = array.values.length / (data.texts.length * data.experts.length);
@@ -36,14 +36,14 @@ function slice(array, data, i, layer) {
   return [...array.values.slice(from, from + size)];
 }
 
-// The number that 16 bits stand for.
+// The value of a float16.
 function half(bits) {
   const sign = bits >> 15 ? -1 : 1, power = bits >> 10 & 31, rest = bits & 1023;
   if (power === 31) return rest ? NaN : sign * Infinity;
   return sign * (power ? 2 ** (power - 15) * (1 + rest / 1024) : rest * 2 ** -24);
 }
 
-// Of the vectors of a place: rows of [norm, first numbers ...].
+// The vectors of one token and layer: rows of [norm, first numbers ...].
 function rows_of(array, data, moment) {
   const wide = array.shape.at(-1), values = slice(array, data, moment.i, moment.layer);
   return Array.from({length: values.length / wide}, (_, k) => values.slice(k * wide, (k + 1) * wide));
@@ -63,12 +63,12 @@ const word_of = (data, i) => visible(data.texts[i]) || `#${data.tokens[i][0]}`;
 function place_of(data, i) {
   const [position, phase, together] = data.tokens[i];
   return `token ${data.first + i}, position ${position}, ` +
-    (together > 1 ? `one of ${together} that came at once` : phase === "prompt" ? "alone, the first" : "decoded");
+    (together > 1 ? `one of ${together} in the same step` : phase === "prompt" ? "the first one, alone" : "decoded");
 }
 
 function about(data) {
   const [policy, slots] = data.cache;
-  const each = new Set(slots).size === 1 ? `${slots[0]} slots a layer` : `${slots.join(", ")} slots`;
+  const each = new Set(slots).size === 1 ? `${slots[0]} slots per layer` : `${slots.join(", ")} slots`;
   return `${data.model} · ${data.experts.length} MoE layers · ${policy}, ${each}`;
 }
 
@@ -81,10 +81,10 @@ function short(number) {
 const percent = share => `${(100 * share).toFixed(1)} %`;
 const say = (...parts) => make("p", {}, ...parts);
 const dim = text => make("p", {class: "dim"}, text);
-const NOT_HELD = "This trace does not hold the router's logits, only whom it chose.";
+const NOT_HELD = "This trace has no router logits, only the chosen experts.";
 
 // ------------------------------------------------------------------ drawings
-// One bar with its name and number; `from`, `to` and `line`: of the whole width, 0 to 1.
+// A bar with its name and number; `from`, `to` and `line` are shares of the width, 0 to 1.
 function bar(name, from, to, number, line) {
   const style = `left:${100 * Math.min(from, to)}%;width:${100 * Math.abs(to - from)}%`;
   return make("div", {class: "row", "data-expert": name},
@@ -97,7 +97,7 @@ function bars(rows) {
   return make("div", {class: rows.length > 16 ? "bars many" : "bars"}, ...rows);
 }
 
-// Rows of cells; a cell that is an element stands as it is.
+// A table; cells are texts or elements.
 function table(heads, rows, name) {
   const cell = (tag, value) => make(tag, tag === "th" ? {scope: "col"} : {}, value instanceof Node ? value : String(value));
   return make("div", {class: "wide"}, make("table", {"aria-label": name},
@@ -106,7 +106,7 @@ function table(heads, rows, name) {
       ...row.map(value => cell("td", value)))))));
 }
 
-// A signed number on a bar that begins in the middle.
+// A signed number with a bar that begins in the middle.
 function signed(number, most) {
   const share = most ? 50 * Math.abs(number) / most : 0;
   const style = `width:${share}%;left:${number < 0 ? 50 - share : 50}%`;
@@ -118,7 +118,7 @@ function sign(access) {
     make("b", {"aria-hidden": "true"}, access.glyph), ` ${access.name}`);
 }
 
-// A word with a sign of its own.
+// A word with its sign.
 function judged(kind, glyph, word) {
   return make("span", {class: kind}, make("b", {"aria-hidden": "true"}, glyph), ` ${word}`);
 }
@@ -129,13 +129,13 @@ function arrives(data, moment) {
   const {i, layer} = moment, together = data.tokens[i][2];
   const out = [say("The token ", make("q", {}, make("bdi", {class: "token"}, word_of(data, i))),
     ` (${place_of(data, i)}) has come to MoE layer ${layer} of ${data.experts.length}. `,
-    together > 1 ? "All that came at once are routed at once, and their experts are fetched together." : "")];
+    together > 1 ? "All tokens of a step are routed together, and their experts are loaded together." : "")];
   if (!data.input) {
-    return [...out, dim("A trace does not hold hidden states: give mc.stepper a model to see them.")];
+    return [...out, dim("A trace has no hidden states: give mc.stepper a model to see them.")];
   }
   const [norm, ...values] = rows_of(data.input, data, moment)[0];
   const most = Math.max(...values.map(Math.abs));
-  return [...out, say(`Router and experts are shown ${data.hidden} numbers, of norm `,
+  return [...out, say(`The input of router and experts is a vector of ${data.hidden} numbers, with norm `,
     make("b", {class: "norm"}, short(norm)), `. The first ${values.length}:`),
   make("div", {class: "vector"}, ...values.map(value => signed(value, most)))];
 }
@@ -144,7 +144,7 @@ function logits(data, moment) {
   if (!moment.known) return [dim(NOT_HELD)];
   const least = Math.min(0, ...moment.logits), most = Math.max(0, ...moment.logits);
   const at = value => most > least ? (value - least) / (most - least) : 0;
-  return [say(`One logit for each of the layer's ${moment.count} experts, from 0 (the line) to the right or left.`),
+  return [say(`One logit for each of the layer's ${moment.count} experts; the line is 0.`),
     bars(moment.logits.map((value, expert) =>
       bar(expert, at(0), at(value), short(value), at(0))))];
 }
@@ -152,7 +152,7 @@ function logits(data, moment) {
 function probabilities(data, moment) {
   if (!moment.known) return [dim(NOT_HELD)];
   const most = Math.max(...moment.probabilities), even = 1 / moment.count;
-  return [say(`The softmax of the logits; they sum to 1. The line is where all would be alike, ${percent(even)}.`),
+  return [say(`The softmax of the logits; they sum to 1. The line is a uniform distribution, ${percent(even)}.`),
     bars(moment.probabilities.map((share, expert) =>
       bar(expert, 0, share / most, percent(share), even / most)))];
 }
@@ -163,9 +163,9 @@ function top_k(data, moment) {
   const rows = moment.accesses.map(({expert}, rank) => [expert,
     ...(moment.known ? [short(moment.logits[expert]), percent(moment.probabilities[expert])] : []),
     ...(weights ? [make("b", {}, short(weights[rank]))] : [])]);
-  const told = weights ? "The weight is the one that this model's router gives each expert, whatever its rule."
-    : "The weights that the model gave them are not in a trace: give mc.stepper a model to see them.";
-  return [say(`${moment.accesses.length} of ${moment.count}, in the router's order.`), table(heads, rows, "Chosen experts"), dim(told)];
+  const told = weights ? "The weights are those of this model's own routing rule."
+    : "A trace has no weights: give mc.stepper a model to see them.";
+  return [say(`${moment.accesses.length} of ${moment.count}, most probable first.`), table(heads, rows, "Chosen experts"), dim(told)];
 }
 
 function slots(data, moment) {
@@ -173,47 +173,47 @@ function slots(data, moment) {
   const cells = Array.from({length: moment.count}, (_, expert) => {
     const access = needed.get(expert), there = moment.resident.includes(expert);
     return make("li", {class: `${there ? "there" : "away"}${access ? " needed" : ""}`, "data-expert": expert},
-      make("b", {}, String(expert)), make("small", {}, there ? "in a slot" : "away"), access ? sign(access) : null);
+      make("b", {}, String(expert)), make("small", {}, there ? "in a slot" : "no slot"), access ? sign(access) : null);
   });
   const lines = moment.accesses.map(access => say(sign(access), `: expert ${access.expert}. ${sentence(access.means)}.`));
   const together = data.tokens[moment.i][2];
-  return [say(`${moment.resident.length} of ${moment.count} experts lie in this layer's ${counts[moment.layer]} slots (${policy}) as the router speaks.` +
-      (together > 1 ? ` All ${together} tokens that came at once ask for theirs.` : "")),
+  return [say(`${moment.resident.length} of ${moment.count} experts are in this layer's ${counts[moment.layer]} slots (${policy}) when the router has decided.` +
+      (together > 1 ? ` All ${together} tokens of the step need their experts.` : "")),
     make("ol", {class: "cells", "aria-label": "Experts of the layer"}, ...cells), ...lines,
-    data.recorded ? null : dim("Told by a replay from empty slots, which is not in all what was recorded: nothing is guessed here.")].filter(Boolean);
+    data.recorded ? null : dim("This is a replay that starts with empty slots and has no guesses, so it differs from the recording.")].filter(Boolean);
 }
 
 const sentence = text => text[0].toUpperCase() + text.slice(1);
 
-const MEASURES = { // what the numbers of the policies that come with moe_colab count
-  "last use": "“Last use” counts this layer's uses of experts: the higher, the later.",
-  "uses": "“Uses” are those since the cache was made.",
-  "arrival": "“Arrival” counts the experts that came into this layer's slots.",
-  "next use": "“Next use” is the number of the forward that will need the expert: only a replay can know.",
+const MEASURES = { // the numbers that the built-in policies compare
+  "last use": "“Last use” numbers the accesses of this layer: higher is later.",
+  "uses": "“Uses” counts all uses of the expert so far.",
+  "arrival": "“Arrival” numbers the loads into this layer's slots: higher is later.",
+  "next use": "“Next use” is the next forward pass that needs the expert: only a replay knows it.",
 };
 
 function evicted(data, moment) {
   const missing = moment.accesses.filter(access => !moment.resident.includes(access.expert));
-  if (!missing.length) return [say("Nobody has to go: all that is needed is there.")];
+  if (!missing.length) return [say("No eviction: all needed experts are in slots.")];
   const known = data.cache[2].map(name => MEASURES[name] ?? "");
   return [make("div", {class: "choices"}, ...missing.map(access => choice_of(data, moment, access))),
-    dim([...known, "Of those who are there, whom this forward needs is not asked to go as long as anybody else can."].join(" "))];
+    dim([...known, "Experts that this forward pass needs are evicted only if there are no others."].join(" "))];
 }
 
-// Who goes for one missing expert, and whom the policy compared.
+// The eviction for one missing expert, and the candidates.
 function choice_of(data, moment, {expert, choice, kept}) {
   const [policy, counts, measures, rule] = data.cache;
   if (!choice) {
-    return make("div", {}, say(kept ? `For expert ${expert} a slot was free: nobody goes.`
-      : `Expert ${expert} is loaded, used and not kept: ${counts[moment.layer] ? "its room is needed at once" : `${policy} keeps nobody`}.`));
+    return make("div", {}, say(kept ? `Expert ${expert} takes a free slot: no eviction.`
+      : `Expert ${expert} is loaded, used and not kept: ${counts[moment.layer] ? "its slot is needed for another expert" : `${policy} keeps no expert`}.`));
   }
   const [victim, scores] = choice, line = make("b", {}, victim === expert
-    ? `Expert ${expert} is loaded and used, but not kept` : `Expert ${victim} makes room for expert ${expert}`);
-  if (!scores.length) return make("div", {}, say(line, `. ${policy} does not say why.`));
+    ? `Expert ${expert} is loaded and used, but not kept` : `Expert ${victim} is evicted for expert ${expert}`);
+  if (!scores.length) return make("div", {}, say(line, `. ${policy} gives no reason.`));
   const rows = scores.map(([one, ...score]) =>
-    [one, ...score.map(value => value ?? "never"), one === victim ? judged("goes", "✕", "goes") : "stays"]);
+    [one, ...score.map(value => value ?? "never"), one === victim ? judged("goes", "✕", "evicted") : "stays"]);
   return make("div", {}, say(line, `: ${policy} compares ${measures.join(", then ")}, and ${rule}.`),
-    table(["expert", ...measures, ""], rows, `Who could go for expert ${expert}`));
+    table(["expert", ...measures, ""], rows, `Candidates for eviction, for expert ${expert}`));
 }
 
 function copied(data, moment) {
@@ -225,25 +225,25 @@ function copied(data, moment) {
   });
   return [say(`An expert of this layer takes ${megabytes(size)} (${size.toLocaleString("en")} bytes).`),
     table(["expert", "", "copied", `at ${megabytes(data.link)}/s`, "waited"], rows, "Copies"),
-    dim("“Waited” is what compute really waited when this was recorded: nothing, where a guess had brought it, or where it came while another expert was computed.")];
+    dim("“Waited” is the measured time that compute waited in the recording. It is zero if a guess had loaded the expert, or if the copy ended while another expert was computed.")];
 }
 
 function guessed(data, moment) {
-  if (moment.layer === data.experts.length - 1) return [say("This is the last MoE layer: there is no next one to guess for.")];
-  if (!moment.guess) return [say("No guess was made here: all of the next layer's experts were there, or nobody was asked to guess.")];
+  if (moment.layer === data.experts.length - 1) return [say("This is the last MoE layer: there is no next layer to guess for.")];
+  if (!moment.guess) return [say("No guess here: all of the next layer's experts were in slots, or prefetching was off.")];
   const [made, needed] = moment.guess, right = made.filter(guess => guess[2]).length;
   const rows = made.map(([expert, share, came]) =>
     [expert, percent(share), came ? judged("right", "✓", "right") : judged("wrong", "✗", "wrong")]);
   const named = made.map(guess => guess[0]), unnamed = needed.filter(expert => !named.includes(expert));
-  return [say(`Layer ${moment.layer + 1}'s own router is shown the present hidden state already now: ${right} of ${made.length} guesses came true.`),
-    table(["expert", "probability", "the router then said"], rows, "Guesses"),
-    say(`It then asked for ${needed.length > 1 ? "experts" : "expert"} ${needed.join(", ")}` +
-      (unnamed.length ? `; of these nobody had guessed ${unnamed.join(", ")}.` : ": all of them had been guessed."))];
+  return [say(`The router of layer ${moment.layer + 1} gets the present hidden state early: ${right} of ${made.length} guesses were right.`),
+    table(["expert", "probability", "guess"], rows, "Guesses"),
+    say(`It then chose ${needed.length > 1 ? "experts" : "expert"} ${needed.join(", ")}` +
+      (unnamed.length ? `; of these, not guessed: ${unnamed.join(", ")}.` : ": all of them had been guessed."))];
 }
 
 function outputs(data, moment) {
   if (!data.outputs) {
-    return [say("A trace holds whom the router chose and what that cost, not what the experts computed: give mc.stepper a model to see it.")];
+    return [say("A trace has no outputs of experts: give mc.stepper a model to see them.")];
   }
   const weights = weights_of(data, moment), total = rows_of(data.total, data, moment)[0];
   const found = rows_of(data.outputs, data, moment).slice(0, weights.length);
@@ -255,6 +255,6 @@ function outputs(data, moment) {
     [make("b", {}, "norm"), ...found.map(row => short(row[0])), short(total[0])],
     ...total.slice(1).map((_, k) => [make("span", {class: "dim"}, `${k + 1}`), ...cells(k + 1)]),
   ];
-  return [say(`Each expert answers with ${data.hidden} numbers (the first ${total.length - 1} below); weighed and added they are what the layer's experts give back.`),
+  return [say(`Each expert's output is a vector of ${data.hidden} numbers (the first ${total.length - 1} below). Their weighted sum is the output of the layer's experts.`),
     table(heads, rows, "Outputs of the experts")];
 }

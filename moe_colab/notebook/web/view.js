@@ -1,11 +1,11 @@
-// What every view's script has at hand. No shared state: each view runs its own copy.
+// Helpers for the scripts of all views. Each view runs its own copy: no shared state.
 
 const TYPED = {
   int8: Int8Array, uint8: Uint8Array, int16: Int16Array, uint16: Uint16Array,
   int32: Int32Array, uint32: Uint32Array, float32: Float32Array,
 };
 
-// The data of a view; an array is {shape, values}, in row order.
+// The data of a view; an array becomes {shape, values}, row-major.
 function unpack(root) {
   return JSON.parse(root.querySelector('script[type="application/json"]').textContent,
     (_, value) => value && value.base64 !== undefined ? unpackArray(value) : value);
@@ -16,7 +16,7 @@ function unpackArray({dtype, shape, base64}) {
   return {shape, values: new TYPED[dtype](bytes.buffer)};
 }
 
-// An element; `attributes` that are functions listen to events, children are elements or plain text.
+// A new element; functions in `attributes` are event listeners, children are elements or text.
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -33,7 +33,7 @@ function labelled(text, control) {
   return make("label", {}, make("span", {}, text), control);
 }
 
-// A notebook has keys of its own, and would take those that move a control.
+// Keeps the notebook from using the keys that move a control.
 function own_keys(event) { event.stopPropagation(); }
 
 function slider(text, least, most, value, changed) {
@@ -54,8 +54,8 @@ function menu(text, options, value, changed) {
   return {whole: labelled(text, select), select};
 }
 
-// A button that calls `step` every `pause` milliseconds until it is pressed again, `step` says
-// false, or a cell that is run again has taken the view away.
+// A button that calls `step` every `pause` milliseconds until it is pressed again, `step` returns
+// false, or the view is gone because its cell ran again.
 function player(step, pause) {
   let timer = null;
   const button = make("button", {type: "button", click: () => timer ? stop() : start()}, "▶ play");
@@ -76,7 +76,7 @@ function megabytes(bytes) {
   return bytes ? `${(bytes / size).toFixed(bytes / size < 10 ? 2 : 1)} ${unit}` : "nothing";
 }
 
-// The picture that stands for this view where no script runs is not needed where one does.
+// Hides the static picture, which is for pages without scripts.
 function hide_twin(root) {
   const end = root.parentElement?.querySelector(":scope > .moe-twin")?.dataset.end;
   if (!end) return;

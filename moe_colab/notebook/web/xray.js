@@ -1,7 +1,7 @@
-// The x-ray: a text, each token with what it cost; below it where it was sent, and who lay where.
+// The x-ray: a text with the cost of each token, its routing below, and the experts in the slots.
 //
-// Knows the controls, the keys and what they change. replay.js counts, xray_words.js tells,
-// xray_draw.js paints; root.view (xray_state.js) is all that is shown now.
+// Knows the controls and the keys. replay.js counts, xray_words.js writes texts, xray_draw.js draws;
+// root.view (xray_state.js) is the current state.
 
 function xray(root) {
   const view = root.view = new XRay(root, unpack(root));
@@ -11,13 +11,13 @@ function xray(root) {
   follow(view);
 }
 
-// ------------------------------------------------------------------ what moves it
+// ------------------------------------------------------------------ controls
 function build(view) {
   const text = textOf(view), {bar, moved} = controlsOf(view), table = numbersOf(view);
   const grid = gridOf(view), states = statesOf(view), told = readoutOf(view);
   view.root.append(
     make("div", {class: "title"}, heading(view)), text.box, moved.bar, told.line, bar, table.box,
-    make("div", {class: "name"}, "where each token was sent, layer by layer: the number is the " +
+    make("div", {class: "name"}, "routing of each token, layer by layer: the number is the " +
       (view.data.chances ? "expert, the shade the router's probability" : "expert")), grid.box,
     states.name, states.box, legendOf(view), notesOf(view));
   view.parts = [text.show, moved.show, told.show, table.show, grid.show, states.show];
@@ -29,7 +29,7 @@ function heading({data, tokens}) {
   return `${data.model}: what ${tokens} token${tokens > 1 ? "s" : ""} cost${part}${row}`;
 }
 
-// quiet: too quick to be read aloud.
+// quiet: changes too quickly for a screen reader.
 function pin(view, token, quiet = false) {
   view.quiet = quiet;
   view.pinned = Math.max(0, Math.min(view.tokens - 1, token));
@@ -49,7 +49,7 @@ function choose(view, layer) {
   view.show();
 }
 
-// One set of keys for the text and both pictures.
+// The keys are the same for the text and both pictures.
 const ACROSS = {
   ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity,
 };
@@ -77,7 +77,7 @@ function controlsOf(view) {
   const show = menu("Show", [...data.recorded ? [["as recorded", RECORDED]] : [],
     ["replayed", REPLAYED]], view.shown, value => { view.shown = value; view.recount(); });
   const policy = menu("Policy", POLICIES, view.policy, changed(value => { view.policy = value; }));
-  const slots = slider("Slots a layer", 1, view.widest, view.slots,
+  const slots = slider("Slots per layer", 1, view.widest, view.slots,
     changed(value => { view.slots = value; }));
   const bar = make("div", {class: "bar"}, show.whole, policy.whole, slots.whole);
 
@@ -101,7 +101,7 @@ function gridOf(view) {
   };
   const canvas = make("canvas", {
     tabindex: 0, role: "application",
-    "aria-label": "tokens by layers; the arrow keys walk, the words above tell",
+    "aria-label": "tokens by layers; use the arrow keys, and read the text above",
     mousemove: pointed(cell => hover(view, cell.token, cell.layer)),
     mouseleave: () => hover(view, null),
     click: pointed(cell => pin(view, cell.token)), keydown: keys(view),
@@ -131,17 +131,17 @@ function scrollTo(view, box, size) {
 function statesOf(view) {
   const name = make("div", {class: "name"});
   const plain = () => view.shown === RECORDED
-    ? "the experts that this token's step needed (who lay idle was not recorded)"
+    ? "the experts that this token's step needed (idle experts were not recorded)"
     : "the experts after this token's step: " + (view.widest > WIDEST_DIGITS
-      ? "higher, those with a slot; floating, what was used and not kept"
-      : "framed, those with a slot; dashed, what was used and not kept");
+      ? "higher: with a slot; floating: used and not kept"
+      : "framed: with a slot; dashed: used and not kept");
   const say = cell => {
     name.textContent = !cell ? plain()
       : `layer ${cell.layer}, expert ${cell.expert}: ${stateOf(view, cell)}`;
   };
   const canvas = make("canvas", {
     tabindex: 0, role: "application",
-    "aria-label": "the experts of every layer; the words above tell of one layer",
+    "aria-label": "the experts of every layer; the text above describes one layer",
     mousemove: event => say(under(view.drawn.experts, event)),
     mouseleave: () => say(),
     click: event => choose(view, under(view.drawn.experts, event)?.layer ?? view.layer),
@@ -157,11 +157,11 @@ function statesOf(view) {
 
 function stateOf(view, {state}) {
   const unsaid = view.shown === RECORDED && state === AWAY;
-  return unsaid ? "not needed (who lay idle was not recorded)" : stateInWords(view, state);
+  return unsaid ? "not needed (idle experts were not recorded)" : stateInWords(view, state);
 }
 
-// Draw again when the page changes its size or its colours, as long as the view is on it. In the
-// next frame: while JupyterLab changes its theme, nothing has a width.
+// Draws again when the page changes its size or colours, while the view is on the page. In the next
+// frame, because elements have no width while JupyterLab changes its theme.
 function follow(view) {
   let asked = 0;
   const again = () => {
@@ -176,7 +176,7 @@ function follow(view) {
     dark.removeEventListener("change", again);
   };
   sized.observe(view.root);
-  const attributeFilter = ["theme", "data-jp-theme-light"];  // those that view.css asks for
+  const attributeFilter = ["theme", "data-jp-theme-light"];  // the ones that view.css uses
   for (const element of [document.documentElement, document.body]) {
     themed.observe(element, {attributes: true, attributeFilter});
   }

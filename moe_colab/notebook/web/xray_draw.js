@@ -1,15 +1,14 @@
 // The two pictures of an x-ray: tokens x layers, and the experts of every layer at one token.
 //
-// Knows canvases, and the view that xray.js makes; asks it what to draw and keeps nothing. What is
-// drawn is first laid out as a list (view.drawn), then painted from that list: the same list says
-// what lies under the mouse.
+// Knows canvases and the view of xray.js; keeps no state. Everything is first laid out as a list
+// (view.drawn) and then painted from it; the same list tells what is under the mouse.
 
 const LINE = 15, HEAD = 20, MARGIN = 34;  // a line of choices, the words above, the layers' numbers
-const WIDEST_DIGITS = 32;  // experts of a layer that each get a cell with a number in it
-const NAME = 38, TICKS = 14;  // room for a glyph and a number, and for a line of ticks
+const WIDEST_DIGITS = 32;  // up to so many experts per layer, each gets a cell with its number
+const NAME = 38, TICKS = 14;  // width of a glyph and a number; height of a line of ticks
 
-// ------------------------------------------------------------------ paper
-// A canvas of this size, clean, and what to draw with: colours as the page has them now.
+// ------------------------------------------------------------------ canvas
+// An empty canvas of this size, and the current colours of the page.
 function paper(root, canvas, width, height) {
   const sharp = window.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(width * sharp));
@@ -33,7 +32,7 @@ function write(pen, text, x, y, {size = 11, colour = "fg", align = "center", bol
   pen.fillText(text, x, y);
 }
 
-// The glyph of a state, as its sign has it, around a point.
+// The glyph of a state, centred at a point.
 function glyph(pen, state, x, y, r = 4) {
   const corners = {
     [SPECULATIVE]: [[0, -r], [r, r * .8], [-r, r * .8]],
@@ -57,7 +56,7 @@ function glyph(pen, state, x, y, r = 4) {
   }
 }
 
-// Another token of the same step has paid for it: a ring.
+// A ring: another token of the same step caused the load.
 function ring(pen, x, y) {
   pen.strokeStyle = pen.colour("dim");
   pen.lineWidth = 1.2;
@@ -72,7 +71,7 @@ function colourOf(state) {
 }
 
 // ------------------------------------------------------------------ tokens x layers
-// How large things are: `chips` choices of a layer have a number each, the others a bar.
+// Sizes: `chips` choices of a layer have a number each, the others a bar.
 function gridSize(view) {
   const {layers, choices, widest} = view;
   const chips = layers * Math.min(choices, 2) <= 24 ? Math.min(choices, 2) : 1;
@@ -83,7 +82,7 @@ function gridSize(view) {
     width: MARGIN + cell * view.tokens, height: HEAD + (chips * LINE + 4) * layers};
 }
 
-// The cells that can be seen; x and y are places on the canvas.
+// The visible cells; x and y are positions on the canvas.
 function gridCells(view, left, top, width, height) {
   const size = gridSize(view), cells = [];
   const from = Math.floor(left / size.cell), to = Math.ceil((left + width - MARGIN) / size.cell);
@@ -129,7 +128,7 @@ function drawCell(pen, {x, y, chosen}, size) {
     x + size.digits + 19 + 4 * place, y + size.line - 4, size.line - 6));
 }
 
-// A further choice: the higher, the more it cost; a dot where another token has paid.
+// A further choice: higher is more expensive; a dot if another token caused the load.
 function drawBar(pen, {state, paid}, x, bottom, most) {
   const share = {[HIT]: .3, [SPECULATIVE]: .55, [LATE]: .8, [MISS]: 1, [PASSING]: 1}[state] ?? .3;
   pen.fillStyle = pen.colour(paid ? colourOf(state) : "dim");
@@ -137,7 +136,7 @@ function drawBar(pen, {state, paid}, x, bottom, most) {
   pen.fillRect(x, bottom - height, 3, height);
 }
 
-// The words above and the layers' numbers, over whatever was scrolled below them.
+// The words above and the layers' numbers, drawn over the scrolled cells.
 function drawMargins(pen, view, cells, width, height) {
   pen.fillStyle = pen.colour("bg");
   pen.fillRect(0, 0, width, HEAD);
@@ -167,8 +166,8 @@ function drawWord(pen, view, token, x, w) {
 }
 
 // ------------------------------------------------------------------ experts of one step
-// Up to 32 experts a layer: a line of cells with a number in each. More: lines of ticks, as high as
-// what happened there, and beside them those that were used, by glyph and number.
+// Up to 32 experts per layer: a line of cells with numbers. More: lines of ticks, whose height shows
+// the state, and beside them the experts that were used, by glyph and number.
 function expertSize(view, width) {
   if (view.widest <= WIDEST_DIGITS) {
     const cell = Math.max(17, Math.min(40, Math.floor((width - MARGIN) / view.widest)));
@@ -208,7 +207,7 @@ function drawExperts(view, canvas, width) {
 // A cell: framed where the expert has a slot, dashed where it was used and has none.
 function drawSlot(pen, {expert, state, x, y, w, h}) {
   const used = state > IDLE, away = state === AWAY || state === PASSING;
-  if (state === IDLE) {  // no colour stands out on it
+  if (state === IDLE) {  // no colour is visible on it
     pen.fillStyle = pen.colour("field");
     pen.fillRect(x + 1, y, w - 3, h);
   }
@@ -231,7 +230,7 @@ function drawTick(pen, {state, x, y, w, h}) {
   pen.fillRect(x + (w - wide) / 2, y + h - height, wide, state === PASSING ? height / 2 : height);
 }
 
-// Those that were used, what cost most first, as many as there is room for.
+// The experts that were used, the most expensive first, as many as fit.
 function drawNames(pen, view, cells, layer, y, width, size) {
   const used = cells.filter(cell => cell.layer === layer && cell.state > IDLE)
     .sort((a, b) => b.state - a.state || a.expert - b.expert);

@@ -1,7 +1,7 @@
-// What an x-ray shows now: a cache, a token, a layer; and what that means for every choice.
+// The state of an x-ray: the cache, token and layer it shows, and the outcome of every choice.
 //
-// Knows the data of moe_colab/xrays.py, and replay.js, who counts; knows nothing of a page but that
-// `parts` want to be called when something has changed.
+// Knows the data of views/xray.py, and replay.js; of the page it knows only `parts`, functions to
+// call after a change.
 
 const RECORDED = "recorded", REPLAYED = "replayed";
 const STATE = ["away", "idle", "hit", "speculative_hit", "late", "miss", "passing", "unknown"];
@@ -30,13 +30,13 @@ class XRay {
   replay(policy) {
     const key = `${policy} ${this.slots}`;
     if (!this.replays.has(key)) {
-      if (this.replays.size > 7) this.replays.clear();  // they are large
+      if (this.replays.size > 7) this.replays.clear();  // replays are large
       this.replays.set(key, replay(
         this.needed, this.phases, this.experts, this.data.bytes, policy, this.slots));
     }
     return this.replays.get(key);
   }
-  // The choices of a token's router, the likeliest first, and what became of them.
+  // The choices of a token's router, the most probable first, with their outcomes.
   chosen(token, layer) {
     const {routing, chances, fates, nobody, step} = this.data, out = [];
     for (let rank = 0; rank < this.choices; rank++) {
@@ -52,7 +52,7 @@ class XRay {
     return out;
   }
   place(step, layer) { return (step * this.layers + layer) * this.widest; }
-  // What every expert of a layer is at the current token's step. Who lay idle is not recorded.
+  // The state of every expert of a layer at the current token's step. Idle ones are not recorded.
   states(layer) {
     const step = this.data.step.values[this.current], start = this.place(step, layer);
     if (this.shown === REPLAYED) {
@@ -66,7 +66,7 @@ class XRay {
     }
     return out;
   }
-  // What a token cost over all layers: accesses by outcome, those that others paid, and bytes.
+  // The cost of a token over all layers: accesses by outcome, shared ones, and bytes.
   cost(token) {
     const out = {hit: 0, speculative_hit: 0, late: 0, miss: 0, unknown: 0, shared: 0, bytes: 0};
     for (let layer = 0; layer < this.layers; layer++) {
@@ -91,7 +91,7 @@ class XRay {
 
 function told_state(fate) { return [UNKNOWN, HIT, SPECULATIVE, LATE, MISS][fate]; }
 
-// What every step asks every layer for: by the tokens that are shown, and by the others.
+// The experts that every step needs in every layer, for visible tokens and the others.
 function neededOf(data) {
   const [tokens, layers, choices] = data.routing.shape, steps = data.phases.shape[0];
   const asked = Array.from({length: steps}, () => data.experts.map(() => new Set()));

@@ -1,8 +1,8 @@
-// What an x-ray tells in words and in the text itself. Texts of tokens reach the page as text only.
+// The texts of an x-ray. Texts of tokens are always inserted as text, never as HTML.
 //
-// Knows the view (xray_state.js) and makes elements; changes the view by pin, hover and keys alone.
+// Knows the view (xray_state.js) and creates elements; changes the view by pin, hover and keys only.
 
-const HOTTEST = 34;  // percent of a miss's colour behind a word: it can still be read
+const HOTTEST = 34;  // percent of a miss's colour behind a word, which stays readable
 
 // ------------------------------------------------------------------ the text
 function textOf(view) {
@@ -40,7 +40,7 @@ function pieceOf(view, token) {
   make("span", {class: "cost"}), make("span", {class: "sign"}));
 }
 
-// The bar below a token, as long as it is: misses, late ones, speculative hits, hits.
+// The bar below a token: misses, late loads, speculative hits, hits.
 function price(view, piece, token) {
   const cost = view.costs[token];
   const names = ["miss", "late", "speculative_hit", "hit", "unknown", "shared"];
@@ -62,13 +62,13 @@ function inWords(cost) {
   const names = {miss: ["miss", "misses"], late: ["late", "late"],
     speculative_hit: ["speculative hit", "speculative hits"], hit: ["hit", "hits"],
     unknown: ["of unknown outcome", "of unknown outcome"],
-    shared: ["paid by an earlier token of the step", "paid by an earlier token of the step"]};
+    shared: ["loaded for an earlier token of the step", "loaded for an earlier token of the step"]};
   const all = Object.entries(names).filter(([name]) => cost[name])
     .map(([name, [one, many]]) => `${cost[name]} ${cost[name] === 1 ? one : many}`);
-  return `${all.join(", ") || "sent nowhere"}; ${megabytes(cost.bytes)} loaded`;
+  return `${all.join(", ") || "routed to no expert"}; ${megabytes(cost.bytes)} loaded`;
 }
 
-// Scroll `box`, and nothing else on the page, until its child can be seen.
+// Scrolls `box`, but not the page, until its child is visible.
 function reveal(box, child) {
   const top = child.offsetTop - box.offsetTop;
   if (top < box.scrollTop) box.scrollTop = top;
@@ -76,7 +76,7 @@ function reveal(box, child) {
   if (over > 0) box.scrollTop += over;
 }
 
-// ------------------------------------------------------------------ what is told in words
+// ------------------------------------------------------------------ texts
 function readoutOf(view) {
   const token = make("div", {}), layer = make("div", {class: "dim"});
   const line = make("div", {class: view.choices > 4 ? "told more" : "told", role: "status"}, token, layer);
@@ -87,7 +87,7 @@ function readoutOf(view) {
       data.words[now] && make("bdi", {class: "quoted"}, view.word(now)),
       ` (${phase}): ${inWords(view.costs[now])}`);
     const chosen = view.chosen(now, view.layer).map(choice => choiceInWords(view, choice));
-    layer.textContent = `layer ${view.layer}: ${chosen.join("; ") || "sent nowhere"}`;
+    layer.textContent = `layer ${view.layer}: ${chosen.join("; ") || "routed to no expert"}`;
   };
   return {line, show};
 }
@@ -99,12 +99,12 @@ function choiceInWords(view, {expert, chance, state, paid}) {
 
 function stateInWords(view, state) {
   return {[AWAY]: "has no slot", [IDLE]: "has a slot, idle", [PASSING]: "miss, not kept",
-    [UNKNOWN]: "needed, outcome not known here"}[state] ?? view.data.signs[STATE[state]].name;
+    [UNKNOWN]: "needed, outcome not known"}[state] ?? view.data.signs[STATE[state]].name;
 }
 
-// The recording, the replay and Belady's bound, each in a line.
+// The recording, the replay and Belady's bound, one per row.
 function numbersOf(view) {
-  const heads = ["", "hit rate, decoded", "hit rate, prompt", "loads", "moved"];
+  const heads = ["", "hit rate, decoded", "hit rate, prompt", "loads", "bytes loaded"];
   const body = make("tbody", {});
   const box = make("table", {"aria-label": "all tokens and layers together"},
     make("thead", {}, make("tr", {}, ...heads.map(head => make("th", {scope: "col"}, head)))), body);
@@ -143,28 +143,28 @@ function legendOf({data}) {
   const signs = Object.entries(data.signs).map(([key, {glyph, name, means}]) =>
     make("span", {}, make("b", {class: key}, glyph), ` ${name}: ${means}`));
   return make("div", {class: "legend dim"}, ...signs,
-    make("span", {}, make("b", {}, "○"), " shared: an earlier token of the same step has paid"));
+    make("span", {}, make("b", {}, "○"), " shared: loaded for an earlier token of the same step"));
 }
 
 function notesOf(view) {
   const {data, widest, choices} = view;
   const start = data.begins ? "the trace's beginning"
-    : `token ${data.first}: what came before does not fit in here`;
+    : `token ${data.first}, because earlier tokens do not fit into this view`;
   const notes = [
-    "In one step (a whole prompt is one) an expert is loaded once; the first token that needs it pays.",
-    `A replay begins with empty slots at ${start}; it guesses nothing. Belady knows what comes, up to ` +
-      "the last token here.",
+    "In one step (a whole prompt is one step) an expert is loaded at most once; the load counts for the first token that needs it.",
+    `A replay begins with empty slots at ${start} and has no guesses. Belady knows the future up to ` +
+      "the last token of this view.",
     data.rest_of.values.length &&
-      "The table counts all tokens of the steps from there on, also those that are not shown.",
-    data.recorded ? "Recorded are loads that were asked for, not those of guesses."
-      : "What was loaded when this ran was not recorded.",
-    !data.chances && "The router's probabilities are not known: there is no shade.",
+      "The table counts all tokens of the steps from there on, including tokens that are not shown.",
+    data.recorded ? "The recording counts the loads that layers needed, not the loads of guesses."
+      : "The trace has no recorded loads.",
+    !data.chances && "The trace has no router probabilities, so there is no shade.",
     data.whole_layer &&
-      "Whole layers were loaded: loads that no token needed count in the first line only.",
-    widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full and " +
-      "named at the right if it was used.",
+      "Whole layers were loaded: loads that no token needed count in the first row only.",
+    widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full " +
+      "and with its number at the right if it was used.",
     choices > gridSize(view).chips &&
-      "Beside a number: the router's further choices, the higher the costlier.",
+      "Beside a number: the router's further choices; higher is more expensive.",
     "Keys: ← → tokens, ↑ ↓ layers, Home, End; click or Enter pins.",
   ];
   return make("div", {class: "notes dim"}, notes.filter(note => note).join(" "));

@@ -1,8 +1,8 @@
-"""The chat as a widget. Knows a ChatSession and how to show it; generates nothing itself.
+"""`mc.ChatWidget`: the chat as a widget. Knows a ChatSession and how to show it; generates nothing.
 
-An answer is made in a thread of its own that touches no widget. What is new is shown by `flush()`,
-called some times a second on the kernel's own loop, so that Stop is heard meanwhile; in Colab,
-where what is said between two requests may be lost, the page calls it instead.
+An answer is generated in its own thread, which touches no widget. `flush()` shows the new text: the
+kernel's event loop calls it several times per second, so that Stop works meanwhile. In Colab, which
+may lose messages that the kernel sends between two requests, the page calls it instead.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from ...chat.session import ChatSession
 from ...chat.turn import Turn
 from ...errors import MoEColabError
 from ..views.view import web_asset
-from .chat_controls import ChatControls, slots_shown
+from .chat_controls import ChatControls
+from .controls import slots_value, status_line
 from .panel import shows_errors
 
 SECONDS_BETWEEN_FLUSHES = 0.125
 SECONDS_AFTER_ENTER = 0.5
-REPLACED = "this chat was replaced by a newer one of the same model: use that one."
+REPLACED = "a newer chat of the same model has replaced this one: use the newer one."
 _numbers = itertools.count(1)
 _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
     weakref.WeakKeyDictionary()
@@ -37,14 +38,14 @@ _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
 
 
 class ChatWidget:
-    """Talk to a loaded model: as the last line of a cell it shows itself.
+    """A chat with a loaded model. As the last line of a cell it displays itself.
 
-    The conversation belongs to the model: another ChatWidget on the same model, as when its cell is
-    run again, goes on with it and takes the place of the first. `session` is the plain ChatSession
-    underneath, `controls` are the widgets, `error` is the latest error that was no MoEColabError.
-    All that the buttons do can be called: `send`, `stop`, `retry`, `clear`, `save`; where no event
-    loop runs, call `flush` to see what is new. Raises MoEColabError for a model without tokenizer;
-    later mistakes are told in the status line.
+    The conversation belongs to the model: a second ChatWidget of the same model, for example when
+    the cell runs again, continues it and replaces the first. `session` is the ChatSession,
+    `controls` are the widgets, `error` is the latest error that was no MoEColabError. The buttons
+    call `send`, `stop`, `retry`, `clear` and `save`; without an event loop, call `flush` to show
+    new text. Raises MoEColabError for a model without a tokenizer; later errors appear in the
+    status line.
     """
 
     def __init__(
@@ -66,10 +67,10 @@ class ChatWidget:
         self.controls = ChatControls(self.session, self.name)
         self.error: Exception | None = None
         self._following: Answer | None = None
-        self._flushed = 0.0  # when
-        self._entered = 0.0  # when Enter came without a text
-        self._task: asyncio.Task | None = None  # or it would be collected
-        self._page_asks = False  # in Colab, from its first request on
+        self._flushed = 0.0  # time of the latest flush
+        self._entered = 0.0  # time of an Enter that came before its text
+        self._task: asyncio.Task | None = None  # a reference, so that it is not garbage-collected
+        self._page_asks = False  # True in Colab after the page's first request
         self._closed = False
         self._listen()
         self._show(self.session.turns)
@@ -80,7 +81,7 @@ class ChatWidget:
     # ------------------------------------------------------------------ what the buttons do
     @shows_errors
     def send(self, text: str | None = None) -> None:
-        """Ask `text`, or what is written in the box."""
+        """Ask `text`, or the text in the message box."""
         box = self.controls.box
         question = (box.value if text is None else text).strip()
         if self._closed:
@@ -88,14 +89,14 @@ class ChatWidget:
         if not question:
             raise MoEColabError("write a message first.")
         if self.session.busy:
-            raise MoEColabError("an answer is under way: your message was not sent, it waits here.")
+            raise MoEColabError("an answer is under way: your message was not sent.")
         self._follow(self.session.start(question, **self._settings()))
         if text is None:
             box.value = ""
 
     @shows_errors
     def retry(self) -> None:
-        """Ask the latest question again, in place of its answer."""
+        """Ask the latest question again; the new answer replaces the old one."""
         answer = self.session.retry(**self._settings())
         self._show(self.session.turns[:-1])
         self._follow(answer)
@@ -115,13 +116,13 @@ class ChatWidget:
 
     @shows_errors
     def save(self, ending: str) -> None:
-        """Write the conversation into the working folder, as ".json" or ".md"."""
+        """Save the conversation in the working folder; ending: ".json" or ".md"."""
         path = self.session.export(time.strftime(f"chat-%Y%m%d-%H%M%S{ending}"))
         self.say(f"saved as {path} in the notebook's folder")
 
     @shows_errors
     def flush(self) -> None:
-        """Show what is new; does nothing where nothing is, or too soon after the last time."""
+        """Show the new text, unless there is none or the latest flush was a moment ago."""
         answer, now = self._following, time.monotonic()
         if answer is None:
             return
@@ -133,11 +134,11 @@ class ChatWidget:
             self.controls.numbers.value = markup.numbers(turn, answer.rate)
 
     def say(self, text: str, bad: bool = False) -> None:
-        """Put a sentence into the status line."""
-        self.controls.status.value = markup.status(text, bad)
+        """Show a sentence in the status line."""
+        self.controls.status.value = status_line(text, bad)
 
     def close(self) -> None:
-        """Take the widget off the page; the conversation stays with the model."""
+        """Remove the widget from the page; the conversation stays with the model."""
         self._following, self._closed = None, True
         self.controls.close()
 
@@ -152,12 +153,12 @@ class ChatWidget:
     # ------------------------------------------------------------------ an answer
     def _follow(self, answer: Answer) -> None:
         self._following = answer
-        self.controls.rest(True)
+        self.controls.set_busy(True)
         if not self.session.turns:
             self.controls.history.value = ""
         self.controls.live.value = markup.under_way(answer.turn())
         self.say("; ".join(filter(None, ["answering", markup.left_out_note(answer.left_out)])))
-        with contextlib.suppress(RuntimeError):  # plain Python: no loop runs, the caller flushes
+        with contextlib.suppress(RuntimeError):  # without an event loop, the caller flushes
             self._task = asyncio.get_running_loop().create_task(self._drain(answer))
 
     async def _drain(self, answer: Answer) -> None:
@@ -167,7 +168,7 @@ class ChatWidget:
 
     def _flush_for_page(self) -> None:
         if not self._page_asks:
-            self._page_asks = True  # first what was said in vain before
+            self._page_asks = True  # messages before this one may be lost
             self.controls.resend()
         self.flush()
 
@@ -175,7 +176,7 @@ class ChatWidget:
         self._following = None
         self.controls.live.value = self.controls.numbers.value = ""
         self._show(self.session.turns)
-        self.controls.rest(False)
+        self.controls.set_busy(False)
         self.controls.refresh(self.session.model.offload)
         if answer.error is not None:
             self.controls.box.value = self.controls.box.value or answer.question
@@ -187,8 +188,8 @@ class ChatWidget:
             self.say(CLOSED, bad=True)
         elif self.session.tokenizer.chat_template is None:
             self.say(
-                f"{text}; a base model without a chat template: it goes on with each message "
-                "alone, and hears no system prompt"
+                f"{text}; this is a base model without a chat template: it continues each message "
+                "alone, without the system prompt"
             )
         else:
             self.say(text)
@@ -200,10 +201,10 @@ class ChatWidget:
     def _show(self, turns: list[Turn]) -> None:
         self.controls.history.value = markup.conversation(turns)
 
-    # ------------------------------------------------------------------ what is listened to
+    # ------------------------------------------------------------------ events
     def _listen(self) -> None:
         parts = self.controls
-        parts.line.on_submit(self._enter)  # ipywidgets 8 has it still
+        parts.line.on_submit(self._enter)  # deprecated in ipywidgets 8, but still there
         parts.line.observe(self._after_enter, "value")
         parts.send.on_click(lambda _: self.send())
         parts.stop.on_click(lambda _: self.stop())
@@ -217,7 +218,7 @@ class ChatWidget:
         parts.more.observe(self._change_more, "value")
 
     def _enter(self, _) -> None:
-        """The key. Until our script is there, its text comes a moment after it."""
+        """Enter was pressed. Until the page has run the script, the text arrives after the key."""
         self._entered = time.monotonic() if not self.controls.line.value else 0.0
         self.send()
 
@@ -229,13 +230,13 @@ class ChatWidget:
     @shows_errors
     def _change_slots(self, change) -> None:
         offload = self.session.model.offload
-        if change["new"] == slots_shown(offload):
+        if change["new"] == slots_value(offload):
             return
         try:
             offload.slots = change["new"]
         finally:
             self.controls.refresh(offload)
-        self.say(f"{offload.slots} slots a layer from now on; new slots start empty")
+        self.say(f"{offload.slots} slots per layer from now on; new slots start empty")
 
     @shows_errors
     def _change_policy(self, change) -> None:
@@ -259,12 +260,12 @@ class ChatWidget:
         self.controls.settings.layout.display = "" if change["new"] else "none"
 
     def _colab_callback(self) -> str:
-        """The name under which Colab's page can call `flush`; empty elsewhere."""
+        """The name by which Colab's page calls `flush`; "" outside Colab."""
         try:
             from google.colab import output
         except ImportError:
             return ""
-        alive = weakref.WeakMethod(self._flush_for_page)  # Colab keeps what it is given for good
+        alive = weakref.WeakMethod(self._flush_for_page)  # Colab keeps callbacks forever
 
         def flush() -> None:
             if (method := alive()) is not None:

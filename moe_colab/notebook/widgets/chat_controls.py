@@ -1,5 +1,5 @@
-"""The parts of the chat on the page: which controls there are, their labels, where they stand. They
-do nothing by themselves; widgets.py listens to them. Only what ipywidgets 7.7 has as well as 8."""
+"""The controls of the chat: their labels and their layout. Knows nothing of what they do: chat.py
+observes them. Uses only what both ipywidgets 7.7 and 8 have."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...cache.policies import POLICIES
 from ...chat.session import ANSWER_TOKENS, ChatSession, sampling
 from ...errors import MoEColabError
 from ..views.view import web_asset
-from .controls import below, button, field, row, size, tagged
+from .controls import below, button, field, row, size, slots_value, tagged
 
 
 class ChatControls:
-    """Every control is an attribute; `page` holds them all."""
+    """Every control is an attribute; `page` contains them all."""
 
     def __init__(self, session: ChatSession, name: str):
-        """`name`: a class of the page, by which its script finds it."""
+        """name: a CSS class of the page, by which the script finds it."""
         offload, defaults = session.model.offload, session.model.generation_config
 
         self.history, self.live = w.HTML(), w.HTML()
@@ -26,7 +26,7 @@ class ChatControls:
         self.status = tagged(w.HTML(), "moe-statusline")
         self.numbers = tagged(w.HTML(), "moe-numbers")
 
-        # Not continuous: an update still under way would be overtaken by the key that sends.
+        # Not continuous: else Enter could arrive before the last update of the text.
         self.line = tagged(field(w.Text, "Message", "98%", continuous_update=False), "moe-line")
         self.line.placeholder = "write, then press Enter"
         self.lines = tagged(
@@ -37,8 +37,8 @@ class ChatControls:
         self.send = tagged(button("Send", "primary"), "moe-send")
         self.stop = button("Stop", "danger", disabled=True)
         self.retry, self.clear = button("Retry"), button("Clear")
-        for one in (self.send, self.stop, self.retry, self.clear):
-            one.add_class("moe-turn")
+        for control in (self.send, self.stop, self.retry, self.clear):
+            control.add_class("moe-turn")
         self.several = w.Checkbox(description="Several lines", indent=False, layout=size("130px"))
         self.more = w.Checkbox(description="Settings", indent=False, layout=size("100px"))
         bar = row(self.send, self.stop, self.retry, self.clear, self.several, self.more)
@@ -62,7 +62,7 @@ class ChatControls:
         self.system = field(
             w.Textarea, "System", "98%", rows=2, value=session.system or "", continuous_update=False
         )
-        self.system.placeholder = "what the model is told before the conversation"
+        self.system.placeholder = "instructions for the model, before the conversation"
         self.as_json, self.as_markdown = button("Save as JSON"), button("Save as Markdown")
         self.settings = w.VBox(
             [
@@ -75,8 +75,8 @@ class ChatControls:
         )
 
         style = w.HTML(f"<style>{web_asset('chat.css')}</style>", layout=w.Layout(height="0"))
-        below = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
-        self.page = tagged(w.VBox([style, self.log, *below]), "moe-chat", name)
+        parts = (self.line, self.lines, bar, self.status, self.numbers, self.settings)
+        self.page = tagged(w.VBox([style, self.log, *parts]), "moe-chat", name)
 
     @property
     def box(self) -> w.Text | w.Textarea:
@@ -84,29 +84,29 @@ class ChatControls:
         return self.lines if self.several.value else self.line
 
     def generation(self) -> dict[str, Any]:
-        """Keywords for the next answer. Raises MoEColabError for a seed that is none."""
+        """Keywords for the next answer. Raises MoEColabError for an invalid seed."""
         seed = self.seed.value.strip()
         if seed and not (seed.isdecimal() and int(seed) < 2**32):
             raise MoEColabError(f"the seed must be empty or a whole number below 2^32, not {seed}.")
-        chosen = sampling(self.temperature.value, self.top_p.value, self.max_tokens.value)
-        return {"seed": int(seed) if seed else None, **chosen}
+        settings = sampling(self.temperature.value, self.top_p.value, self.max_tokens.value)
+        return {"seed": int(seed) if seed else None, **settings}
 
     def refresh(self, offload) -> None:
-        """Show the slots and the policy that the model has, whoever changed them."""
-        self.slots.value = slots_shown(offload)
+        """Show the current slots and policy of the model."""
+        self.slots.value = slots_value(offload)
         if offload.policy_spec not in (value for _, value in self.policy.options):
             self.policy.options = [*self.policy.options, (offload.policy, offload.policy_spec)]
         self.policy.value = offload.policy_spec
 
-    def rest(self, busy: bool) -> None:
-        """While an answer is under way, only Stop and what the next turn will use can be used."""
+    def set_busy(self, busy: bool) -> None:
+        """Enable Stop while an answer is under way, and the other buttons while none is."""
         for control in (self.send, self.retry, self.clear, self.slots, self.policy):
             control.disabled = busy
         self.stop.disabled = not busy
         (self.page.add_class if busy else self.page.remove_class)("moe-busy")
 
     def resend(self) -> None:
-        """Tell the page again what changes by itself; what a person may be writing stays."""
+        """Send the page everything that changes by itself, but not the text a person is writing."""
         shown = (self.page, self.history, self.live, self.numbers, self.status)
         buttons = (self.send, self.stop, self.retry, self.clear)
         for widget in (*shown, *buttons, self.slots, self.policy):
@@ -117,8 +117,3 @@ class ChatControls:
             for part in (widget, widget.layout, getattr(widget, "style", None)):
                 if part is not None:
                     part.close()
-
-
-def slots_shown(offload) -> int:
-    """One number, also where layers differ: the least."""
-    return offload.slots if isinstance(offload.slots, int) else min(offload.slots)

@@ -1,9 +1,10 @@
-"""Small helpers for widgets: sizes, labels, rows, sliders, menus. Only what ipywidgets 7.7 has as
-well as 8."""
+"""Controls of the widgets: rows, labels, sliders, menus, status lines. Uses only what both
+ipywidgets 7.7 and 8 have."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import ipywidgets as w
@@ -12,7 +13,7 @@ LABEL = "80px"
 
 
 def below(widget: w.Widget) -> Iterator[w.Widget]:
-    """The widget and all that it holds, from the inside out."""
+    """The widget and everything inside it, the innermost first."""
     for child in getattr(widget, "children", ()):
         yield from below(child)
     yield widget
@@ -58,3 +59,14 @@ def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFlo
 def menu(label: str, options: Any, width: str = "300px") -> w.Dropdown:
     style = {"description_width": LABEL}
     return w.Dropdown(options=options, description=label, layout=size(width), style=style)
+
+
+def status_line(text: str, bad: bool = False) -> str:
+    """A sentence as HTML; bad: as an error, with a warning sign."""
+    kind, sign = ("moe-error", "⚠ ") if bad else ("moe-status", "")
+    return f'<span class="{kind}">{sign}{escape(text)}</span>'
+
+
+def slots_value(offload) -> int:
+    """The slots of a layer as one number: the smallest where layers differ."""
+    return offload.slots if isinstance(offload.slots, int) else min(offload.slots)

@@ -1,7 +1,7 @@
-"""The Explorer: read a text, look at what happened, and move what a cache is made of.
+"""`mc.Explorer`: record a text, and show its trace under any cache settings.
 
-Knows `reading`, who records, and `trace_widgets`, who shows; adds a text to be read. Only what
-ipywidgets 7.7 has as well as 8.
+Knows record_text and the trace widget; adds controls for the text. Uses only what both ipywidgets
+7.7 and 8 have.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from .panel import shows_errors
 from .trace import TraceWidget
 from .trace_views import TRACE_VIEWS
 
-LETTERS = 700  # of a text that is offered
+LETTERS = 700  # of a text in the menu
 OWN = "a text of your own"
 GREETING = "Once upon a time there was a king who had no money at all, and a cook who had"
-MOST_TOKENS, PROMPT = 256, 8  # PROMPT of them are read at once
-LONGEST = 24  # letters of a text's name
+MOST_TOKENS, PROMPT = 256, 8  # the first 8 tokens are the prompt
+LONGEST = 24  # letters of a text in its label
 
 
 class Explorer(TraceWidget):
-    """Which experts fire, who follows whom, and what any cache, policy, guess or link would make of
-    it: recorded once, replayed at every move.
+    """Shows all views of a trace: which experts are used, which follow which, and the hit rates and
+    times with any cache, policy, prefetch or link. A text is recorded once; every change of a
+    control replays it.
 
-    model, tokenizer: of mc.load, to read texts with; without them only the trace is shown. trace:
-    what is shown first; the one that comes with moe_colab (the small model over four kinds of
-    text), if not said. What is read is added to it, or takes its place where it is of another
-    model. `trace` is all that is there, `words` the text to be read; `record()` reads it. Raises
-    MoEColabError for a model without a tokenizer, or a trace without steps.
+    model, tokenizer: from mc.load, to record texts; without them only the trace is shown. trace:
+    shown first; None: the trace that comes with moe_colab (the small model over four kinds of
+    text). A new recording is added to it, or replaces it if it is of another model. `trace` is the
+    whole trace, `words` the control with the text; `record()` records it. Raises MoEColabError for
+    a model without a tokenizer, or a trace without steps.
     """
 
     def __init__(self, model: Any = None, tokenizer: Any = None, trace: Trace | None = None):
         if model is not None and tokenizer is None:
-            raise MoEColabError("give the tokenizer too: mc.Explorer(model, tokenizer).")
+            raise MoEColabError("the tokenizer is missing: use mc.Explorer(model, tokenizer).")
         self.model, self.tokenizer = model, tokenizer
         trace = Trace.load() if trace is None else trace
         reading = []
@@ -63,9 +64,9 @@ class Explorer(TraceWidget):
 
     @shows_errors
     def record(self, _: Any = None) -> None:
-        """Read the words, and show what happened."""
+        """Record the text of `words`, and show it."""
         if self.model is None:
-            raise MoEColabError("there is no model to read with: mc.Explorer(model, tokenizer).")
+            raise MoEColabError("there is no model: use mc.Explorer(model, tokenizer).")
         self.go.disabled = True
         self.say("reading…")
         try:
@@ -85,7 +86,7 @@ class Explorer(TraceWidget):
             self.part.value = mine.labels[0]
 
     def _name(self) -> str:
-        """A label that the trace has not yet."""
+        """A new label for the trace."""
         words = " ".join(self.words.value.split())
         offered = self.words.value == self.offered[self.kind.value] and self.kind.value != OWN
         name = self.kind.value if offered else f"“{words[:LONGEST].strip()}”"

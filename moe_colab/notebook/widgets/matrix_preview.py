@@ -1,8 +1,7 @@
-"""One matrix of a checkpoint, quantized on the spot: what it loses, what it takes, and what its
-codes can say.
+"""Matrix previews: one matrix of a checkpoint, quantized in memory, with its error and its bits.
 
-Knows a folder of safetensors files and the formats of `lowbit`. Writes nothing, loads no model, and
-knows no page to be shown on.
+Knows a folder of safetensors files and the quantization formats; writes nothing, loads no model,
+and knows no widgets.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ ATTENTION = re.compile(r"\.(\d+)\.\w*attn\w*\.(.+)\.weight$")
 
 @dataclass(frozen=True)
 class MatrixPreview:
-    """A matrix and one group of it. `weights` float32 [N, K]; `group` float32 [G], the weights of
-    the group; `levels` float32 [2^bits], all that its codes can express; `relative_error`: the norm
-    of what the matrix lost over its norm; `bits_per_weight`: scales and zeros counted."""
+    """A matrix and one group of it. `weights`: float32 [N, K]. `group`: float32 [G], the weights of
+    one group. `levels`: float32 [2^bits], the values of that group's codes. `relative_error`: the
+    norm of the error over the norm of the matrix. `bits_per_weight`: with scales and zeros."""
 
     name: str
     form: Format
@@ -45,23 +44,18 @@ class MatrixPreview:
     bits_per_weight: float
 
     def as_row(self) -> dict[str, Any]:
-        """For `plots.levels`."""
-        told = f"{self.name}: {self.form.bits} bits, {self.relative_error:.1%} lost"
-        return {
-            "name": told,
-            "weights": self.weights,
-            "group": self.group,
-            "levels": self.levels,
-        }
+        """A row for `plots.levels`."""
+        name = f"{self.name}: {self.form.bits} bits, {self.relative_error:.1%} lost"
+        return {"name": name, "weights": self.weights, "group": self.group, "levels": self.levels}
 
 
 class Matrices:
-    """The matrices of a checkpoint folder whose experts are kept one by one. `experts`: the entries
-    of one expert's matrices by name, by (layer, expert); `attention`: by layer. Raises
-    MoEColabError for a folder that has neither."""
+    """The matrices of a checkpoint folder that has a matrix of its own for each expert. `experts`:
+    by (layer, expert), the tensor entries by name; `attention`: the same by layer. Raises
+    MoEColabError for a folder without such experts or attention."""
 
     def __init__(self, source: str | os.PathLike[str] | None = None):
-        """source: a checkpoint folder, None for the small model."""
+        """source: a checkpoint folder; None: the small model."""
         folder = shipped_model() if source is None else Path(source).expanduser()
         entries: dict[str, TensorEntry] = {}
         for file in weight_files(folder):
@@ -70,15 +64,15 @@ class Matrices:
         self.attention: dict[int, dict[str, TensorEntry]] = defaultdict(dict)
         self.rest_bytes = 0
         for name, entry in sorted(entries.items()):
-            if len(entry.shape) == 2 and (found := EXPERT.search(name)):
-                self.experts[int(found[1]), int(found[2])][found[3]] = entry
-            elif len(entry.shape) == 2 and (found := ATTENTION.search(name)):
-                self.attention[int(found[1])][found[2]] = entry
+            if len(entry.shape) == 2 and (match := EXPERT.search(name)):
+                self.experts[int(match[1]), int(match[2])][match[3]] = entry
+            elif len(entry.shape) == 2 and (match := ATTENTION.search(name)):
+                self.attention[int(match[1])][match[2]] = entry
             else:
                 self.rest_bytes += entry.end - entry.start
         if not self.experts or not self.attention:
             raise MoEColabError(
-                f"{folder} has no experts, or no attention, that are kept matrix by matrix: take a "
+                f"{folder} has no separate matrix for each expert, or none for attention: take a "
                 "checkpoint such as Mixtral's, or the small model."
             )
 
@@ -94,8 +88,8 @@ class Matrices:
         return [entry for matrices in self.attention.values() for entry in matrices.values()]
 
     def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> MatrixPreview:
-        """Quantize one matrix by HQQ; the group is the first of its `row`. Raises MoEColabError
-        where the format does not fit, and where hqq is not installed."""
+        """Quantize one matrix by HQQ; the preview shows the first group of `row`. Raises
+        MoEColabError if the format does not fit the matrix, or if hqq is not installed."""
         shape = tuple(entry.shape)
         form.check(name, shape)
         weights = read_tensor(entry).float()
@@ -114,8 +108,8 @@ class Matrices:
         )
 
     def bytes_by_part(self, experts: Format | None, attention: Format | None) -> dict[str, int]:
-        """What all weights would take in these formats, None for as they are: scales and zeros
-        counted, padding and headers not."""
+        """The bytes of all weights in these formats, with scales and zeros, without padding and
+        headers; a format of None keeps the weights as they are."""
         return {
             "experts": sum(entry_bytes(entry, experts) for entry in self.all_experts()),
             "attention": sum(entry_bytes(entry, attention) for entry in self.all_attention()),

@@ -1,7 +1,7 @@
-"""A panel: controls, a picture, facts and a status line, drawn anew whenever a control is moved.
+"""A panel: controls, pictures, facts and a status line, updated whenever a control changes.
 
-Knows how such a thing is laid out, listened to, shown and closed; knows nothing of what it shows.
-Only what ipywidgets 7.7 has as well as 8.
+Knows how a panel is laid out, observed, displayed and closed; knows nothing of its content. Uses
+only what both ipywidgets 7.7 and 8 have.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 import ipywidgets as w
 from IPython.display import display
 
-from ...chat import markup
 from ...errors import MoEColabError
-from .controls import below, row, tagged
+from .controls import below, row, status_line, tagged
 
 
 def shows_errors(handler: Callable) -> Callable:
-    """Errors in a callback are invisible in a notebook: they go to the status line, in words."""
+    """Show errors of a callback in the status line: a notebook does not show them elsewhere."""
 
     @functools.wraps(handler)
     def wrapped(self, *args, **settings):
@@ -31,17 +30,17 @@ def shows_errors(handler: Callable) -> Callable:
             self.say(str(error), bad=True)
         except Exception as error:
             self.error = error
-            self.say(f"this went wrong: {type(error).__name__}: {error}", bad=True)
+            self.say(f"unexpected error: {type(error).__name__}: {error}", bad=True)
 
     return wrapped
 
 
 class Panel(ABC):
-    """As the last line of a cell it shows itself. `pictures` (the first is `picture` too) and
-    `facts` are what `show` fills; `error` is the latest error that was no MoEColabError.
+    """A panel, which displays itself as the last line of a cell. `show` fills `pictures` (`picture`
+    is the first one) and `facts`; `error` is the latest error that was no MoEColabError.
 
-    name: a class of the page. lines: the controls, from the top; those `above` are only laid out:
-    they change nothing that is shown. pictures: how many.
+    name: a CSS class of the page. lines: rows of controls that update the panel. above: rows of
+    controls over these that do not. pictures: how many.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class Panel(ABC):
 
     @shows_errors
     def update(self) -> None:
-        """Count anew what is chosen, and show it."""
+        """Show the panel for the current values of the controls."""
         try:
             self.show()
         except Exception:
             self.facts.value = ""
-            for image in self.pictures:  # of other settings
+            for image in self.pictures:  # they belong to other settings
                 image.layout.display = "none"
             raise
         self.picture.layout.display = ""
@@ -79,20 +78,20 @@ class Panel(ABC):
 
     @abstractmethod
     def show(self) -> None:
-        """What is chosen, counted anew."""
+        """Fill the pictures and facts for the current values of the controls."""
 
     def say(self, text: str, bad: bool = False) -> None:
-        line = markup.status(text, bad) if text else ""
-        self.status.value = f'<div role="status">{line}</div>' if line else ""
+        """Show a sentence in the status line, or nothing for ""."""
+        self.status.value = f'<div role="status">{status_line(text, bad)}</div>' if text else ""
 
     def close(self) -> None:
-        """Take the panel off the page."""
+        """Remove the panel from the page."""
         for widget in list(below(self.page)):
             widget.close()
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Nothing is shown anew while controls are set in here."""
+        """A context in which changes of controls do not update the panel."""
         self._quiet = True
         try:
             yield

@@ -1,7 +1,7 @@
-"""Fewer bits by hand: choose them, and see what one matrix loses and what the whole model takes.
+"""`mc.QuantizeWidget`: the error of one quantized matrix and the bytes of the model, for any bits.
 
-Knows `sample`, what it computes, and `plots`, who draws it; computes and draws nothing itself. Only
-what ipywidgets 7.7 has as well as 8.
+Knows matrix previews and plots; computes and draws nothing itself. Uses only what both ipywidgets
+7.7 and 8 have.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from .controls import LABEL, menu
 from .matrix_preview import Matrices, MatrixPreview
 from .panel import Panel
 
-KEEP = 16  # bits of a matrix that is left alone
+KEEP = 16  # bits of a matrix that is not quantized
 NARROW = "180px"
 
 
 class QuantizeWidget(Panel):
-    """Bits, group and attention bits, and what follows at once: a matrix of one expert beside one
-    of the same layer's attention, their errors and real bits, and the bytes of the whole model. As
-    the last line of a cell it shows itself.
+    """Shows what the bits and the group size change: the levels of one expert's matrix and of one
+    attention matrix of the same layer, their errors and real bits per weight, and the bytes of the
+    whole model. As the last line of a cell it displays itself.
 
-    source: a checkpoint folder whose experts are kept one by one, None for the small model.
-    `expert_bits`, `group`, `attention_bits`, `layer`, `expert`, `matrix` are widgets; `settings` is
-    what is chosen, for `mc.quantize`; `error` is the latest error that was no MoEColabError.
+    source: a checkpoint folder with a matrix of its own for each expert; None: the small model.
+    `expert_bits`, `group`, `attention_bits`, `layer`, `expert` and `matrix` are controls; `error`
+    is the latest error that was no MoEColabError.
     """
 
     def __init__(self, source: str | os.PathLike[str] | None = None):
@@ -55,7 +55,7 @@ class QuantizeWidget(Panel):
         self.update()
 
     def settings(self) -> dict[str, int]:
-        """Keywords for `mc.quantize`."""
+        """The selected bits and group size, as keywords for `mc.quantize`."""
         return {
             "attention_bits": self.attention_bits.value,
             "expert_bits": self.expert_bits.value,
@@ -65,10 +65,10 @@ class QuantizeWidget(Panel):
     def show(self) -> None:
         samples = self.samples()
         self.picture.value = levels([sample.as_row() for sample in samples]).png()
-        self.facts.value = card("What it takes", tiles(self.tiles(samples)), FOOT)
+        self.facts.value = card("Size and error", tiles(self.tiles(samples)), FOOT)
 
     def samples(self) -> list[MatrixPreview]:
-        """The expert's matrix, and one of the same layer's attention if that is quantized."""
+        """The expert's matrix, and one attention matrix of its layer if attention is quantized."""
         layer, expert = self.layer.value, self.expert.value
         name, forms = self.matrix.value, self.formats()
         entry = self.matrices.experts[layer, expert][name]
@@ -79,15 +79,16 @@ class QuantizeWidget(Panel):
         return samples
 
     def formats(self) -> tuple[Format, Format | None]:
-        """Of the experts and of the attention."""
+        """The formats of the experts and of the attention."""
         group, bits = self.group.value, self.attention_bits.value
         return Format(self.expert_bits.value, group), None if bits == KEEP else Format(bits, group)
 
     def tiles(self, samples: list[MatrixPreview]) -> list[tuple[str, str, str]]:
-        told = [
+        """(label, number, remark): one for each sample, and one for the whole model."""
+        matrices = [
             (
                 sample.name,
-                f"{sample.bits_per_weight:.2f} bits a weight",
+                f"{sample.bits_per_weight:.2f} bits per weight",
                 f"{sample.relative_error:.1%} of its norm lost",
             )
             for sample in samples
@@ -96,10 +97,10 @@ class QuantizeWidget(Panel):
         before = sum(self.matrices.bytes_by_part(None, None).values())
         detail = ", ".join(f"{part} {human(nbytes)}" for part, nbytes in parts.items())
         now = sum(parts.values())
-        return [*told, (f"the whole model: {now / before:.0%}", human(now), detail)]
+        return [*matrices, (f"the whole model: {now / before:.0%}", human(now), detail)]
 
 
-FOOT = "Scales and zeros are counted; padding and headers, some kilobytes a layer, are not."
+FOOT = "Scales and zeros are counted; padding and headers, a few kilobytes per layer, are not."
 
 
 def buttons(label: str, values: Any, value: int) -> w.ToggleButtons:

@@ -1,19 +1,18 @@
-"""Ways to look at a trace: each a figure, the numbers beside it, and the settings that it minds.
+"""Views of a trace: each is a figure, numbers below it, and the settings that both depend on.
 
-Knows tables and `counted`, who count, and `plots`, who draws; counts and draws nothing itself, and
-knows no widgets: the settings are plain values.
+Knows replays, tables and plots; knows nothing of widgets: the settings are plain values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from ... import plots
 from ...analysis import tables
 from ...analysis.replay import Replay, replay
-from ...analysis.tables import hit_rates
 from ...analysis.timeline import Timeline, timeline
 from ...cache.policies import PolicySpec
 from ...cache.settings import SOURCES
@@ -21,30 +20,30 @@ from ...errors import MoEColabError
 from ...trace import Trace
 from ...units import human
 
-MOST = 64  # results that are kept
-
 if TYPE_CHECKING:
     import pandas
 
-STEPS = TOKENS = 48  # of a strip
+STEPS = TOKENS = 48  # in one figure
+MOST_RESULTS = 64  # replays that are kept
 MOST_PICTURES = 3
-BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the chosen policy
-COUNTED = "Counted by mc.replay, from empty slots: what a live model would count."
+BOUNDS = ("lru", "random", "optimal", "optimal-bypass")  # drawn beside the selected policy
+COUNTED = "Counted by mc.replay, which starts with empty slots; a live model counts the same."
 FIRST_CHOICES = (
-    "Fewer than the model chose: the router's first choices. More: those its logits name next, "
-    "as if this layer alone had been asked for more."
+    "With a smaller top-k than the model's, these are the router's first choices. With a larger "
+    "one, the experts with the next highest logits are added, in this layer only."
 )
-MODELLED = "Modelled by mc.timeline for such a link and such layers; not timed on this machine."
+MODELLED = "Modelled by mc.timeline for this link and these layers; not timed on this machine."
 Tiles = Sequence[tuple[str, str, str]]
-"""(what, number, remark)."""
+"""(label, number, remark) of each."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is looked at. part: a label of the trace, None for all. layer: of the MoE layers. place:
-    of a token. top_k: experts of a token. slots: a layer's. first: the first step that is shown.
-    guesses: of each layer. link: GB/s. compute: ms of a layer. expert: MB, as if the trace's were
-    so large. step: whose time is shown."""
+    """The settings of all views. part: a label of the trace, None for the whole trace. layer: an
+    index among the MoE layers. place: the index of a token. top_k: experts per token. slots: per
+    layer. first: the first step that the figure shows. guesses: experts guessed per layer. link:
+    GB/s. compute: ms per layer. expert: MB per expert, in place of the trace's own. step: the step
+    whose time is shown."""
 
     part: str | None = None
     layer: int = 0
@@ -64,15 +63,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture that can be drawn, and all that it depends on."""
+    """A picture to be drawn, and the values that it depends on."""
 
-    of: tuple
+    key: tuple
     draw: Callable[[], plots.Picture]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """Pictures, and the numbers below them, under a title and above a remark."""
+    """What a view shows: pictures, and below them a title, numbers and a remark."""
 
     drawings: Sequence[Drawing]
     tiles: Tiles = ()
@@ -82,170 +81,165 @@ class Shown:
 
 @dataclass(frozen=True)
 class TraceView:
-    """minds: the fields of Chosen that it depends on."""
+    """One view. depends_on: the fields of Selection that change it."""
 
     name: str
     depends_on: tuple[str, ...]
-    see: Callable[[Counted, Selection], Shown]
+    show: Callable[[CachedReplays, Selection], Shown]
 
 
 # ---------------------------------------------------------------------- routing
-def activity(counted: Counted, chosen: Selection) -> Shown:
-    trace = counted.part(chosen.part)
-    return Shown([drawing(activity, chosen, lambda: plots.activations(tables.activations(trace)))])
+def activity(replays: CachedReplays, selection: Selection) -> Shown:
+    table = partial(tables.activations, replays.part(selection.part))
+    return Shown([drawing(activity, selection, lambda: plots.activations(table()))])
 
 
-def routing(counted: Counted, chosen: Selection) -> Shown:
-    trace, place = counted.part(chosen.part), chosen.place
-    layer, top_k = chosen.layer, chosen.top_k
+def routing(replays: CachedReplays, selection: Selection) -> Shown:
+    trace, place = replays.part(selection.part), selection.place
+    layer, top_k = selection.layer, selection.top_k
     strip = tables.tokens(trace, layer, place - place % TOKENS, TOKENS, top_k)
     spread = tables.activations(trace, top_k=top_k)
     own = strip[strip["place"] == place]
     word = own["text"].iloc[0]
-    asked = (chosen.part, layer, top_k)
-    drawings = [Drawing(("tokens", *asked, place), lambda: plots.tokens(strip, place))]
+    key = (selection.part, layer, top_k)
+    drawings = [Drawing(("tokens", *key, place), lambda: plots.tokens(strip, place))]
     if has_logits(trace):
-        said = tables.router(trace, place, layer, top_k)
-        drawings.append(Drawing(("router", *asked, place), lambda: plots.router(said, word)))
-    drawings.append(Drawing(("shares", *asked), lambda: plots.shares(spread, layer)))
+        choices = tables.router(trace, place, layer, top_k)
+        drawings.append(Drawing(("router", *key, place), lambda: plots.router(choices, word)))
+    drawings.append(Drawing(("shares", *key), lambda: plots.shares(spread, layer)))
     here = spread[spread["layer"] == layer].set_index("expert")
     return Shown(drawings, routing_tiles(own, here), f"Token {place}", FIRST_CHOICES)
 
 
 def routing_tiles(own: pandas.DataFrame, spread: pandas.DataFrame) -> Tiles:
-    """Of one token, and of all that its layer was shown."""
+    """The experts of one token, and how often its layer sends tokens to the first of them."""
     experts = [expert for expert in own["expert"] if expert >= 0]
     if not experts:
-        return [("this layer sends it", "nowhere", "to no expert")]
+        return [("routed to", "no expert", "in this layer")]
     first, even = experts[0], spread["uniform"].iloc[0]
     facts = [
-        ("goes to", ", ".join(map(str, experts)), f"of {len(spread)} experts"),
+        ("routed to", ", ".join(map(str, experts)), f"of {len(spread)} experts"),
         (
-            f"of this text, expert {first} gets",
+            f"expert {first} gets",
             f"{spread['share'][first]:.0%}",
-            f"of the tokens; an even share is {even:.1%}",
+            f"of this text's tokens; an even share is {even:.1%}",
         ),
     ]
     odds = own["probability"].sum(skipna=False)
     if odds == odds:  # known
-        facts.insert(1, ("the router gives them", f"{odds:.0%}", "of its probability"))
+        facts.insert(1, ("router probability", f"{odds:.0%}", "of these experts together"))
     return facts
 
 
 def has_logits(trace: Trace) -> bool:
-    """Does it hold what all its routers said?"""
+    """Whether the trace holds the router logits of every layer."""
     return all(map(trace.holds_logits, range(trace.layers)))
 
 
-def domains(counted: Counted, chosen: Selection) -> Shown:
-    trace, layer = counted.trace, chosen.layer
-    return Shown(
-        [
-            drawing(
-                domains, chosen, lambda: plots.specialisation(tables.specialisation(trace, layer))
-            )
-        ]
-    )
+def domains(replays: CachedReplays, selection: Selection) -> Shown:
+    table = partial(tables.specialisation, replays.trace, selection.layer)
+    return Shown([drawing(domains, selection, lambda: plots.specialisation(table()))])
 
 
-def transitions(counted: Counted, chosen: Selection) -> Shown:
-    trace = counted.part(chosen.part)
+def transitions(replays: CachedReplays, selection: Selection) -> Shown:
+    trace = replays.part(selection.part)
     if trace.layers < 2:
-        raise MoEColabError("this model has one MoE layer: no other one follows it.")
-    layer = min(chosen.layer, trace.layers - 2)  # the last one leads nowhere
-    return Shown(
-        [drawing(transitions, chosen, lambda: plots.transitions(tables.transitions(trace, layer)))]
-    )
+        raise MoEColabError("this model has one MoE layer, and transitions need two.")
+    layer = min(selection.layer, trace.layers - 2)  # the last layer has no next one
+    table = partial(tables.transitions, trace, layer)
+    return Shown([drawing(transitions, selection, lambda: plots.transitions(table()))])
 
 
-def drawing(look: Callable, chosen: Selection, draw: Callable[[], plots.Picture]) -> Drawing:
-    """Of all that was chosen."""
-    return Drawing((look, *astuple(chosen)), draw)
+def drawing(view: Callable, selection: Selection, draw: Callable[[], plots.Picture]) -> Drawing:
+    """A drawing that depends on every setting."""
+    return Drawing((view, *astuple(selection)), draw)
 
 
 # ---------------------------------------------------------------------- the cache
-def slots(counted: Counted, chosen: Selection) -> Shown:
-    policies = dict.fromkeys([*BOUNDS, chosen.policy])
-    rows = [row for policy in policies for row in counted.rates(chosen.part, policy)]
-    one = drawing(slots, chosen, lambda: plots.hit_rates(rows, chosen.slots))
-    return Shown([one], cache_tiles(counted, chosen), "All layers", COUNTED)
+def slots(replays: CachedReplays, selection: Selection) -> Shown:
+    policies = dict.fromkeys([*BOUNDS, selection.policy])
+    rows = [row for policy in policies for row in replays.rates(selection.part, policy)]
+    one = drawing(slots, selection, lambda: plots.hit_rates(rows, selection.slots))
+    return Shown([one], cache_tiles(replays, selection), "All layers", COUNTED)
 
 
-def residency(counted: Counted, chosen: Selection) -> Shown:
-    trace = counted.part(chosen.part)
-    table = tables.residency(trace, chosen.layer, chosen.policy, chosen.slots)
-    one = drawing(residency, chosen, lambda: plots.residency(table, chosen.first, STEPS))
-    return Shown([one], cache_tiles(counted, chosen), "All layers", COUNTED)
+def residency(replays: CachedReplays, selection: Selection) -> Shown:
+    trace = replays.part(selection.part)
+    table = tables.residency(trace, selection.layer, selection.policy, selection.slots)
+    one = drawing(residency, selection, lambda: plots.residency(table, selection.first, STEPS))
+    return Shown([one], cache_tiles(replays, selection), "All layers", COUNTED)
 
 
-def cache_tiles(counted: Counted, chosen: Selection) -> Tiles:
-    """What all layers' caches hit and load, and what more slots or Belady would bring."""
-    trace, policy, slots = counted.part(chosen.part), chosen.policy, chosen.slots
-    now = counted.replay(chosen.part, policy, slots)
+def cache_tiles(replays: CachedReplays, selection: Selection) -> Tiles:
+    """Hit rate and loads over all layers, and the hit rates with one slot more and with Belady."""
+    trace, policy, slots = replays.part(selection.part), selection.policy, selection.slots
+    now = replays.replay(selection.part, policy, slots)
     decoded = max(1, sum(f["rows"] * f["length"] for f in trace.forwards if f["phase"]))
     facts = [
         ("hit rate, decoded tokens", rate(now), f"{now.hits:,} hits in all"),
         (
-            "loaded for a token",
+            "loaded per token",
             human(now.decode.bytes_loaded / decoded),
             f"{now.decode.loads / decoded:.2f} experts",
         ),
     ]
     if slots < min(trace.experts) and now.decode.accesses:
-        more = counted.replay(chosen.part, policy, slots + 1).decode.hit_rate
-        told = f"{100 * (more - now.decode.hit_rate):+.1f} points"
-        room = human(sum(trace.expert_bytes))
-        facts.append(("a slot more in every layer", told, f"of hit rate, for {room} of memory"))
-    best = rate(counted.replay(chosen.part, "optimal", slots))
-    facts.append(("the best with these slots", best, "Belady, who knows what comes"))
+        more = replays.replay(selection.part, policy, slots + 1).decode.hit_rate
+        gain = f"{100 * (more - now.decode.hit_rate):+.1f} points"
+        memory = human(sum(trace.expert_bytes))
+        facts.append(("one more slot per layer", gain, f"of hit rate, for {memory} of memory"))
+    best = rate(replays.replay(selection.part, "optimal", slots))
+    facts.append(("best possible with these slots", best, "Belady, which knows the future"))
     return facts
 
 
 def rate(counts: Replay) -> str:
-    """Of the decoded tokens, where there are any."""
+    """The hit rate of decoded tokens as text, a dash where there are none."""
     return f"{counts.decode.hit_rate:.1%}" if counts.decode.accesses else "–"
 
 
 # ---------------------------------------------------------------------- time
-def time(counted: Counted, chosen: Selection) -> Shown:
-    trace, run = counted.part(chosen.part), model_time(counted, chosen)
-    word = tables.word(trace, chosen.step)
-    one = drawing(time, chosen, lambda: plots.timeline(run.during(chosen.step), chosen.step, word))
-    plain = model_time(counted, replace(chosen, guesses=0)) if chosen.guesses else run
+def time(replays: CachedReplays, selection: Selection) -> Shown:
+    trace, run = replays.part(selection.part), model_time(replays, selection)
+    step = selection.step
+    word = tables.word(trace, step)
+    one = drawing(time, selection, lambda: plots.timeline(run.during(step), step, word))
+    plain = model_time(replays, replace(selection, guesses=0)) if selection.guesses else run
     return Shown([one], time_tiles(run, plain), "All decoded tokens", MODELLED)
 
 
-def model_time(counted: Counted, chosen: Selection) -> Timeline:
-    """The timeline of the part, its experts as large as is chosen."""
-    ahead = (chosen.guesses, chosen.lookahead, chosen.source)
-    return counted.timeline(
-        *(chosen.part, chosen.expert, chosen.policy, chosen.slots, chosen.link, chosen.compute),
-        *(ahead if chosen.guesses else (0, 1, SOURCES[0])),  # without guesses the rest is the same
+def model_time(replays: CachedReplays, selection: Selection) -> Timeline:
+    """The timeline of the selected part, link and size of an expert."""
+    now, guessing = selection, (selection.guesses, selection.lookahead, selection.source)
+    if not now.guesses:
+        guessing = (0, 1, SOURCES[0])  # without guesses the others change nothing
+    return replays.timeline(
+        *(now.part, now.expert, now.policy, now.slots, now.link, now.compute), *guessing
     )
 
 
 def time_tiles(run: Timeline, plain: Timeline) -> Tiles:
-    """What guessing has brought, beside a run without it."""
+    """The speed with guesses (`run`) beside the speed without (`plain`)."""
     tokens = max(1, run.decode.tokens)
     waits, before = (1e3 * one.decode.stall_seconds / tokens for one in (run, plain))
     moved, least = (one.decode.bytes / tokens for one in (run, plain))
     wasted = run.stats.decode.bytes_wasted / tokens
     return [
-        ("tokens a second", f"{run.tokens_per_second:.1f}", f"{run.stall_share:.0%} waiting"),
-        ("waiting for a token", f"{waits:.1f} ms", f"{before:.1f} ms without guesses"),
-        ("moved for a token", human(moved), f"{human(least)} without guesses"),
+        ("tokens per second", f"{run.tokens_per_second:.1f}", f"{run.stall_share:.0%} waiting"),
+        ("waiting per token", f"{waits:.1f} ms", f"{before:.1f} ms without guesses"),
+        ("loaded per token", human(moved), f"{human(least)} without guesses"),
         ("of that, wasted", human(wasted), "wrong guesses"),
     ]
 
 
 CACHE = ("part", "policy", "slots")
 TRACE_VIEWS = {
-    "activity": TraceView("Who is busy", ("part",), activity),
-    "routing": TraceView("Where tokens go", ("part", "layer", "place", "top_k"), routing),
+    "activity": TraceView("Expert load", ("part",), activity),
+    "routing": TraceView("Routing", ("part", "layer", "place", "top_k"), routing),
     "domains": TraceView("Topics", ("layer",), domains),
-    "transitions": TraceView("From layer to layer", ("part", "layer"), transitions),
+    "transitions": TraceView("Transitions", ("part", "layer"), transitions),
     "slots": TraceView("Hit rates", CACHE, slots),
-    "residency": TraceView("Who has a slot", (*CACHE, "layer", "first"), residency),
+    "residency": TraceView("Cache contents", (*CACHE, "layer", "first"), residency),
     "time": TraceView(
         "Time",
         (*CACHE, "guesses", "lookahead", "source", "link", "compute", "expert", "step"),
@@ -254,62 +248,30 @@ TRACE_VIEWS = {
 }
 
 
-class Counted:
-    """A trace and its parts, each by its label (None: all of it)."""
+class CachedReplays:
+    """A trace, its parts and their replays: each is computed once, and the latest 64 of each kind
+    are kept. A part is named by its label, or None for the whole trace.
+
+    part(label): the Trace. rates(label, policy): rows of tables.hit_rates, one for each number of
+    slots. replay(label, policy, slots): see mc.replay. timeline(label, expert, policy, slots, link,
+    compute, guesses, lookahead, source): see mc.timeline; expert in MB, link in GB/s, compute in
+    milliseconds per layer.
+    """
 
     def __init__(self, trace: Trace):
-        self.trace = trace
-        self._kept: dict[tuple, Any] = {}
+        keep = lru_cache(MOST_RESULTS)
+        part = keep(lambda label: trace if label is None else trace.only(label))
+        sized = keep(lambda label, nbytes: part(label).sized(nbytes))
 
-    def part(self, label: str | None) -> Trace:
-        return self.trace if label is None else self._once(self.trace.only, label)
+        def rates(label: str | None, policy: PolicySpec) -> list[dict]:
+            return tables.hit_rates(part(label), [policy]).to_dict("records")
 
-    def rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
-        """The hit rates of one policy with every number of slots: rows of tables.hit_rates."""
-        return self._once(self._rates, label, policy)
+        def timeline_of(label, expert, policy, slots, link, compute, guesses, lookahead, source):
+            return timeline(
+                sized(label, round(1e6 * expert)), 1e9 * link, compute / 1e3, policy, slots,
+                speculate=guesses, lookahead=lookahead, guess_from=source,
+            )  # fmt: skip
 
-    def replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
-        return self._once(self._replay, label, policy, slots)
-
-    def timeline(
-        self,
-        label: str | None,
-        expert: float,
-        policy: PolicySpec,
-        slots: int,
-        link: float,
-        compute: float,
-        guesses: int,
-        lookahead: int,
-        source: str,
-    ) -> Timeline:
-        """expert: MB; link: GB/s; compute: ms of a layer."""
-        large = self._once(self._sized, label, round(1e6 * expert))
-        speed = (link * 1e9, compute / 1e3)
-        return self._once(_timeline, large, *speed, policy, slots, guesses, lookahead, source)
-
-    # ------------------------------------------------------------------ inside
-    def _rates(self, label: str | None, policy: PolicySpec) -> list[dict]:
-        return hit_rates(self.part(label), [policy]).to_dict("records")
-
-    def _replay(self, label: str | None, policy: PolicySpec, slots: int) -> Replay:
-        return replay(self.part(label), policy, slots)
-
-    def _sized(self, label: str | None, nbytes: int) -> Trace:
-        return self.part(label).sized(nbytes)
-
-    def _once(self, count: Callable, *of: Hashable) -> Any:
-        """count(*of), or what it was when it was counted before."""
-        key = (count, *of)
-        if key not in self._kept:
-            if len(self._kept) >= MOST:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = count(*of)
-        return self._kept[key]
-
-
-def _timeline(trace, link, compute, policy, slots, guesses, lookahead, source) -> Timeline:
-    return timeline(
-        trace, link, compute, policy, slots,
-        speculate=guesses, lookahead=lookahead, guess_from=source,
-    )  # fmt: skip
+        self.trace, self.part, self.rates = trace, part, keep(rates)
+        self.replay = keep(lambda label, policy, slots: replay(part(label), policy, slots))
+        self.timeline = keep(timeline_of)
