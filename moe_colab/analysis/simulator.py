@@ -188,7 +188,7 @@ class Simulation:
             [[EmptyBlock()] * n for n in slots],
             [caches.make(layer, n) for layer, n in enumerate(slots)],
             spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
-            pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.resident],
+            pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.pinned],
             ledger=self.ledger,
         )
         self.noted: list[tuple] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .policies import Step
+from .layer_cache import Decision
 
 NEVER = float("inf")
 
@@ -30,12 +30,12 @@ class BeladyCache:
         self.next: dict[int, float] = {}
         self.step = 0
 
-    def access(self, needed: Sequence[int], tokens=None, loading=()) -> list[Step]:
+    def access(self, needed: Sequence[int], tokens=None, loading=()) -> list[Decision]:
         """The steps of one forward, hits first. A load that does not stay passes through a slot
         before the others come, or is run from scratch after them."""
         self.next.update(zip(needed, self.coming[self.step], strict=True))
         self.step += 1
-        hits = [Step(expert, hit=True) for expert in needed if expert in self.resident]
+        hits = [Decision(expert, hit=True) for expert in needed if expert in self.resident]
         missing = [expert for expert in needed if expert not in self.resident]
         if not missing:
             return hits
@@ -48,7 +48,7 @@ class BeladyCache:
         victims = dict(zip(admitted[free:], leavers, strict=True))
         self.resident = kept
         return hits + [
-            Step(e, hit=False, victim=victims.get(e), keep=e in admitted) for e in missing
+            Decision(e, hit=False, victim=victims.get(e), keep=e in admitted) for e in missing
         ]
 
     def _keep(self, needed: Sequence[int]) -> set[int]:

@@ -21,8 +21,9 @@ from typing import Any
 from ..errors import MoEColabError
 from .governor import Governor, Ranked
 from .homes import Home
+from .layer_cache import Decision, LayerCache
 from .links import Block, Link
-from .policies import LayerCache, Step, Tokens
+from .policies import Tokens
 from .spares import Slot, Spares, start
 from .stats import Counters, Ledger
 
@@ -201,7 +202,7 @@ class Pool:
 
     # ------------------------------------------------------------------ move
     def _start_all(
-        self, layer: int, to_load: deque[Step], unused: set[int], book: Counters
+        self, layer: int, to_load: deque[Decision], unused: set[int], book: Counters
     ) -> None:
         """Issue loads, in order, as far as their room is free: a victim that is still to be used
         keeps its slot."""
@@ -211,7 +212,7 @@ class Pool:
                 return
             self._start(layer, to_load.popleft(), book)
 
-    def _start(self, layer: int, step: Step, book: Counters) -> None:
+    def _start(self, layer: int, step: Decision, book: Counters) -> None:
         if step.victim is not None:
             self._drop(layer, step.victim)
             book.evictions += 1
@@ -258,7 +259,7 @@ class Pool:
             what = "was closed" if self.closed else "was run anew"
             raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
-    def _guesses_first(self, layer: int, steps: list[Step]) -> list[Step]:
+    def _guesses_first(self, layer: int, steps: list[Decision]) -> list[Decision]:
         """Guesses arrive before what is asked for now; they keep their turn where somebody must be
         used before the next one can be loaded into his slot."""
         guessed, needed = self.spares.guessed(layer), {step.expert for step in steps}
@@ -271,7 +272,7 @@ class Pool:
 
     # ------------------------------------------------------------------ count
     def _count(
-        self, layer: int, needed: Sequence[int], steps: Sequence[Step], book: Counters
+        self, layer: int, needed: Sequence[int], steps: Sequence[Decision], book: Counters
     ) -> None:
         """Each access is exactly one of hit, speculative hit, late and miss, judged when the router
         has spoken."""

@@ -15,6 +15,7 @@ import torch
 
 from ..cache import policies
 from ..cache.governor import Governor
+from ..cache.layer_cache import LayerCache
 from ..cache.links import Link, ThreadLink
 from ..cache.pool import Place, Pool
 from ..cache.settings import check_slots
@@ -153,7 +154,7 @@ class Offload:
 
     @property
     def needs_logits(self) -> bool:
-        return any(getattr(policies.policy, "needs_logits", False) for policies in self.pool.caches)
+        return any(cache.policy.needs_logits for cache in self.pool.caches)
 
     # ------------------------------------------------------------------ questions
     def stats(self) -> Stats:
@@ -232,11 +233,9 @@ class Offload:
         )
 
     # ------------------------------------------------------------------ building
-    def _make_cache(self, number: int, slots: int) -> policies.LayerCache:
+    def _make_cache(self, number: int, slots: int) -> LayerCache:
         policy = "none" if self.whole_layer else self._policy
-        return policies.LayerCache(
-            policies.make_policy(policy, self.experts[number], number), slots
-        )
+        return LayerCache(policies.make_policy(policy, self.experts[number], number), slots)
 
     def _make_governor(self, link: Link) -> Governor | None:
         wanted = self.prefetch.speculate and self.prefetch.stand_aside

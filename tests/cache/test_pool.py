@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from moe_colab.cache.clock_link import ClockLink, ManualLink
 from moe_colab.cache.governor import Governor
 from moe_colab.cache.homes import DiskHome, HostHome
+from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import Link, ThreadLink
-from moe_colab.cache.policies import LRU, POLICIES, LayerCache, make_policy
+from moe_colab.cache.policies import LRU, POLICIES, make_policy
 from moe_colab.cache.pool import Place, Pool
 from moe_colab.cache.stats import Counters, Ledger
 from moe_colab.errors import MoEColabError

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from moe_colab.cache import pool
+from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import CANCELLED, DONE, FAILED, QUEUED
-from moe_colab.cache.policies import LRU, KeepNothing, LayerCache, Policy
+from moe_colab.cache.policies import LRU, KeepNothing, Policy
 from moe_colab.cache.pool import Pool
 from moe_colab.cache.spares import Slot, Spares
 from moe_colab.errors import MoEColabError

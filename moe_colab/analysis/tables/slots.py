@@ -42,9 +42,8 @@ def residency(
     check_slots(slots, [trace.experts[layer]])
     caches = LayerCaches(trace, policy, bypass)
     cache, rows = caches.make(layer, slots), []
-    asked = zip(caches.needed(layer), caches.shown(layer), strict=False)
-    for step, (needed, tokens) in enumerate(asked):
-        states = {s.expert: "hit" if s.hit else "miss" for s in cache.access(needed, tokens)}
+    for step, (_, decisions) in enumerate(caches.walk(layer, cache)):
+        states = {d.expert: "hit" if d.hit else "miss" for d in decisions}
         gone = {e: "passing" for e, state in states.items() if state == "miss"}
         states |= {e: state for e, state in gone.items() if e not in cache.resident}
         states |= dict.fromkeys(cache.resident - set(states), "idle")

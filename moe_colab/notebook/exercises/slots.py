@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 
 from ...cache.belady import BeladyCache
-from ...cache.policies import LayerCache, make_policy
+from ...cache.layer_cache import LayerCache
+from ...cache.policies import make_policy
 from .judging import Reply, judge
 
 # ---------------------------------------------------------------------- 05: which slots pay

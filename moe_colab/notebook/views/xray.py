@@ -200,9 +200,8 @@ def replayed(excerpt: Excerpt) -> np.ndarray:
     missed = np.zeros((trace.steps, trace.layers, max(trace.experts)), bool)
     for layer, experts in enumerate(trace.experts):
         cache = caches.make(layer, min(slots, experts))
-        for step, needed in enumerate(caches.needed(layer)):
-            loads = [taken.expert for taken in cache.access(needed) if not taken.hit]
-            missed[step, layer, loads] = True
+        for step, (_, decisions) in enumerate(caches.walk(layer, cache)):
+            missed[step, layer, [d.expert for d in decisions if not d.hit]] = True
     layers = np.arange(trace.layers)[None, :, None]
     miss = missed[excerpt.steps[:, None, None], layers, np.maximum(excerpt.routing, 0)]
     return 1 + np.where(miss, CODES.index("miss"), CODES.index("hit")).astype(np.uint8)
