@@ -21,7 +21,7 @@ import torch
 
 from ..analysis.replay import replay
 from ..analysis.timeline import timeline
-from ..cache.clock_link import ClockLink, with_compute_times
+from ..cache.clock_link import ClockLink
 from ..cache.stats import Stats
 from ..offload.load import load
 from ..offload.read_text import read
@@ -94,6 +94,20 @@ def lived(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str
         for ids in documents:
             read(model, ids)
         return counts(handle.stats())
+
+
+def with_compute_times(pool, before_router: float, per_expert: float) -> None:
+    """Let computing take time on the ClockLink of `pool`: `before_router` seconds for each layer,
+    and `per_expert` seconds for each of its experts."""
+    experts = pool.experts
+
+    def timed(*use, **more):
+        pool.link.compute(before_router)
+        for expert in experts(*use, **more):
+            yield expert
+            pool.link.compute(per_expert)
+
+    pool.experts = timed
 
 
 def counts(stats: Stats) -> dict[str, int]:

@@ -1,10 +1,9 @@
-"""Links move an expert's bytes from its home into a block. They own no state beyond their own
-queue.
+"""Links: they move an expert's bytes from its home into a block, and own only their queue.
 
 Knows homes and blocks (anything with a writable `buffer`). Knows no experts, layers, policies or
-torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Four links,
-one protocol: ThreadLink (a CPU reads) here, ManualLink (a test decides what completes or fails) and
-ClockLink (virtual time) in virtual_links.py, CudaLink in cuda.py.
+torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Three links
+share one protocol: ThreadLink (a thread reads on the CPU) here, ClockLink (virtual time) in
+clock_link.py, CudaLink in offload/cuda.py.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from traces import COUNTED, counted
 
 import moe_colab as mc
 from moe_colab.analysis.cache_history import replayed
+from moe_colab.bench.paper import with_compute_times
 from moe_colab.cache.belady import BeladyCache
-from moe_colab.cache.clock_link import ClockLink, with_compute_times
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.policies import POLICIES, BypassingPolicy, Policy
 from moe_colab.cache.stats import Stats

@@ -12,8 +12,9 @@ from io import FileIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manual_link import ManualLink
 
-from moe_colab.cache.clock_link import ClockLink, ManualLink
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.governor import Governor
 from moe_colab.cache.homes import DiskHome, HostHome
 from moe_colab.cache.layer_cache import LayerCache
