@@ -82,11 +82,13 @@ def replay(
     MoEColabError for a setting that cannot be.
     """
     caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
-    ahead = RecordedGuesses(trace, speculate, lookahead, guess_from)
+    guesses = RecordedGuesses(trace, speculate, lookahead, guess_from)
     slots = chosen_slots(caches, slots, budget)
     name = "whole layer" if whole_layer else policy_name(policy)
     if speculate and not whole_layer:
-        stats = simulate(caches, slots, Clock.of(link, compute, trace, chunk), ahead).ledger.stats()
+        stats = simulate(
+            caches, slots, Clock.of(link, compute, trace, chunk), guesses
+        ).ledger.stats()
     else:
         stats = counted(caches, slots)
     known = {field.name: getattr(stats, field.name) for field in fields(Stats)}

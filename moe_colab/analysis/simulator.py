@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from ..cache.clock_link import ClockLink
-from ..cache.governor import Ranked
+from ..cache.governor import Governor, Ranked
 from ..cache.homes import CHUNK
 from ..cache.policies import Tokens
 from ..cache.pool import Pool
@@ -167,14 +168,23 @@ class LoggedClockLink(ClockLink):
 
 
 class Simulation:
-    """One run of a trace: `run`, then look at `events`, `step_ends` (seconds) and `ledger`. caches:
-    who stays; slots: one number per layer; ahead: what is guessed. There is no governor."""
+    """One run of a trace: call `run`, then read `events`, `step_ends` (seconds) and `ledger`.
+
+    slots: one number per layer. governed: whether a governor limits the guesses. link: in place of
+    a clock link; it has `now`, `compute` and `note` too.
+    """
 
     def __init__(
-        self, caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
+        self,
+        caches: LayerCaches,
+        slots: Sequence[int],
+        clock: Clock,
+        guesses: RecordedGuesses,
+        governed: bool = False,
+        link: Any = None,
     ):
-        self.caches, self.trace, self.clock, self.ahead = caches, caches.trace, clock, ahead
-        self.link = LoggedClockLink(clock.link, clock.chunk)
+        self.caches, self.trace, self.clock, self.guesses = caches, caches.trace, clock, guesses
+        self.link = link or LoggedClockLink(clock.link, clock.chunk)
         self.ledger = Ledger(self.trace.layers)
         homes = [
             [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
@@ -190,6 +200,7 @@ class Simulation:
             spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
             pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.pinned],
             ledger=self.ledger,
+            governor=Governor(self.link.time) if governed else None,
         )
         self.noted: list[tuple] = []
         self.step_ends: list[float] = []
@@ -217,8 +228,9 @@ class Simulation:
         tokens: Tokens | None,
     ) -> None:
         self._compute(step, layer, -1, self.clock.before_router)
-        guesses = self.ahead.at(step, layer)
-        early = guesses if self.ahead.source == "router_input" else []
+        guesses = self.guesses.at(step, layer)
+        from_input = self.guesses.source == "router_input"
+        early = guesses if from_input and self.pool.wants_guesses else ()
         before = self.link.now
         for expert, _ in self.pool.experts(layer, needed, tokens, early):
             if self.link.now > before:
@@ -226,7 +238,7 @@ class Simulation:
             if expert in used:
                 self._compute(step, layer, expert, self.clock.per_expert)
             before = self.link.now
-        for later, ranked in guesses if not early else ():
+        for later, ranked in () if from_input or not self.pool.wants_guesses else guesses:
             self.pool.guess(later, ranked)
 
     @property
@@ -255,8 +267,9 @@ class Simulation:
 
 
 def simulate(
-    caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
+    caches: LayerCaches, slots: Sequence[int], clock: Clock, guesses: RecordedGuesses
 ) -> Simulation:
-    run = Simulation(caches, slots, clock, ahead)
+    """Run a trace."""
+    run = Simulation(caches, slots, clock, guesses)
     run.run()
     return run

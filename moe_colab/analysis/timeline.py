@@ -147,10 +147,10 @@ def timeline(
     there is room. Raises MoEColabError for a setting that cannot be.
     """
     clock = Clock.of(link, compute, trace, chunk)
-    ahead = RecordedGuesses(trace, 0 if whole_layer else speculate, lookahead, guess_from)
+    guesses = RecordedGuesses(trace, 0 if whole_layer else speculate, lookahead, guess_from)
     caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
     slots = chosen_slots(caches, slots, budget)
-    run = simulate(caches, slots, clock, ahead)
+    run = simulate(caches, slots, clock, guesses)
     events = run.events
     decode = np.array([phase == "decode" for phase in caches.phases], bool)
     sizes = np.diff(trace.bounds)
