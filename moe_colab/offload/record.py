@@ -71,7 +71,7 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
             hook.remove()
         with offload.lock:  # no layer is at work
             offload.ledger.recorder = None
-        trace.become(recorder.trace(tokenizer))
+        trace._fill_from(recorder.trace(tokenizer))
 
 
 class Recorder:

@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES, PINK
+from ..trace.outcomes import PINK, SIGNS
 from .heatmap import label
 from .picture import DIM, PALE, Picture, drawn, need, plain_axes, records, written
 
 SIGNS = {  # colour, marker and name of a state
-    "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: it was there"),
-    "miss": (OUTCOMES["miss"].colour, OUTCOMES["miss"].marker, "miss: loaded into a slot"),
+    "hit": (SIGNS["hit"].colour, SIGNS["hit"].marker, "hit: it was there"),
+    "miss": (SIGNS["miss"].colour, SIGNS["miss"].marker, "miss: loaded into a slot"),
     "passing": (PINK, "v", "loaded, used, not kept"),
     "idle": (PALE, "", "grey: has a slot"),
 }

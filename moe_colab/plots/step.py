@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
-from ..trace.outcomes import GREEN, ORANGE, OUTCOMES
+from ..trace.outcomes import GREEN, ORANGE, SIGNS
 from .picture import DIM, HATCHES, INK, PALE, Picture, drawn, plain_axes, written
 
 FEW = 16  # experts whose numbers are written below their bars
@@ -47,8 +47,8 @@ def step(moment: Any) -> Picture:
 
 def title_of(moment: Any) -> str:
     counts = [access.outcome for access in moment.accesses]
-    told = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
-    told += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
+    told = [f"{counts.count(name)} {MANY[name]}" for name in SIGNS if counts.count(name) > 1]
+    told += [f"1 {sign.name}" for name, sign in SIGNS.items() if counts.count(name) == 1]
     word = written(moment.text, FEW)
     return f"“{word}” at MoE layer {moment.layer}: {', '.join(told)}"
 
@@ -58,7 +58,7 @@ def draw_router(axes: Axes, moment: Any) -> None:
     if moment.probabilities is None:
         return say(axes, "this trace holds no logits,\nonly whom the router chose")
     count = len(moment.probabilities)
-    outcomes = {access.expert: OUTCOMES[access.outcome] for access in moment.accesses}
+    outcomes = {access.expert: SIGNS[access.outcome] for access in moment.accesses}
     for expert, share in enumerate(moment.probabilities):
         sign = outcomes.get(expert)
         colour = sign.colour if sign else PALE

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES
+from ..trace.outcomes import SIGNS
 from .picture import DIM, INK, Picture, drawn, need, records, written
 
 MOST, WIDE = 24, 18  # tokens that are legible on a page of this width, and with numbers over 99
@@ -102,7 +102,7 @@ def sign(row: dict) -> tuple[str, str, str]:
         return DIM, "o", "none"
     if not row["outcome"]:
         return DIM, "$?$", DIM
-    outcome = OUTCOMES[row["outcome"]]
+    outcome = SIGNS[row["outcome"]]
     return outcome.colour, outcome.marker, outcome.colour
 
 
@@ -111,7 +111,7 @@ def handles(rows: Sequence[dict]) -> list[Line2D]:
     found = {row["outcome"] if row["first"] else "shared" for row in rows}
     out = [
         Line2D([], [], marker=s.marker, color=s.colour, linestyle="", label=f"{s.name}: {s.means}")
-        for name, s in OUTCOMES.items()
+        for name, s in SIGNS.items()
         if name in found
     ]
     other = {"shared": ("o", "an earlier token of its step has paid"), "": ("$?$", "not known")}

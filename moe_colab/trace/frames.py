@@ -21,7 +21,7 @@ def choices(trace: Trace) -> pandas.DataFrame:
     import pandas as pd
 
     token, layer, rank = np.nonzero(trace.routing != NOBODY)
-    step = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))[token]
+    step = trace.step_of[token]
     order = np.lexsort((rank, token, layer, step))
     token, layer, rank, step = (column[order] for column in (token, layer, rank, step))
     forward, expert = trace.forwards[step], trace.routing[token, layer, rank]

@@ -13,11 +13,11 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
+from ...trace.arrays import NOBODY
 
 # Tokens. In the shipped trace, shares of such blocks vary as if a token were worth half a one;
 # longer blocks would be too few to tell.
 BLOCK = 32
-NOBODY = -1  # as in a trace: this token was sent to no expert here
 
 
 def chosen(trace: Trace, layer: int, top_k: int | None = None) -> np.ndarray:
@@ -58,7 +58,7 @@ def sent(
 def blocks(trace: Trace) -> np.ndarray:
     """int [N]: tokens of one number follow each other in one sequence, BLOCK at the most."""
     length, past = by_token(trace, "length"), by_token(trace, "past")
-    place = np.arange(len(trace.tokens)) - np.repeat(trace.bounds[:-1], np.diff(trace.bounds))
+    place = np.arange(len(trace.tokens)) - trace.bounds[trace.step_of]
     rows, position = place // length, past + place % length
     keys = np.stack([by_token(trace, "sequence"), rows, position // BLOCK])
     return np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
@@ -66,7 +66,7 @@ def blocks(trace: Trace) -> np.ndarray:
 
 def by_token(trace: Trace, column: str) -> np.ndarray:
     """A column of the trace's forwards, for every token [N]."""
-    return np.repeat(trace.forwards[column], np.diff(trace.bounds))
+    return trace.forwards[column][trace.step_of]
 
 
 def tokens_of(trace: Trace, phase: str | None) -> np.ndarray:
@@ -79,17 +79,6 @@ def tokens_of(trace: Trace, phase: str | None) -> np.ndarray:
     if not kept.any():
         raise MoEColabError(f"there are no {phase or ''} tokens in this trace: record some.")
     return kept
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax over the last axis."""
-    logits = logits.astype(np.float64)
-    parts = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return parts / parts.sum(axis=-1, keepdims=True)
-
-
-def text_of(trace: Trace, place: int) -> str:
-    return trace.texts.get(int(trace.tokens[place]), "")
 
 
 def check_layer(trace: Trace, layer: int) -> None:

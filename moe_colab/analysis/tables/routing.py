@@ -14,16 +14,14 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
+from ...trace.arrays import NOBODY, softmax
 from .choices import (
-    NOBODY,
     by_token,
     check_layer,
     check_place,
     chosen,
     need_logits,
-    probabilities,
     sent,
-    text_of,
     tokens_of,
 )
 from .intervals import Shares, shares
@@ -140,13 +138,13 @@ def tokens(
     places = np.arange(first, min(first + count, len(trace.tokens)))
     experts = chosen(trace, layer, top_k)[places]
     odds = np.take_along_axis(
-        probabilities(trace.logits[places, layer, : trace.experts[layer]]),
+        softmax(trace.logits[places, layer, : trace.experts[layer]].astype(np.float64)),
         experts.clip(min=0), axis=1,
     )  # fmt: skip
     phases, labels = by_token(trace, "phase"), by_token(trace, "label")
     rows = [
         (
-            *(place, PHASES[phases[place]], trace.labels[labels[place]], text_of(trace, place)),
+            *(place, PHASES[phases[place]], trace.labels[labels[place]], trace.text_of(place)),
             *(layer, rank, int(expert), float(odd) if expert != NOBODY else np.nan),
         )
         for place, *choices in zip(places.tolist(), experts, odds, strict=True)
@@ -171,7 +169,7 @@ def router(trace: Trace, place: int, layer: int = 0, top_k: int | None = None) -
     check_place(trace, place)
     need_logits(trace, layer, "what its router said cannot be shown")
     logits = trace.logits[place, layer, : trace.experts[layer]].astype(np.float64)
-    odds, ranks = probabilities(logits), np.full(len(logits), -1)
+    odds, ranks = softmax(logits), np.full(len(logits), -1)
     experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NOBODY]
     ranks[experts] = np.arange(len(experts))
     weights = np.where(ranks >= 0, odds, 0)

@@ -17,7 +17,7 @@ from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
 from ..layer_caches import LayerCaches
-from .choices import blocks, check_layer, text_of
+from .choices import blocks, check_layer
 from .intervals import shares
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def residency(
 def word(trace: Trace, step: int) -> str:
     """The text of a step's only token."""
     first, end = trace.bounds[step : step + 2]
-    return text_of(trace, int(first)) if end - first == 1 else ""
+    return trace.text_of(first) if end - first == 1 else ""
 
 
 def hit_rates(

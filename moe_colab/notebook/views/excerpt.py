@@ -16,7 +16,7 @@ import numpy as np
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY
+from ...trace.arrays import NOBODY, softmax
 from ...trace.frames import keys, lookup
 
 
@@ -32,14 +32,9 @@ class Excerpt:
     begins: bool
 
     @property
-    def step_of(self) -> np.ndarray:
-        """int64 [N]: the step of each token."""
-        return np.repeat(np.arange(self.trace.steps), np.diff(self.trace.bounds))
-
-    @property
     def steps(self) -> np.ndarray:
         """int64 [n]: of each token that is shown."""
-        return self.step_of[self.shown]
+        return self.trace.step_of[self.shown]
 
     @property
     def routing(self) -> np.ndarray:
@@ -49,13 +44,11 @@ class Excerpt:
     def probabilities(self) -> np.ndarray:
         """float32 [n, L, K]: the softmax of the router's logits at each choice; nan: not known."""
         logits = self.trace.logits[self.shown].astype(np.float32)
-        known = ~np.isnan(logits).all(-1, keepdims=True)
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-        powers = np.exp(logits - np.where(known, logits.max(-1, keepdims=True), 0))
-        total = np.where(known, powers.sum(-1, keepdims=True), 1)
+        with np.errstate(invalid="ignore"):  # without any logits the softmax is nan
+            shares = softmax(np.where(np.isnan(logits), -np.inf, logits))
         place = np.maximum(self.routing, 0).astype(np.int64)
-        chosen = np.take_along_axis(powers, place, -1) / total
-        return np.where(known & (self.routing != NOBODY), chosen, np.nan).astype(np.float32)
+        chosen = np.take_along_axis(shares, place, -1)
+        return np.where(self.routing != NOBODY, chosen, np.nan).astype(np.float32)
 
     def outcomes(self) -> np.ndarray:
         """uint8 [n, L, K]: what became of each choice's access as recorded, 1 + its number among
@@ -80,7 +73,7 @@ class Excerpt:
         one first; int64 [R], the steps)."""
         hidden = np.ones(len(self.trace.tokens), bool)
         hidden[self.shown] = False
-        steps, place = np.unique(self.step_of[hidden], return_inverse=True)
+        steps, place = np.unique(self.trace.step_of[hidden], return_inverse=True)
         routing = self.trace.routing[hidden]
         token, layer, rank = np.nonzero(routing != NOBODY)
         asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
@@ -92,7 +85,7 @@ class Excerpt:
         (step, layer, expert)."""
         token, layer, rank = np.nonzero(self.trace.routing != NOBODY)
         expert = self.trace.routing[token, layer, rank]
-        return (token, layer, rank), keys(self.trace, self.step_of[token], layer, expert)
+        return (token, layer, rank), keys(self.trace, self.trace.step_of[token], layer, expert)
 
 
 def stream_of(trace: Trace, row: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from ...analysis.cache_history import CacheHistory, CacheSnapshot, Eviction
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import OUTCOMES, Trace
+from ...trace.arrays import softmax
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,6 @@ class TokenSteps:
     ):
         self.trace, self.history, self.computed = trace, history, computed
         self.first, self.end = first, end
-        self.step_of = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))
         self.accesses, self.guesses = self._accesses(), self._guesses()
 
     def at(self, token: int, layer: int) -> TokenStep:
@@ -103,7 +103,7 @@ class TokenSteps:
                 f"there is no token {token!r} at layer {layer!r} here: these are tokens "
                 f"{self.first} to {self.end - 1} at layers 0 to {trace.layers - 1}."
             )
-        step = int(self.step_of[token])
+        step = int(trace.step_of[token])
         forward, found = trace.forwards[step], self.history.found[layer][step]
         chosen = trace.routing[token, layer].tolist()
         experts = [expert for expert in chosen if expert >= 0]
@@ -119,7 +119,7 @@ class TokenSteps:
             layer=layer,
             step=step,
             together=int(trace.bounds[step + 1] - trace.bounds[step]),
-            text=trace.texts.get(int(trace.tokens[token]), ""),
+            text=trace.text_of(token),
             position=int(forward["past"] + (token - trace.bounds[step]) % forward["length"]),
             phase=PHASES[forward["phase"]],
             logits=logits if known else None,
@@ -142,7 +142,7 @@ class TokenSteps:
 
     # ------------------------------------------------------------------ inside
     def _there(self, step: int, layer: int, expert: int) -> bool:
-        """By the history."""
+        """Whether the cache history has `expert` in a slot at `step`."""
         found = self.history.found[layer][step]
         return expert in found.resident or expert in self.history.pinned[layer]
 
@@ -168,10 +168,10 @@ class TokenSteps:
         return Guess(source, tuple(told), tuple(needed))
 
     def _own(self, rows: np.ndarray) -> np.ndarray:
-        """Those of our steps."""
+        """The rows whose step is one of these tokens'."""
         if self.first == self.end:
             return rows[:0]
-        first, last = self.step_of[[self.first, self.end - 1]]
+        first, last = self.trace.step_of[[self.first, self.end - 1]]
         return rows[(rows["step"] >= first) & (rows["step"] <= last)]
 
     def _accesses(self) -> dict[tuple[int, int, int], tuple[str, float]]:
@@ -195,8 +195,3 @@ class TokenSteps:
         for row in rows[np.argsort(rows["place"], kind="stable")].tolist():
             out[row[0], row[1]][1].append((row[3], row[5]))
         return dict(out)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()
