@@ -775,7 +775,7 @@ def test_an_old_use_cannot_go_on_after_a_new_one():
     it = Experts(slots=2)
     old = it.begin(0, 1)
     it.use(2, 3)
-    with pytest.raises(MoEColabError, match="run anew while one of its layers was at work"):
+    with pytest.raises(MoEColabError, match="run again while one of its layers was at work"):
         next(old)
     it.use(0, 1)
 
