@@ -35,8 +35,8 @@ class Trace:
     model: its name. experts, expert_bytes: one number per MoE layer. labels: names of the parts.
     sources: names of the guesses' sources. texts: by token id, where a tokenizer was given.
     settings: those of the model when the recording began.
-    forwards [F], spoke float32 [F, L] (seconds from a forward's beginning until the layer's router
-    had spoken; nan: not known), tokens int32 [N] (ids, forward after forward, row after row; -1:
+    forwards [F], spoke float32 [F, L] (seconds from a forward's beginning to the layer's router
+    choice; nan: not known), tokens int32 [N] (ids, forward after forward, row after row; -1:
     not known), routing int16 [N, L, K] (in the router's order; -1: none), logits float16 [N, L, E]
     (the router's; nan: not known), accesses [A] (none where it is not known what became of them),
     guesses [G].
@@ -114,19 +114,18 @@ class Trace:
     def frame(self) -> pandas.DataFrame:
         """One row per step, layer, token (batch row, position) and rank (0: the router's first
         choice), with the columns phase, label, sequence, token, text (where known), expert, logit,
-        began (seconds since the recording began, when this layer's router had spoken).
+        began (seconds from the start of the recording to this router's choice).
 
-        An access is shared by all tokens of a step that were sent to the same expert of a layer:
-        its `outcome` and `guessed` (the source of a guess that named it) stand in all their rows,
-        `bytes` and `seconds` (compute waited for it) in the first of them, which is marked `first`:
-        count outcomes there."""
+        All tokens of a step that need the same expert of a layer share one access. Its `outcome`
+        and `guessed` (the source of a right guess) are in all their rows; `bytes` and `seconds`
+        (that compute waited) only in the first row, marked `first`: count outcomes there."""
         return frames.choices(self)
 
     def guess_frame(self) -> pandas.DataFrame:
-        """One row per guess: the step and layer (`at`) in which it was made, the layer and expert
-        it named, its place (0: the likeliest), probability and source, and whether the router then
-        said so (`right`). A layer that is not after `at` is meant in the next step; what was
-        guessed for a step that never came is left out."""
+        """One row per guess: the step and layer (`at`) in which it was made, the guessed layer and
+        expert, its place (0: the likeliest), probability, source, and whether the router then chose
+        it (`right`). A layer that is not after `at` means the next step; guesses for a step after
+        the last one are left out."""
         return frames.guesses(self)
 
     # ------------------------------------------------------------------ parts and wholes
