@@ -6,7 +6,7 @@ time and no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -84,9 +84,13 @@ class LayerCaches:
         for phase, (needed, decisions) in steps:
             book = books[phase]
             book.accesses += len(needed)
-            book.hits += len(needed) - len(decisions)
-            tally(book, decisions)
+            misses = [decision for decision in decisions if not decision.hit]
+            book.hits += len(needed) - len(misses)
+            book.misses += len(misses)
+            book.evictions += sum(decision.victim is not None for decision in misses)
+            book.bypasses += sum(not decision.keep for decision in misses)
         for book in books.values():
+            book.loads = book.misses
             book.bytes_loaded = book.loads * self.trace.expert_bytes[layer]
         return books
 
@@ -103,18 +107,6 @@ def chosen_slots(
     if (slots is None) == (budget is None):
         raise MoEColabError("give slots=, a number or one per layer, or budget=, their sum.")
     return check_slots(slots, caches.trace.experts) if budget is None else spread(caches, budget)
-
-
-def tally(book: Counters, decisions: Iterable[Decision]) -> None:
-    """Add the decisions to the counters."""
-    for decision in decisions:
-        if decision.hit:
-            book.hits += 1
-        else:
-            book.misses += 1
-            book.loads += 1
-            book.evictions += decision.victim is not None
-            book.bypasses += not decision.keep
 
 
 def spread(caches: LayerCaches, budget: int) -> list[int]:

@@ -1,16 +1,17 @@
-"""What guessing brings, by the clock link and by a thread that sleeps: the shipped model's routing
-over mixed text, through the engine's own pool, with loads and compute of stated length.
+"""The gain of speculation, in virtual time and with a link that sleeps: the shipped model's routing
+over mixed text through the engine's own pool, with fixed times of loads and compute.
 
     python -m moe_colab bench speculation [--out FILE]
 
-One layer computes for one unit of time: half of it before its router speaks, the rest in its
-experts. A load takes `load` units and moves in 17 chunks, as 68 MB do at 4 MB each. Loads of 5.5
-units are those of Mixtral on a T4. `recovered`: of the stall that a perfect guess, made at the same
-moment, would spare.
+One layer computes for one unit of time: half of it before its router, the rest in its experts. A
+load takes `load` units and moves in 17 chunks, as 68 MB do at 4 MB each. Loads of 5.5 units are
+those of Mixtral on a T4. `recovered`: the part of the stall that is saved, of what perfect guesses
+at the same moment would save.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -122,40 +123,17 @@ def record(model: torch.nn.Module, tokenizer: Any, tokens: int) -> Trace:
     return replace(trace, forwards=forwards)
 
 
-def by_clock(trace: Trace, units: float, slots: int, way: Way) -> dict[str, Any]:
-    """Model a run in virtual time, in units of a layer's compute."""
-    return run_once(trace, units, slots, way)
-
-
-def by_sleep(trace: Trace, units: float, slots: int, way: Way) -> dict[str, Any]:
-    """Measure a run with a link and compute that sleep, in the same units."""
-    link = SleepingLink(NBYTES / units / UNIT)
-    try:
-        return run_once(trace, units, slots, way, UNIT, link)
-    finally:
-        link.close()
-
-
-def run_once(
-    trace: Trace,
-    units: float,
-    slots: int,
-    way: Way,
-    unit: float = 1.0,
-    link: SleepingLink | None = None,
+def by_clock(
+    trace: Trace, units: float, slots: int, way: Way, unit: float = 1.0, link: Any = None
 ) -> dict[str, Any]:
-    """unit: seconds of a layer's compute. The link is still open, so a load under way at the end is
-    no waste."""
+    """Model a run in virtual time, in units of a layer's compute. unit: seconds of one; link: in
+    place of a clock link. The link is still open, so a load under way at the end is no waste."""
     each = (1 - BEFORE_ROUTER) / trace.routing.shape[2]
     clock = Clock(NBYTES / units / unit, BEFORE_ROUTER * unit, each * unit)
-    guesses = (
-        PerfectGuesses(trace)
-        if way.perfect
-        else RecordedGuesses(trace, way.n, way.ahead, way.source)
-    )
+    guesses = RecordedGuesses(trace, way.n, way.ahead, way.source)
+    guesses = PerfectGuesses(trace) if way.perfect else guesses
     caches, per_layer = LayerCaches(trace, "lru"), [slots] * trace.layers
-    run = Simulation(caches, per_layer, clock, guesses, way.governed, link)
-    run.run()
+    run = Simulation(caches, per_layer, clock, guesses, way.governed, link).run()
     seconds, total, governor = run.link.now, run.ledger.stats().total, run.pool.governor
     return {
         "time": round(seconds / unit, 2),
@@ -168,6 +146,12 @@ def run_once(
         "misses": total.misses,
         "governor": governor.says() if governor else "",
     }
+
+
+def by_sleep(trace: Trace, units: float, slots: int, way: Way) -> dict[str, Any]:
+    """Measure a run with a link and compute that sleep, in the same units."""
+    with contextlib.closing(SleepingLink(NBYTES / units / UNIT)) as link:
+        return by_clock(trace, units, slots, way, UNIT, link)
 
 
 def rows(
