@@ -17,7 +17,7 @@ from ..cache.settings import check_slots
 from ..trace import Trace
 from .layer_caches import OPTIMAL, OPTIMAL_BYPASS, LayerCaches
 
-LOWEST, LATEST = "the lowest goes", "the one that is needed last goes"
+LOWEST, LATEST = "the lowest is evicted", "the one needed last is evicted"
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ class LayerCaches:
 
     def shown(self, layer: int) -> Iterator[Tokens | None]:
         """What the policy is shown in every step: None unless it needs the logits."""
-        named = not self.optimal and not self.whole_layer
-        if named and make_policy(self.policy, self.trace.experts[layer]).needs_logits:
-            return self.trace.shown(layer)
-        return repeat(None)
+        if self.optimal or self.whole_layer:
+            return repeat(None)
+        policy = make_policy(self.policy, self.trace.experts[layer])
+        return self.trace.shown(layer) if policy.needs_logits else repeat(None)
 
     def make(self, layer: int, slots: int) -> LayerCache | BeladyCache:
         """Make the cache of a layer, empty."""

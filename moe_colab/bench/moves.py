@@ -24,7 +24,7 @@ from ..trace import Trace
 from .machine import describe
 from .traces import made_up
 
-TOKENS = 96  # what the Explorer reads, if not told otherwise
+TOKENS = 96  # the Explorer's default
 MOVES = {  # values to go through, of the controls that replay
     "slots": (3, 5, 6, 2),
     "policy": ("lfu", "fifo", "optimal", "random", "lru"),

@@ -88,11 +88,10 @@ class SleepingLink(ThreadLink):
     def __init__(self, bytes_per_second: float):
         super().__init__()
         self.rate, self.free_at = bytes_per_second, 0.0
-        self.begin = time.perf_counter()
 
     @property
     def now(self) -> float:
-        return time.perf_counter() - self.begin
+        return self.time()
 
     def compute(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -133,8 +132,10 @@ def by_clock(
     guesses = RecordedGuesses(trace, way.n, way.ahead, way.source)
     guesses = PerfectGuesses(trace) if way.perfect else guesses
     caches, per_layer = LayerCaches(trace, "lru"), [slots] * trace.layers
-    run = Simulation(caches, per_layer, clock, guesses, way.governed, link).run()
-    seconds, total, governor = run.link.now, run.ledger.stats().total, run.pool.governor
+    run = Simulation(caches, per_layer, clock, guesses, way.governed, link)
+    begin = run.link.now
+    seconds = run.run().link.now - begin
+    total, governor = run.ledger.stats().total, run.pool.governor
     return {
         "time": round(seconds / unit, 2),
         "stall": round(total.stall_seconds / unit, 2),

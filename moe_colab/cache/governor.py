@@ -50,7 +50,7 @@ class Governor:
         if self.purse is not None:
             self.purse -= nbytes
 
-    def heard(self, layer: int, ranked: Ranked, needed: Collection[int]) -> None:
+    def judge(self, layer: int, ranked: Ranked, needed: Collection[int]) -> None:
         """Compare the guesses for a layer, loaded or not, with the experts that it needed."""
         came, hoped = self._trust.get(layer, (1.0, 1.0))
         self._trust[layer] = (

@@ -97,7 +97,7 @@ class Pool:
         self.turns[layer] += 1
         guessed = self.guessed.pop(layer, ())
         if guessed and self.governor is not None:
-            self.governor.heard(layer, guessed, needed)
+            self.governor.judge(layer, guessed, needed)
         self.spares.resolve_guesses(layer, needed)
         use = self.unfinished[layer] = object()
         try:
@@ -210,7 +210,7 @@ class Pool:
         its slot."""
         while to_load:
             step = to_load[0]
-            if step.victim in unused or not (step.keep or self._has_scratch(layer, step.expert)):
+            if step.victim in unused or not (step.keep or self._has_spare(layer, step.expert)):
                 return
             self._start(layer, to_load.popleft(), book)
 
@@ -219,30 +219,30 @@ class Pool:
             self._drop(layer, step.victim)
             book.evictions += 1
         home, own = self.homes[layer][step.expert], self.free[layer]
-        spares, slot = self.spares.room(home.nbytes), self.spares.take(layer, step.expert)
+        spares, slot = self.spares.available(home.nbytes), self.spares.take(layer, step.expert)
         if slot is None:
-            room = own or spares
-            slot = start(self.link, home, room, book, True, step.keep, spare=room is spares)
+            blocks = own or spares
+            slot = start(self.link, home, blocks, book, True, step.keep, spare=blocks is spares)
         else:  # a guess; the layer takes its block and gives a free one back
             slot.keep, slot.spare = step.keep, not step.keep
             if step.keep:
                 spares.append(own.popleft())
         self.table[layer][step.expert] = slot
 
-    def _has_scratch(self, layer: int, expert: int) -> bool:
+    def _has_spare(self, layer: int, expert: int) -> bool:
         """Whether there is a block for an expert that will not be kept. A guess for a later layer
         may be dropped for it."""
         if (layer, expert) in self.spares.guesses or self.free[layer]:
             return True
         nbytes = self.homes[layer][expert].nbytes
-        return bool(self.spares.room(nbytes)) or self.spares.give_way(nbytes)
+        return bool(self.spares.available(nbytes)) or self.spares.drop_last(nbytes)
 
     def _drop(self, layer: int, expert: int) -> None:
         """Free the block of an expert."""
         slot, home = self.table[layer].pop(expert), self.homes[layer][expert]
         slot.uncount()
-        room = self.spares.room(home.nbytes) if slot.spare else self.free[layer]
-        room.append((slot.block, self.link.mark()))
+        blocks = self.spares.available(home.nbytes) if slot.spare else self.free[layer]
+        blocks.append((slot.block, self.link.mark()))
 
     def _repair(self, layer: int) -> None:
         """End a use: wait for its loads, keep those that arrived, and make the cache agree with

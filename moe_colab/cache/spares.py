@@ -72,7 +72,7 @@ class Spares:
         self.guesses: dict[tuple[int, int], Slot] = {}  # (layer, expert), in the order of asking
 
     # ------------------------------------------------------------------ ask
-    def room(self, nbytes: int) -> deque[tuple[Block, Any]]:
+    def available(self, nbytes: int) -> deque[tuple[Block, Any]]:
         """The idle spares for an expert of `nbytes`, each with the mark to wait for."""
         return self.free.setdefault(nbytes, deque())
 
@@ -95,14 +95,14 @@ class Spares:
             home = self.homes[layer][expert]
             if not self._allowed(layer, home, probability):
                 return
-            room = self.room(home.nbytes)
-            if not room:  # drop an older guess that is no longer made
+            blocks = self.available(home.nbytes)
+            if not blocks:  # drop an older guess that is no longer made
                 stale = [other for other in self.guessed(layer) if other not in wanted]
                 if not stale:
                     return
                 self.drop(layer, stale[0])
             try:
-                slot = start(self.link, home, room, book, urgent=False, keep=False, spare=True)
+                slot = start(self.link, home, blocks, book, urgent=False, keep=False, spare=True)
             except (MoEColabError, RuntimeError):  # RuntimeError: no thread can be started
                 return  # the use that needs this expert raises it
             self.guesses[layer, expert] = slot
@@ -124,9 +124,9 @@ class Spares:
         if self.governor is not None:
             self.governor.wasted(slot.ticket.moved)
         # Compute never used it: the next load waits for the same mark.
-        self.room(slot.ticket.home.nbytes).append((slot.block, slot.after))
+        self.available(slot.ticket.home.nbytes).append((slot.block, slot.after))
 
-    def give_way(self, nbytes: int) -> bool:
+    def drop_last(self, nbytes: int) -> bool:
         """Drop the last guess of `nbytes`; False if there is none."""
         guesses = [key for key, slot in self.guesses.items() if slot.ticket.home.nbytes == nbytes]
         if guesses:
@@ -154,15 +154,15 @@ class Spares:
 def start(
     link: Link,
     home: Home,
-    room: deque[tuple[Block, Any]],
+    blocks: deque[tuple[Block, Any]],
     book: Counters,
     urgent: bool,
     keep: bool,
     spare: bool,
 ) -> Slot:
-    """Begin to load an expert into the first block of `room`; after an error the block stays."""
-    block, after = room[0]
+    """Begin to load an expert into the first block of `blocks`; after an error the block stays."""
+    block, after = blocks[0]
     slot = Slot(block, after, link.start(home, block, after, urgent), book, not urgent, keep, spare)
-    room.popleft()
+    blocks.popleft()
     slot.count()
     return slot

@@ -26,5 +26,5 @@ SIGNS = {  # by their names in arrays.OUTCOMES, in the order of their cost
     "hit": Sign(GREEN, "●", "o", "hit", "it was there"),
     "speculative_hit": Sign(PINK, "▲", "^", "speculative hit", "a guess had brought it in time"),
     "late": Sign(PINK, "◆", "D", "late", "a guess was on its way: wait for the rest"),
-    "miss": Sign(ORANGE, "✕", "X", "miss", "nobody had guessed it: wait for all of it"),
+    "miss": Sign(ORANGE, "✕", "X", "miss", "it was not guessed: wait for all of it"),
 }

@@ -132,7 +132,7 @@ class Experts:
         pool, census = self.pool, self.pool.census()
         table = [slot.block for layer in pool.table for slot in layer.values()]
         table += [slot.block for slot in pool.spares.guesses.values()]
-        free = [block for where in (*pool.free, pool.spares.room(N)) for block, _ in where]
+        free = [block for where in (*pool.free, pool.spares.available(N)) for block, _ in where]
         assert sorted(map(id, table + free)) == sorted(
             map(id, [*self.spares, *(block for layer in self.blocks for block in layer)])
         )
@@ -500,7 +500,7 @@ class TestAGuess:
         assert it.ready() == {0, 1}, "nobody has left"
         it.use(1)
         assert it.ready() == {1} and it.pool.table[0][1].block is guess.block
-        assert [block for block, _ in it.pool.spares.room(N)] == it.blocks[0]
+        assert [block for block, _ in it.pool.spares.available(N)] == it.blocks[0]
         it.guess(2, layer=1)  # into what was a slot of layer 0
         it.use(2, layer=1)
         it.check_whole()

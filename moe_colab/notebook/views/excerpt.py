@@ -1,4 +1,4 @@
-"""An excerpt of a trace: some tokens, and the steps that are replayed to see what they cost.
+"""An excerpt of a trace: the tokens that are shown, and the steps that are replayed for them.
 
 Knows the arrays of a trace; knows no cache and no page.
 
@@ -22,9 +22,9 @@ from ...trace.frames import keys, lookup
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
-    """trace: the steps, whole. shown int64 [n]: which of its tokens are shown, all of one row.
-    first: the number of the first of them among the tokens of the row. begins: are these steps the
-    trace's first ones."""
+    """trace: the steps, with all their tokens. shown int64 [n]: numbers of the shown tokens, all of
+    one row. first: the first one's number in its row. begins: whether these are the trace's first
+    steps."""
 
     trace: Trace
     shown: np.ndarray
@@ -33,12 +33,12 @@ class Excerpt:
 
     @property
     def steps(self) -> np.ndarray:
-        """int64 [n]: of each token that is shown."""
+        """int64 [n]: the step of each shown token."""
         return self.trace.step_of[self.shown]
 
     @property
     def routing(self) -> np.ndarray:
-        """int16 [n, L, K]"""
+        """int16 [n, L, K]: the experts of each shown token."""
         return self.trace.routing[self.shown]
 
     def probabilities(self) -> np.ndarray:
@@ -51,7 +51,7 @@ class Excerpt:
         return np.where(self.routing != NOBODY, chosen, np.nan).astype(np.float32)
 
     def outcomes(self) -> np.ndarray:
-        """uint8 [n, L, K]: what became of each choice's access as recorded, 1 + its number among
+        """uint8 [n, L, K]: the recorded outcome of each choice's access, 1 + its number in
         arrays.OUTCOMES; 0: not known, or no choice."""
         place, key = self._asked()
         access, known = lookup(self.trace, self.trace.accesses, self.trace.accesses["step"], key)
@@ -60,8 +60,8 @@ class Excerpt:
         return out[self.shown]
 
     def payers(self) -> np.ndarray:
-        """bool [n, L, K]: is this the first token of its step that asks for this expert; the access
-        is paid by it, and shared by the others."""
+        """bool [n, L, K]: whether this is the first token of its step that needs this expert. The
+        cost of the access counts here; the other tokens share it."""
         place, key = self._asked()
         first = np.unique(key, return_index=True)[1]
         out = np.zeros(self.trace.routing.shape, bool)
@@ -69,7 +69,7 @@ class Excerpt:
         return out[self.shown]
 
     def rest(self) -> tuple[np.ndarray, np.ndarray]:
-        """What tokens ask for that are not shown: (bits uint8 [R, L, bytes of E bits], the lowest
+        """The experts of tokens that are not shown: (bits uint8 [R, L, bytes of E bits], the lowest
         one first; int64 [R], the steps)."""
         hidden = np.ones(len(self.trace.tokens), bool)
         hidden[self.shown] = False
@@ -89,8 +89,8 @@ class Excerpt:
 
 
 def stream_of(trace: Trace, row: int) -> np.ndarray:
-    """int64: the places of one row's tokens among all of the trace. Raises MoEColabError where
-    there are none."""
+    """int64: the numbers of one row's tokens in the trace. Raises MoEColabError where there are
+    none."""
     rows = int(trace.forwards["rows"].max(initial=0))
     if not rows or not len(trace.tokens):
         raise MoEColabError("there is nothing in this trace: record a generation first.")
@@ -103,9 +103,9 @@ def stream_of(trace: Trace, row: int) -> np.ndarray:
 
 
 def excerpts(trace: Trace, row: int, first: int, tokens: int, most: int) -> Iterator[Excerpt]:
-    """These tokens of a row, with all steps that came before (unless they alone take more than
-    `most` bytes), then without. Raises MoEColabError for a row or a first token that is not
-    there."""
+    """`tokens` tokens of a row from `first` on: with all earlier steps, unless these take more than
+    `most` bytes, then without. Raises MoEColabError for a row or a first token that does not
+    exist."""
     stream = stream_of(trace, row)
     if not is_whole(first) or not -len(stream) <= first < len(stream):
         raise MoEColabError(
