@@ -1,7 +1,7 @@
-"""The same routing under another cache: what `mc.replay` counts.
+"""mc.replay: counts the same routing under another cache.
 
-Knows traces and their caches; with speculation, rehearsals, for then it depends on time what is
-late. Knows no bytes but their number, and no torch.
+Knows traces and their caches; with speculation it uses the simulator, because then time decides
+which accesses are late. Knows no bytes but their number, and no torch.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from ..cache.stats import PHASES, Counters, Stats
 from ..trace import Trace
 from ..units import human
 from .layer_caches import LayerCaches, chosen_slots
-from .simulator import Clock, RecordedGuesses, simulate
+from .simulator import Clock, RecordedGuesses, Simulation
 
 
 @dataclass(frozen=True, repr=False)
 class Replay(Stats):
-    """What `model.offload.stats()` would have said: `total`, `prompt`, `decode`, `layers`, and each
-    counter of the total as an attribute. Where bytes come from is not known here, and time only
-    with speculation: `disk_bytes`, and without it `stall_seconds`, stay 0. `policy` and `slots`
-    (one per layer) are those of the replay."""
+    """The counts, as `model.offload.stats()` gives them: `total`, `prompt`, `decode`, `layers`, and
+    each counter of the total as an attribute. `disk_bytes` is 0, and so is `stall_seconds` without
+    speculation: unknown. `policy` and `slots` (one per layer) are those of the replay."""
 
     policy: str = ""
     slots: tuple[int, ...] = ()
 
     def line(self) -> str:
-        """Everything in one line."""
+        """The main counts in one line."""
         slots = self.slots[0] if len(set(self.slots)) == 1 else ",".join(map(str, self.slots))
         return (
             f"{self.policy}, slots {slots}: {self.accesses:,} accesses, hit rate "
@@ -62,31 +61,30 @@ def replay(
     compute: float | tuple[float, float] = 2e-3,
     chunk: int = CHUNK,
 ) -> Replay:
-    """Count what another cache would have made of the routing in `trace`, from empty slots.
+    """Count the accesses of `trace` under another cache, from empty slots.
 
-    policy: a name or class as for mc.load, or one of two bounds that know what comes (see
-    OptimalCache): "optimal", what any policy needs at least that keeps what it has just loaded, and
-    "optimal-bypass", what any needs. slots: a number, or one per layer. budget: instead of slots,
-    their sum over all layers, spread so that this trace loads the fewest bytes under this policy
-    (one replay for every number of slots). bypass: a missing expert may be run from a scratch slot
-    where the policy likes it less than all residents. whole_layer, resident: as for mc.load.
+    policy: a name or class as for mc.load, or a bound that knows the future (see BeladyCache):
+    "optimal", the fewest loads of any policy that keeps what it has just loaded, or
+    "optimal-bypass", the fewest of any policy. slots: a number, or one per layer. budget: instead
+    of slots, their sum over all layers, shared so that this trace loads the fewest bytes under this
+    policy (one replay for every number of slots). bypass: the policy may also choose the missing
+    expert as its victim, which then uses a spare block. whole_layer, resident: as for mc.load.
 
-    speculate: guesses of each layer, from those that the trace holds (recorded with speculate= at
-    least that), lookahead and guess_from as for mc.load. Who is late then depends on time, that of
-    mc.timeline with the same link, compute and chunk, and every guess is made for which there is
-    room.
+    speculate: guesses per layer, from those in the trace (recorded with at least as many).
+    lookahead, guess_from: as for mc.load. Which accesses are late then depends on time: link,
+    compute and chunk are those of mc.timeline, and every guess is made for which there is room.
 
-    Without speculation the counts equal those of the live model that was recorded, under any
-    setting; with it, those of a live model on a clock link of that speed, compute declared alike,
-    stand_aside=False. A policy that asks for logits is shown them in 16 bits, here as there. Raises
-    MoEColabError for a setting that cannot be.
+    Without speculation the counts equal those of the recorded model under any setting; with it,
+    those of a model on a clock link with the same times and stand_aside=False. A policy that needs
+    logits gets them in 16 bits, here as there. Raises MoEColabError for a setting that cannot be.
     """
     caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
-    ahead = RecordedGuesses(trace, speculate, lookahead, guess_from)
+    guesses = RecordedGuesses(trace, speculate, lookahead, guess_from)
     slots = chosen_slots(caches, slots, budget)
     name = "whole layer" if whole_layer else policy_name(policy)
     if speculate and not whole_layer:
-        stats = simulate(caches, slots, Clock.of(link, compute, trace, chunk), ahead).ledger.stats()
+        clock = Clock.of(link, compute, trace, chunk)
+        stats = Simulation(caches, slots, clock, guesses).run().ledger.stats()
     else:
         stats = counted(caches, slots)
     known = {field.name: getattr(stats, field.name) for field in fields(Stats)}
@@ -94,7 +92,7 @@ def replay(
 
 
 def counted(caches: LayerCaches, slots: Sequence[int]) -> Stats:
-    """Without speculation time does not matter: layer after layer, each over the whole trace."""
+    """Count layer after layer: without speculation time does not matter."""
     books = [caches.count(layer, n) for layer, n in enumerate(slots)]
     prompt, decode = (sum((book[phase] for book in books), Counters()) for phase in PHASES)
     layers = tuple(book["prompt"] + book["decode"] for book in books)

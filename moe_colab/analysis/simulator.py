@@ -1,7 +1,7 @@
-"""A trace driven through the engine's own pool in virtual time: the clock link moves bytes that do
-not exist, compute is a number of seconds, and everything that happens is noted.
+"""The simulator: a trace run through the engine's own pool in virtual time.
 
-Knows traces, caches, the pool and the clock link. Decides nothing, and needs no torch.
+The clock link moves bytes that do not exist, compute is a number of seconds, and every copy,
+compute and stall is recorded. Knows traces, caches, the pool and the clock link; needs no torch.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
 from ..cache.clock_link import ClockLink
-from ..cache.governor import Ranked
+from ..cache.governor import Governor, Ranked
 from ..cache.homes import CHUNK
 from ..cache.policies import Tokens
 from ..cache.pool import Pool
@@ -30,22 +31,21 @@ GUESSES = ("no", "right", "wrong")
 EVENT = np.dtype(
     [
         ("kind", "u1"),  # of KINDS
-        ("step", "i4"),  # a copy's: in which it was asked for
+        ("step", "i4"),  # of a copy: the step that asked for it
         ("layer", "i2"),
-        ("expert", "i2"),  # -1: what a layer computes before its router speaks
+        ("expert", "i2"),  # -1: the part of a layer before its router
         ("begin", "f8"),  # seconds
         ("end", "f8"),
         ("bytes", "i8"),  # of a copy
-        ("guess", "u1"),  # of GUESSES: a copy that was asked for before the router spoke
+        ("guess", "u1"),  # of GUESSES: whether a copy was a guess
     ]
 )
 
 
 @dataclass(frozen=True)
 class Clock:
-    """How fast everything is. link: bytes a second; before_router, per_expert: seconds of compute
-    of a layer before its router speaks, and for each distinct expert that it then uses; chunk:
-    bytes that move at once."""
+    """Speeds. link: bytes per second; before_router: seconds that a layer computes before its
+    router; per_expert: seconds for each distinct expert; chunk: bytes that move at once."""
 
     link: float
     before_router: float
@@ -60,10 +60,10 @@ class Clock:
         trace: Trace,
         chunk: int = CHUNK,
     ) -> Clock:
-        """As mc.timeline is given them. Raises MoEColabError."""
+        """Read the settings of mc.timeline. Raises MoEColabError for values that cannot be."""
         rate = link if isinstance(link, Real) else parse_bytes(str(link).strip().removesuffix("/s"))
         if not rate > 0:
-            raise MoEColabError(f"a link of {link!r} moves nothing: write it like 12GB/s.")
+            raise MoEColabError(f"link must be above 0 bytes/s, like '12GB/s', not {link!r}.")
         try:
             if isinstance(compute, Sequence):
                 before_router, per_expert = map(float, compute)
@@ -75,15 +75,15 @@ class Clock:
                 f"compute must be seconds, or a pair of them, not {compute!r}."
             ) from error
         if not (0 <= before_router < float("inf") and 0 <= per_expert < float("inf")):
-            raise MoEColabError(f"compute must be seconds from 0 on, not {compute!r}.")
+            raise MoEColabError(f"compute must be 0 seconds or more, not {compute!r}.")
         if not is_whole(chunk) or chunk < 1:
-            raise MoEColabError(f"a chunk must have one byte at least, not {chunk!r}.")
+            raise MoEColabError(f"chunk must be 1 byte or more, not {chunk!r}.")
         return cls(float(rate), before_router, per_expert, int(chunk))
 
 
 class RecordedGuesses:
-    """The guesses of a trace, as a live model would have made them with these settings: `at(step,
-    layer)`. Raises MoEColabError where the trace does not hold as many."""
+    """The guesses of a trace, as a live model makes them with these settings. Raises MoEColabError
+    where the trace does not hold as many."""
 
     def __init__(self, trace: Trace, guesses: int, lookahead: int, source: str):
         PrefetchSettings(guesses, lookahead, source)  # or it raises
@@ -97,7 +97,7 @@ class RecordedGuesses:
         else:
             rows = rows[:0]
         if not len(rows) and not trace.forwards["phase"].any():
-            return  # a prompt alone, which a new model reads without guessing
+            return  # a prompt alone: a new model makes no guesses in its first forward
         far = rows["layer"] - rows["at"]
         most = rows["place"].max(initial=-1) + 1, far.max(initial=0)
         if guesses > most[0] or lookahead > most[1]:
@@ -111,12 +111,13 @@ class RecordedGuesses:
             guess.append((expert, probability))
 
     def at(self, step: int, layer: int) -> list[tuple[int, Ranked]]:
+        """The guesses that are made at a layer: (later layer, its ranked experts)."""
         return list(self.found.get((step, layer), {}).items())
 
 
 @dataclass(frozen=True)
 class EmptyHome:
-    """An expert whose bytes nobody needs."""
+    """An expert without bytes; only its size counts."""
 
     layer: int
     expert: int
@@ -124,7 +125,7 @@ class EmptyHome:
     tier: str = "host"
 
     def fill(self, buffer: object) -> Iterator[int]:
-        yield self.nbytes  # all at once: a clock link moves a load in the moment of its end
+        yield self.nbytes  # at once: a clock link moves all bytes when a load ends
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ class EmptyBlock:
 
 
 class LoggedClockLink(ClockLink):
-    """A clock link that notes when the bytes of which expert were on their way. What a demand load
-    has overtaken is on its way more than once."""
+    """A clock link that logs the copies. A copy that a demand load overtakes is logged in parts."""
 
     def __init__(self, bytes_per_second: float, chunk: int):
         super().__init__(bytes_per_second, chunk)
@@ -157,7 +157,7 @@ class LoggedClockLink(ClockLink):
         super()._end_chunk()
 
     def note(self) -> None:
-        """The chunk that is on its way belongs to the copy before it, or begins one."""
+        """Log the chunk that is moving: it continues the last copy, or begins one."""
         if self.moving is None:
             return
         (ticket, end), begin = self.moving, self.began
@@ -167,14 +167,23 @@ class LoggedClockLink(ClockLink):
 
 
 class Simulation:
-    """One run of a trace: `run`, then look at `events`, `step_ends` (seconds) and `ledger`. caches:
-    who stays; slots: one number per layer; ahead: what is guessed. There is no governor."""
+    """One run of a trace: call `run`, then read `events`, `step_ends` (seconds) and `ledger`.
+
+    slots: one number per layer. governed: whether a governor limits the guesses. link: in place of
+    a clock link; it has `now`, `compute` and `note` too.
+    """
 
     def __init__(
-        self, caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
+        self,
+        caches: LayerCaches,
+        slots: Sequence[int],
+        clock: Clock,
+        guesses: RecordedGuesses,
+        governed: bool = False,
+        link: Any = None,
     ):
-        self.caches, self.trace, self.clock, self.ahead = caches, caches.trace, clock, ahead
-        self.link = LoggedClockLink(clock.link, clock.chunk)
+        self.caches, self.trace, self.clock, self.guesses = caches, caches.trace, clock, guesses
+        self.link = link or LoggedClockLink(clock.link, clock.chunk)
         self.ledger = Ledger(self.trace.layers)
         homes = [
             [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
@@ -188,13 +197,15 @@ class Simulation:
             [[EmptyBlock()] * n for n in slots],
             [caches.make(layer, n) for layer, n in enumerate(slots)],
             spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
-            pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.resident],
+            pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.pinned],
             ledger=self.ledger,
+            governor=Governor(self.link.time) if governed else None,
         )
         self.noted: list[tuple] = []
         self.step_ends: list[float] = []
 
-    def run(self) -> None:
+    def run(self) -> Simulation:
+        """Run all steps."""
         needed = [self.caches.needed(layer) for layer in range(self.trace.layers)]
         used = [self.trace.needed(layer) for layer in range(self.trace.layers)]
         shown = [self.caches.shown(layer) for layer in range(self.trace.layers)]
@@ -206,19 +217,21 @@ class Simulation:
                 tokens = next(shown[layer])
                 self._layer(step, layer, needed[layer][step], used[layer][step], tokens)
             self.step_ends.append(self.link.now)
-        self.link.note()  # counted like all chunks when it began
+        self.link.note()  # a chunk counts when it begins
+        return self
 
     def _layer(
         self,
         step: int,
         layer: int,
         needed: Sequence[int],
-        used: Sequence[int],  # of those, computed: all but where a whole layer is moved
+        used: Sequence[int],  # the needed experts that compute; fewer where whole layers are loaded
         tokens: Tokens | None,
     ) -> None:
         self._compute(step, layer, -1, self.clock.before_router)
-        guesses = self.ahead.at(step, layer)
-        early = guesses if self.ahead.source == "router_input" else []
+        guesses = self.guesses.at(step, layer)
+        from_input = self.guesses.source == "router_input"
+        early = guesses if from_input and self.pool.wants_guesses else ()
         before = self.link.now
         for expert, _ in self.pool.experts(layer, needed, tokens, early):
             if self.link.now > before:
@@ -226,12 +239,12 @@ class Simulation:
             if expert in used:
                 self._compute(step, layer, expert, self.clock.per_expert)
             before = self.link.now
-        for later, ranked in guesses if not early else ():
+        for later, ranked in () if from_input or not self.pool.wants_guesses else guesses:
             self.pool.guess(later, ranked)
 
     @property
     def events(self) -> np.ndarray:
-        """EVENT [n], by their beginning. A last wrong guess may be under way when all is over."""
+        """EVENT [n], by their beginning. A wrong guess may still be moving at the end."""
         copies = []
         for ticket, begin, end in self.link.copies:
             home, nbytes = ticket.home, round((end - begin) * self.link.rate)
@@ -242,8 +255,8 @@ class Simulation:
         return rows[np.argsort(rows["begin"], kind="stable")]
 
     def _guess(self, step: int, at: int, home: EmptyHome) -> int:
-        """What the router said to the guess that was made in a step, at a layer. One for a step
-        that never came was wrong."""
+        """1 if a guess made in `step`, at the layer `at`, was right, else 2 (also for a step after
+        the last one)."""
         meant = step + (home.layer <= at)
         needed = self.trace.needed(home.layer)
         return 1 if meant < len(needed) and home.expert in needed[meant] else 2
@@ -252,11 +265,3 @@ class Simulation:
         begin = self.link.now
         self.link.compute(seconds)
         self.noted.append((1, step, layer, expert, begin, self.link.now, 0, 0))
-
-
-def simulate(
-    caches: LayerCaches, slots: Sequence[int], clock: Clock, ahead: RecordedGuesses
-) -> Simulation:
-    run = Simulation(caches, slots, clock, ahead)
-    run.run()
-    return run

@@ -1,7 +1,7 @@
-"""What a cache would cost in time: copies, compute and stalls of a trace, at a stated link speed.
+"""mc.timeline: the modelled time of a trace: copies, compute and stalls at a given link speed.
 
-Knows rehearsals; makes tables and sums of them. Modelled, not measured: one link that moves chunk
-after chunk, one compute unit that waits for what it needs.
+Knows simulations; makes tables and sums of them. It models one link that moves chunk after chunk,
+and one compute unit that waits for the experts it needs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..cache.settings import SOURCES
 from ..cache.stats import PHASES, Stats
 from ..trace import Trace
 from .layer_caches import LayerCaches, chosen_slots
-from .simulator import GUESSES, KINDS, Clock, RecordedGuesses, simulate
+from .simulator import GUESSES, KINDS, Clock, RecordedGuesses, Simulation
 
 if TYPE_CHECKING:
     import pandas
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phase:
-    """The prompt's part, the decoded tokens', or both. seconds = compute_seconds + stall_seconds;
-    copy_seconds: the link was at work, most of it behind the others' back."""
+    """The sums of the prompt, of the decoded tokens, or of both. seconds = compute_seconds +
+    stall_seconds; copy_seconds: the link was busy, mostly during compute."""
 
     seconds: float
     compute_seconds: float
@@ -47,9 +47,8 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """A modelled run. `total`, `prompt` and `decode` sum it up; `stats` counts it, as
-    `model.offload.stats()` would; `events` holds every copy, compute and stall (see
-    rehearsal.EVENT)."""
+    """A modelled run: its sums `total`, `prompt` and `decode`, its counts `stats`, and `events`,
+    every copy, compute and stall (simulator.EVENT)."""
 
     total: Phase
     prompt: Phase
@@ -61,24 +60,23 @@ class Timeline:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoded tokens (of all rows) a second."""
+        """Decoded tokens (of all rows) per second."""
         return self.decode.tokens_per_second
 
     @property
     def stall_share(self) -> float:
-        """Of the decoding time."""
+        """The share of the decoding time in which compute waits."""
         return self.decode.stall_share
 
     def frame(self) -> pandas.DataFrame:
         """One row per event, by its beginning: kind ("copy", "compute", "stall"), phase, step,
-        layer, expert (-1: what the layer computes before its router speaks), begin, end, seconds,
-        bytes, guess (a copy that was asked for before the router had spoken: "right" or "wrong";
-        else "no"). A copy's step is the one in which it was asked for; one that a more urgent copy
-        has interrupted has several rows."""
+        layer, expert (-1: compute before the router), begin, end, seconds, bytes, guess ("right" or
+        "wrong" for a copy that was a guess, else "no"). A copy's step is the one that asked for it;
+        a copy that a demand load interrupts has several rows."""
         return self._frame(slice(None))
 
     def during(self, step: int) -> pandas.DataFrame:
-        """The rows of `frame` that belong to a step, or whose copies are under way meanwhile."""
+        """The rows of `frame` of a step, and all copies that move during it."""
         events = self.events
         own = (events["step"] == step) & (events["kind"] != KINDS.index("copy"))
         if not own.any():
@@ -137,20 +135,19 @@ def timeline(
     guess_from: str = SOURCES[0],
     chunk: int = CHUNK,
 ) -> Timeline:
-    """Model how long the routing in `trace` would take from a cold start.
+    """Model the time of `trace` under a cache, from empty slots.
 
-    link: bytes a second, a number or "12GB/s". compute: seconds that one layer takes for one token
-    where nothing is missing, half of them before its router speaks, the others shared by the
-    token's experts; or both, (before the router, for each distinct expert). chunk: bytes that move
-    at once, so many of a guess as a load that is needed now may have to wait for. All else as for
-    mc.replay, and the counts equal its own. Nothing stands aside: every guess is made for which
-    there is room. Raises MoEColabError for a setting that cannot be.
+    link: bytes per second, a number or "12GB/s". compute: seconds of one layer for one token
+    without loads, half of them before its router, the rest shared by the token's experts; or a pair
+    (before the router, for each distinct expert). chunk: bytes that move at once; a demand load may
+    have to wait for a chunk of a guess. All else as for mc.replay, with the same counts: every
+    guess is made for which there is room. Raises MoEColabError for a setting that cannot be.
     """
     clock = Clock.of(link, compute, trace, chunk)
-    ahead = RecordedGuesses(trace, 0 if whole_layer else speculate, lookahead, guess_from)
+    guesses = RecordedGuesses(trace, 0 if whole_layer else speculate, lookahead, guess_from)
     caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
     slots = chosen_slots(caches, slots, budget)
-    run = simulate(caches, slots, clock, ahead)
+    run = Simulation(caches, slots, clock, guesses).run()
     events = run.events
     decode = np.array([phase == "decode" for phase in caches.phases], bool)
     sizes = np.diff(trace.bounds)

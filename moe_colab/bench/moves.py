@@ -1,10 +1,10 @@
-"""How long the Explorer takes for a move: every setting that replays, moved and shown; one JSON
-at the end.
+"""Times of the Explorer's moves: every setting that replays is changed and shown.
 
     python -m moe_colab.bench.moves [--out FILE]
 
-Seconds in the kernel, until the picture that is sent to the page is there; a page adds its own. Of
-the shipped trace's first part, and of as many random tokens in a model of Mixtral's layers.
+Prints one JSON. Seconds are those of the kernel, until the picture for the page is ready; the page
+adds its own. They are of the first part of the shipped trace, and of as many random tokens in a
+model with Mixtral's layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from ..trace import Trace
 from .machine import describe
 from .traces import made_up
 
-TOKENS = 96  # what the Explorer reads, if not told otherwise
-MOVES = {  # values to go through, of the controls that replay
+TOKENS = 96  # the Explorer's default
+MOVES = {  # values of each control that replays
     "slots": (3, 5, 6, 2),
     "policy": ("lfu", "fifo", "optimal", "random", "lru"),
     "guesses": (1, 3, 0, 2),
@@ -36,9 +36,9 @@ MOVES = {  # values to go through, of the controls that replay
 
 def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
     """The median and the longest seconds of a move, by view and control."""
-    explorer, found = Explorer(trace=trace), {}
+    explorer, seconds_of = Explorer(trace=trace), {}
     for view in ("slots", "residency", "time"):
-        explorer.view.value, found[view] = view, {}
+        explorer.view.value, seconds_of[view] = view, {}
         for name in (name for name in MOVES if name in TRACE_VIEWS[view].depends_on):
             control, seconds = explorer.settings[name], []
             offered = getattr(control, "options", None)
@@ -50,14 +50,14 @@ def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
                     control.value = value
                     seconds.append(time.perf_counter() - begin)
             if seconds:
-                found[view][name] = {
+                seconds_of[view][name] = {
                     "median": round(statistics.median(seconds), 3),
                     "most": round(max(seconds), 3),
                 }
         if explorer.error is not None or explorer.status.value:
             raise RuntimeError(f"the Explorer failed: {explorer.status.value}")
     explorer.close()
-    return found
+    return seconds_of
 
 
 def main() -> None:

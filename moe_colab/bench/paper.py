@@ -1,11 +1,11 @@
-"""The paper's four rows: everything, without speculation, without the cache too, and whole layers.
+"""The ablation of the paper (arXiv 2312.17238, Table 2): each row takes one more thing away.
 
     python -m moe_colab bench paper [--row ROW] [--engine | --replay] [--out FILE]
 
-The paper's ablation (arXiv 2312.17238, Table 2): each row takes one more thing away. What is
-counted is the shipped model's, over the text of its trace: `engine` lets the model read it, its
-loads on a clock link; `replay` asks the trace alone. Both must count the same bytes. Time is
-modelled by mc.timeline, at a T4's proportions; nothing here is timed on this machine.
+The rows: everything, without speculation, also without the cache, and whole layers. Counts are
+those of the shipped model over the text of its trace: `engine` runs the model with its loads on a
+clock link, `replay` uses the trace alone. Both must count the same bytes. Times are modelled by
+mc.timeline in a T4's proportions; this machine is not timed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from ..analysis.replay import replay
 from ..analysis.timeline import timeline
-from ..cache.clock_link import ClockLink, with_compute_times
+from ..cache.clock_link import ClockLink
 from ..cache.stats import Stats
 from ..offload.load import load
 from ..offload.read_text import read
@@ -42,8 +42,8 @@ COUNTED = (
 
 @dataclass(frozen=True)
 class Row:
-    """What is left of everything, as settings of mc.load and mc.replay. paper: tokens a second that
-    the paper measured on a T4 (Mixtral-8x7B-Instruct, experts of 2 bits, attention of 4)."""
+    """Settings of mc.load and mc.replay. paper: tokens per second that the paper measured on a T4
+    (Mixtral-8x7B-Instruct, experts of 2 bits, attention of 4)."""
 
     label: str
     paper: float
@@ -71,19 +71,19 @@ def clock(nbytes: int) -> dict[str, Any]:
 
 
 def replayed(trace: Trace, row: Row) -> dict[str, int]:
-    """What a replay counts."""
+    """Count by replay of the trace."""
     return counts(replay(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0])))
 
 
-def lived(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str, int]:
-    """What the model counts while it reads `documents`, ids [1, tokens] each; the trace's own,
-    where none are given."""
+def run_engine(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str, int]:
+    """Count with the model while it reads `documents`, ids [1, tokens] each; by default those of
+    the trace."""
     options = {**row.setting, "stand_aside": False, "device": "cpu", "progress": False}
     model, tokenizer = load(slots=SLOTS + 1, **options)
     if documents is None:
         documents = [ids for label in sequences(tokenizer).values() for ids in label]
     with model.offload as handle:
-        read(model, documents[0])  # norms are found in the first forward
+        read(model, documents[0])  # the first forward finds the norms
         nbytes = handle.entries[0].layout.nbytes
         speed = clock(nbytes)
         handle.make_link = lambda device: ClockLink(speed["link"], speed["chunk"])
@@ -96,14 +96,28 @@ def lived(row: Row, documents: Sequence[torch.Tensor] | None = None) -> dict[str
         return counts(handle.stats())
 
 
+def with_compute_times(pool, before_router: float, per_expert: float) -> None:
+    """Let computing take time on the ClockLink of `pool`: `before_router` seconds for each layer,
+    and `per_expert` seconds for each of its experts."""
+    experts = pool.experts
+
+    def timed(*use, **more):
+        pool.link.compute(before_router)
+        for expert in experts(*use, **more):
+            yield expert
+            pool.link.compute(per_expert)
+
+    pool.experts = timed
+
+
 def counts(stats: Stats) -> dict[str, int]:
-    """Of prompts and decoded tokens together."""
+    """The counters of prompts and decoded tokens together."""
     return {name: getattr(stats.total, name) for name in COUNTED}
 
 
 def modelled(trace: Trace, row: Row) -> dict[str, float]:
-    """The decoding at a T4's proportions. `tokens_per_second_of_32_layers`: of as many such layers
-    as Mixtral has."""
+    """Decoding in a T4's proportions. `tokens_per_second_of_32_layers`: for Mixtral's number of
+    layers."""
     run = timeline(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0]))
     rate = run.tokens_per_second
     return {
@@ -115,17 +129,13 @@ def modelled(trace: Trace, row: Row) -> dict[str, float]:
 
 
 def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
-    """A row of the table for each name; `same`: engine and replay have counted alike, where both
-    were asked."""
+    """A row of the table for each name. `same`: whether engine and replay count the same, if both
+    ran."""
     trace = Trace.load()
     out = []
     for name in names:
         row = ROWS[name]
-        asked = {
-            "replay": lambda row=row: replayed(trace, row),
-            "engine": lambda row=row: lived(row),
-        }
-        found = {way: asked[way]() for way in ways}
+        found = {way: run_engine(row) if way == "engine" else replayed(trace, row) for way in ways}
         line = {"row": name, "is": row.label, "setting": row.setting, **found}
         if len(found) == 2:
             line["same"] = found["engine"] == found["replay"]
@@ -136,7 +146,7 @@ def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def run(row: str | None = None, way: str | None = None, out: str | None = None) -> int:
-    """Print the table, and the JSON on the last line; 1 where engine and replay differ."""
+    """Print the table, and the JSON on the last line. Returns 1 where engine and replay differ."""
     names, ways = [row] if row else list(ROWS), [way] if way else ["replay", "engine"]
     trace = Trace.load()
     nbytes = trace.expert_bytes[0]
@@ -166,12 +176,12 @@ def run(row: str | None = None, way: str | None = None, out: str | None = None) 
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if all(line.get("same", True) for line in report["rows"]):
         return 0
-    print("engine and replay have counted differently.", file=sys.stderr)
+    print("engine and replay count differently.", file=sys.stderr)
     return 1
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Counted, modelled and the paper's, apart."""
+    """The counted, the modelled and the paper's numbers in columns."""
     lines = [
         f"{'':16}{'counted':>36}{'modelled, 32 layers':>24}{'the paper, T4':>18}",
         f"{'row':16}{'loads':>12}{'hit rate':>10}{'MB':>14}{'tokens/s':>24}{'tokens/s':>18}",

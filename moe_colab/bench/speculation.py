@@ -1,36 +1,39 @@
-"""What guessing brings, by the clock link and by a thread that sleeps: the shipped model's routing
-over mixed text, through the engine's own pool, with loads and compute of stated length.
+"""The gain of speculation, in virtual time and with a link that sleeps: the shipped model's routing
+over mixed text through the engine's own pool, with fixed times of loads and compute.
 
     python -m moe_colab bench speculation [--out FILE]
 
-One layer computes for one unit of time: half of it before its router speaks, the rest in its
-experts. A load takes `load` units and moves in 17 chunks, as 68 MB do at 4 MB each. Loads of 5.5
-units are those of Mixtral on a T4. `recovered`: of the stall that a perfect guess, made at the same
-moment, would spare.
+One layer computes for one unit of time: half of it before its router, the rest in its experts. A
+load takes `load` units and moves in 17 chunks, as 68 MB do at 4 MB each. Loads of 5.5 units are
+those of Mixtral on a T4. `recovered`: the part of the stall that is saved, of what perfect guesses
+at the same moment would save.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..cache.clock_link import ClockLink
-from ..cache.governor import Governor
+from ..analysis.layer_caches import LayerCaches
+from ..analysis.simulator import Clock, RecordedGuesses, Simulation
+from ..analysis.tables import recall
+from ..cache.governor import Ranked
 from ..cache.homes import CHUNK
-from ..cache.links import ThreadLink
-from ..cache.policies import LayerCache, make_policy
-from ..cache.pool import Pool
+from ..cache.links import QueueTicket, ThreadLink
 from ..cache.settings import FARTHEST, SOURCES
-from ..cache.spares import SPARES
+from ..cache.stats import PHASES
+from ..machine.folders import evaluation_folder
 from ..offload.load import load
-from .guessed_routing import Said, listen, mixed_text, recall
+from ..offload.read_text import record_text
+from ..trace import Trace
 from .machine import describe
 
 LOADS, SLEPT_LOADS, SLOTS = (20.0, 5.5, 2.0, 0.2), (5.5, 2.0, 0.2), (4, 6)
@@ -38,13 +41,13 @@ NBYTES = 17 * CHUNK
 BEFORE_ROUTER = 0.5  # of a layer's compute
 TOKENS, SLEPT_TOKENS = 200, 20  # of each text
 UNIT = 8e-3  # seconds of a layer's compute, where it is slept
-SLACK = 5e-4  # seconds: a link that is asked again so soon was never idle
+SLACK = 5e-4  # seconds: a link that is used again so soon was never idle
 
 
 @dataclass(frozen=True)
 class Way:
-    """How is guessed: n experts of each layer, so far ahead. perfect: as if the next router's word
-    was known."""
+    """How the next layers are guessed: n experts of each layer, up to `ahead` layers ahead.
+    perfect: the truth is guessed."""
 
     n: int = 0
     source: str = SOURCES[0]
@@ -65,102 +68,76 @@ WAYS = {
 SLEPT_WAYS = ("none", "perfect", "default")
 
 
-@dataclass(frozen=True)
-class Weightless:
-    """An expert whose bytes need not be there, only the time that they take."""
+class PerfectGuesses:
+    """For every layer but the first, the experts that it will need, guessed one layer before."""
 
-    wait: Callable[[int], None]
-    tier: str = "host"
-    nbytes: int = NBYTES
+    source = SOURCES[0]
 
-    def fill(self, buffer: None) -> Iterator[int]:
-        for _ in range(NBYTES // CHUNK):
-            self.wait(CHUNK)
+    def __init__(self, trace: Trace):
+        self.trace = trace
+
+    def at(self, step: int, layer: int) -> list[tuple[int, Ranked]]:
+        if layer + 1 == self.trace.layers:
+            return []
+        return [(layer + 1, [(expert, 1.0) for expert in self.trace.needed(layer + 1)[step]])]
+
+
+class SleepingLink(ThreadLink):
+    """A thread that sleeps as long as a link of this speed would move each chunk."""
+
+    def __init__(self, bytes_per_second: float):
+        super().__init__()
+        self.rate, self.free_at = bytes_per_second, 0.0
+
+    @property
+    def now(self) -> float:
+        return self.time()
+
+    def compute(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def note(self) -> None:
+        """Nothing is logged."""
+
+    def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
+        for _ in range(ticket.home.nbytes // CHUNK):
+            now = time.perf_counter()
+            begin = self.free_at if now - self.free_at < SLACK else now
+            self.free_at = begin + CHUNK / self.rate
+            time.sleep(max(0.0, self.free_at - now))
             yield CHUNK
 
 
-@dataclass(frozen=True)
-class Nothing:
-    buffer: None = None
+def record(model: torch.nn.Module, tokenizer: Any, tokens: int) -> Trace:
+    """Read `tokens` tokens of every evaluation text, one at a time, with all guesses from both
+    sources. Every step counts as decode."""
+    record_text(model, tokenizer, "A", tokens=1)  # the first forward finds the norms
+    settings = {"prompt": 1, "tokens": tokens, "speculate": max(model.offload.experts)}
+    settings |= {"lookahead": FARTHEST, "sources": SOURCES}
+    texts = [path.read_text("utf-8") for path in sorted(evaluation_folder().glob("*.txt"))]
+    parts = [record_text(model, tokenizer, text[: 40 * tokens], **settings) for text in texts]
+    trace = Trace.merge(*parts).sized(NBYTES)
+    forwards = trace.forwards.copy()
+    forwards["phase"] = PHASES.index("decode")
+    return replace(trace, forwards=forwards)
 
 
-class Sleeper:
-    """Sleeps as long as a link of this speed would move bytes."""
-
-    def __init__(self, bytes_per_second: float):
-        self.rate, self.free_at = bytes_per_second, 0.0
-
-    def __call__(self, nbytes: int) -> None:
-        now = time.perf_counter()
-        begin = self.free_at if now - self.free_at < SLACK else now
-        self.free_at = begin + nbytes / self.rate
-        time.sleep(max(0.0, self.free_at - now))
-
-
-def make_pool(link: Any, slots: int, layers: int, wait: Callable, governed: bool) -> Pool:
-    experts = 8
-    return Pool(
-        link,
-        [[Weightless(wait) for _ in range(experts)] for _ in range(layers)],
-        [[Nothing() for _ in range(slots)] for _ in range(layers)],
-        [LayerCache(make_policy("lru", experts), slots) for _ in range(layers)],
-        {NBYTES: [Nothing() for _ in range(SPARES)]},
-        governor=Governor(link.time) if governed else None,
-    )
-
-
-def read(pool: Pool, said: list[Said], way: Way, compute: Callable[[float], None]) -> None:
-    """Let the pool serve the routing of all tokens."""
-    layers = len(said[0].needed)
-    for token in said:
-        pool.ledger.forward("decode", 1)
-        for layer, needed in enumerate(token.needed):
-            compute(BEFORE_ROUTER)
-            ahead = guesses(token, layer, way)
-            early = way.source == SOURCES[0] and pool.wants_guesses
-            for _ in pool.experts(layer, needed, None, ahead if early else ()):
-                compute((1 - BEFORE_ROUTER) / len(needed))
-            if way.source == SOURCES[1] and pool.wants_guesses and layer + 1 < layers:
-                for target, ranked in ahead:
-                    pool.guess(target, ranked)
-
-
-def guesses(token: Said, layer: int, way: Way) -> list[tuple[int, list[tuple[int, float]]]]:
-    out = []
-    for ahead in range(1, way.ahead + 1 if way.n else 1):
-        if layer + ahead < len(token.needed):
-            ranked = token.guesses[way.source, ahead][layer][: way.n]
-            if way.perfect:
-                ranked = [(expert, 1.0) for expert in token.needed[layer + ahead]]
-            out.append((layer + ahead, ranked))
-    return out
-
-
-def by_clock(said: list[Said], units: float, slots: int, way: Way) -> dict[str, Any]:
-    """In units of a layer's compute."""
-    link = ClockLink(NBYTES / units)
-    pool = make_pool(link, slots, len(said[0].needed), lambda _: None, way.governed)
-    read(pool, said, way, link.compute)
-    return result(pool, link.now, 1.0)
-
-
-def by_sleep(said: list[Said], units: float, slots: int, way: Way) -> dict[str, Any]:
-    """Seconds on the wall, in the same units."""
-    link = ThreadLink()
-    wait = Sleeper(NBYTES / units / UNIT)
-    pool = make_pool(link, slots, len(said[0].needed), wait, way.governed)
-    begin = time.perf_counter()
-    read(pool, said, way, lambda part: time.sleep(part * UNIT))
-    taken = time.perf_counter() - begin
-    pool.link.close()
-    return result(pool, taken, UNIT)
-
-
-def result(pool: Pool, taken: float, unit: float) -> dict[str, Any]:
-    """Before the pool is closed: what is under way then is nobody's waste yet."""
-    total = pool.ledger.stats().total
+def by_clock(
+    trace: Trace, units: float, slots: int, way: Way, unit: float = 1.0, link: Any = None
+) -> dict[str, Any]:
+    """Model a run in virtual time, in units of a layer's compute. unit: seconds of one; link: in
+    place of a clock link. The link is still open, so a load under way at the end is no waste."""
+    each = (1 - BEFORE_ROUTER) / trace.routing.shape[2]
+    clock = Clock(NBYTES / units / unit, BEFORE_ROUTER * unit, each * unit)
+    guesses = RecordedGuesses(trace, way.n, way.ahead, way.source)
+    guesses = PerfectGuesses(trace) if way.perfect else guesses
+    caches, per_layer = LayerCaches(trace, "lru"), [slots] * trace.layers
+    run = Simulation(caches, per_layer, clock, guesses, way.governed, link)
+    begin = run.link.now
+    seconds = run.run().link.now - begin
+    total, governor = run.ledger.stats().total, run.pool.governor
     return {
-        "time": round(taken / unit, 2),
+        "time": round(seconds / unit, 2),
         "stall": round(total.stall_seconds / unit, 2),
         "loads": total.bytes_loaded / NBYTES,
         "wasted_loads": total.bytes_wasted / NBYTES,
@@ -168,18 +145,24 @@ def result(pool: Pool, taken: float, unit: float) -> dict[str, Any]:
         "speculative_hits": total.speculative_hits,
         "late": total.late,
         "misses": total.misses,
-        "governor": pool.governor.says() if pool.governor else "",
+        "governor": governor.says() if governor else "",
     }
 
 
+def by_sleep(trace: Trace, units: float, slots: int, way: Way) -> dict[str, Any]:
+    """Measure a run with a link and compute that sleep, in the same units."""
+    with contextlib.closing(SleepingLink(NBYTES / units / UNIT)) as link:
+        return by_clock(trace, units, slots, way, UNIT, link)
+
+
 def rows(
-    said: list[Said], how: Callable, loads: Sequence[float], ways: Sequence[str]
+    trace: Trace, how: Callable, loads: Sequence[float], ways: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Every load and number of slots, every way; beside the counts, what the way has brought."""
+    """One row for every load, number of slots and way: its counts, and what the guesses save."""
     out = []
     for units in loads:
         for slots in SLOTS:
-            found = {way: how(said, units, slots, WAYS[way]) for way in ways}
+            found = {way: how(trace, units, slots, WAYS[way]) for way in ways}
             spared = found["none"]["stall"] - found["perfect"]["stall"]
             for way, row in found.items():
                 row["recovered"] = round((found["none"]["stall"] - row["stall"]) / spared, 3)
@@ -192,25 +175,18 @@ def rows(
 def run(out: str | None) -> int:
     model, tokenizer = load(slots=4, progress=False)
     with model.offload:
-        said = listen(model, mixed_text(tokenizer, TOKENS))
-    short = [token for i, token in enumerate(said) if i % TOKENS < SLEPT_TOKENS]
+        trace = record(model, tokenizer, TOKENS)
+    starts = range(0, trace.steps, TOKENS)
+    short = Trace.merge(*[trace.between(start, start + SLEPT_TOKENS) for start in starts])
     report = {
         "bench": "speculation",
         "machine": describe(torch.device("cpu")),
-        "tokens": len(said),
-        "slept_tokens": len(short),
+        "tokens": trace.steps,
+        "slept_tokens": short.steps,
         "unit_seconds_slept": UNIT,
         "load_average": os.getloadavg(),  # a busy machine oversleeps
-        "recall": [
-            {
-                **{"source": source, "lookahead": ahead, "guesses": n},
-                "by_layer": [round(share, 3) for share in recall(said, source, ahead, n)],
-            }
-            for source in SOURCES
-            for ahead in range(1, FARTHEST + 1)
-            for n in (1, 2, 3, 4)
-        ],
-        "clock": rows(said, by_clock, LOADS, list(WAYS)),
+        "recall": recalls(trace),
+        "clock": rows(trace, by_clock, LOADS, list(WAYS)),
         "slept": rows(short, by_sleep, SLEPT_LOADS, SLEPT_WAYS),
         "slept_by_clock": rows(short, by_clock, SLEPT_LOADS, SLEPT_WAYS),  # the same tokens
     }
@@ -219,6 +195,20 @@ def run(out: str | None) -> int:
     if out:
         Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def recalls(trace: Trace) -> list[dict[str, Any]]:
+    """The share of needed experts that were guessed, by source, lookahead and layer."""
+    frames = {n: recall(trace, n).set_index(["source", "lookahead"]) for n in (1, 2, 3, 4)}
+    return [
+        {
+            **{"source": source, "lookahead": ahead, "guesses": n},
+            "by_layer": [round(share, 3) for share in frame.loc[(source, ahead), "recall"]],
+        }
+        for source in SOURCES
+        for ahead in range(1, FARTHEST + 1)
+        for n, frame in frames.items()
+    ]
 
 
 def table(found: list[dict[str, Any]]) -> str:

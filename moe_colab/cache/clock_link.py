@@ -1,71 +1,26 @@
-"""Links without a clock on the wall: a test picks what completes, or time is a number.
+"""ClockLink: a link in virtual time, for replays and tests that must be repeatable.
 
-Know the protocol of links. Both move the bytes for real, when it is their turn.
+Knows the protocol of links. Each load's bytes move for real when it ends.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from .homes import CHUNK
 from .links import CANCELLED, DONE, FAILED, MOVING, QUEUED, QueueLink, QueueTicket
 
 
-class VirtualLink(QueueLink):
-    """Moves all the bytes of a load in the moment in which it ends."""
+class ClockLink(QueueLink):
+    """Moves `bytes_per_second`, one chunk at a time; at every chunk demand loads come first.
 
-    def _carry_out(self, ticket: QueueTicket) -> None:
-        try:
-            for _ in ticket.home.fill(ticket.block.buffer):
-                pass
-        except Exception as error:
-            self._end(ticket, FAILED, error)
-        else:
-            self._end(ticket, DONE)
-
-
-class ManualLink(VirtualLink):
-    """Nothing completes until `finish` or `fail` is called; `on_wait(ticket)` must end a ticket
-    that is waited for."""
-
-    def __init__(self, on_wait: Callable[[QueueTicket], None] | None = None):
-        super().__init__()
-        self.on_wait = on_wait or self.finish
-
-    @property
-    def pending(self) -> list[QueueTicket]:
-        """Loads not ended, urgent first, in the order of asking."""
-        return [ticket for queue in self.queues for ticket in queue]
-
-    def begin(self, ticket: QueueTicket, moved: int = 1) -> None:
-        """So many bytes have moved, as far as anybody can see."""
-        ticket.state, ticket.moved = MOVING, moved
-
-    def finish(self, ticket: QueueTicket) -> None:
-        ticket.moved = ticket.home.nbytes
-        self._carry_out(ticket)
-
-    def fail(self, ticket: QueueTicket, error: Exception) -> None:
-        self._end(ticket, FAILED, error)
-
-    def await_end(self, ticket):
-        self.on_wait(ticket)
-        return 0.0
-
-
-class ClockLink(VirtualLink):
-    """A link in virtual time: `bytes_per_second`, one chunk at a time, demand loads first at every
-    chunk.
-
-    Time passes only through `compute(seconds)` and through waiting, so that who is late is the same
-    in every run. The bytes themselves move for real, when their virtual time has come.
+    Time passes only in `compute(seconds)` and while compute waits, so every run has the same late
+    loads.
     """
 
     def __init__(self, bytes_per_second: float, chunk: int = CHUNK):
         super().__init__()
         self.rate, self.chunk = bytes_per_second, chunk
-        self.now = 0.0  # what compute has reached, in seconds
-        self.moving: tuple[QueueTicket, float] | None = None  # whose chunk, and when it has arrived
+        self.now = 0.0  # seconds that compute has reached
+        self.moving: tuple[QueueTicket, float] | None = None  # a load, its chunk's end
 
     def time(self) -> float:
         return self.now
@@ -77,7 +32,7 @@ class ClockLink(VirtualLink):
         return ticket
 
     def compute(self, seconds: float) -> None:
-        """Compute for that long; the link goes on meanwhile."""
+        """Compute for `seconds`; the link moves chunks meanwhile."""
         self.now += seconds
         while self.moving is not None and self.moving[1] <= self.now:
             self._end_chunk()
@@ -88,11 +43,11 @@ class ClockLink(VirtualLink):
 
     def await_end(self, ticket):
         self.promote(ticket)
-        asked = self.now
+        start = self.now
         while ticket.state in (QUEUED, MOVING):
             self.now = max(self.now, self.moving[1])
             self._end_chunk()
-        return self.now - asked
+        return self.now - start
 
     def _begin_chunk(self, at: float) -> None:
         ticket = self.next_queued()
@@ -100,7 +55,7 @@ class ClockLink(VirtualLink):
             self.moving = None
             return
         left = ticket.home.nbytes - ticket.moved
-        size = left if ticket.urgent else min(self.chunk, left)  # nobody overtakes what is urgent
+        size = left if ticket.urgent else min(self.chunk, left)  # nothing overtakes a demand load
         ticket.state = MOVING
         ticket.moved += size
         self.moving = (ticket, at + size / self.rate)
@@ -111,16 +66,12 @@ class ClockLink(VirtualLink):
             self._carry_out(ticket)
         self._begin_chunk(arrived)
 
-
-def with_compute_times(pool, before_router: float, per_expert: float) -> None:
-    """Let `pool`, whose link is a ClockLink, see compute of declared length: so many seconds before
-    every router speaks, so many for each expert that is computed."""
-    experts = pool.experts
-
-    def timed(*use, **more):
-        pool.link.compute(before_router)
-        for expert in experts(*use, **more):
-            yield expert
-            pool.link.compute(per_expert)
-
-    pool.experts = timed
+    def _carry_out(self, ticket: QueueTicket) -> None:
+        """Move all bytes of a load; it ends."""
+        try:
+            for _ in ticket.home.fill(ticket.block.buffer):
+                pass
+        except Exception as error:
+            self._end(ticket, FAILED, error)
+        else:
+            self._end(ticket, DONE)

@@ -1,10 +1,10 @@
-"""The governor: how much speculation there may be, from what it has brought so far.
+"""The governor: it limits speculative loads by what they have gained so far.
 
-Two rules. *Bytes*: guesses may waste a small share of the bytes that were needed; the nearer they
-come to it, the surer a guess must be, and how sure a router's word makes it is learned for every
-layer. *Time*: now and then every other token is made without guesses; where these are not slower,
-speculation stands aside. Knows bytes, seconds and probabilities; knows no slots. The same events
-give the same answers, so that a run in virtual time can be repeated.
+Two rules. *Bytes*: guesses may waste a small share of the bytes that were needed. The nearer they
+come to this share, the more probable a guess must be; how far a router's probabilities can be
+trusted is learned for every layer. *Time*: in regular trials every other token is made without
+guesses; if these are not slower, speculation stands aside. Knows bytes, seconds and probabilities;
+knows no slots. The same events give the same answers, so a run in virtual time can be repeated.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ from collections.abc import Callable, Collection, Sequence
 Ranked = Sequence[tuple[int, float]]
 """Guesses for one layer: experts with the probability that they will be needed, likeliest first."""
 
-SHARE = 0.07  # of the bytes that were needed: what guesses may waste
-PURSE = 8  # experts: the most that can be saved up to be wasted, and what a model begins with
-SUREST = 0.8  # how probable a guess must be when the purse is empty
-MEMORY = 0.99  # of what was learned of a layer's guesses, what is left after the next
+SHARE = 0.07  # of the needed bytes, which guesses may waste
+PURSE = 8  # experts: the largest budget for waste, and the first one
+SUREST = 0.8  # the least probability of a guess when the budget is empty
+MEMORY = 0.99  # weight of the older guesses of a layer at each new one
 TRIAL = 64  # tokens, every other one without guesses
-PAUSES = (256, 4096)  # tokens from one trial to the next, at first and at most
-SLOWEST = 8  # one token in so many is left out on either side: the system was busy elsewhere
+PAUSES = (256, 4096)  # tokens between two trials, at first and at most
+SLOWEST = 8  # the slowest of so many tokens is left out: the system was busy
 
 
 class Governor:
     """clock: seconds as compute sees them."""
 
     def __init__(self, clock: Callable[[], float]):
-        self.on = True  # are guesses made in this forward?
-        self.pays = True  # what the last trial has found
-        self.found: tuple[float, float] | None = None  # seconds a token with and without guesses
-        self.purse: float | None = None  # bytes; None: nothing was needed yet
-        self._trust: dict[int, tuple[float, float]] = {}  # by layer: guesses that came true, hoped
+        self.on = True  # whether this forward makes guesses
+        self.pays = True  # the result of the last trial
+        self.found: tuple[float, float] | None = None  # seconds per token with and without guesses
+        self.purse: float | None = None  # bytes that may be wasted; None at first
+        self._trust: dict[int, tuple[float, float]] = {}  # by layer: right guesses, expected
         self._clock = clock
         self._pause = PAUSES[0]
-        self._since = -TRIAL  # tokens since the last trial; below 0 in one
+        self._since = -TRIAL  # tokens since the last trial; below 0 during one
         self._trial = Trial()
-        self._last: float | None = None  # when this token was begun
-        self._loads = 0  # experts that this token had to load
+        self._last: float | None = None  # when this token began
+        self._loads = 0  # loads that this token needed
 
     # ------------------------------------------------------------------ bytes
     def needed(self, nbytes: int) -> None:
-        """An expert of so many bytes was needed and not in a slot."""
+        """Note that an expert of `nbytes` was needed and not in a slot."""
         self._loads += 1
         self.purse = min(PURSE * nbytes, self._purse(nbytes) + SHARE * nbytes)
 
     def wasted(self, nbytes: int) -> None:
-        """So many bytes of a wrong guess have moved."""
+        """Note that `nbytes` of a wrong guess have moved."""
         if self.purse is not None:
             self.purse -= nbytes
 
-    def heard(self, layer: int, ranked: Ranked, needed: Collection[int]) -> None:
-        """What had been guessed for a layer, whether it was loaded or not, and the truth."""
+    def judge(self, layer: int, ranked: Ranked, needed: Collection[int]) -> None:
+        """Compare the guesses for a layer, loaded or not, with the experts that it needed."""
         came, hoped = self._trust.get(layer, (1.0, 1.0))
         self._trust[layer] = (
             MEMORY * came + sum(expert in needed for expert, _ in ranked),
@@ -59,7 +59,7 @@ class Governor:
         )
 
     def allows(self, layer: int, nbytes: int, at_stake: int, probability: float) -> bool:
-        """May a guess of so many bytes be made, with `at_stake` bytes of others not yet judged?"""
+        """Whether a guess of `nbytes` may be made, besides `at_stake` bytes of other guesses."""
         purse = self._purse(nbytes)
         came, hoped = self._trust.get(layer, (1.0, 1.0))
         sure = probability * came / hoped if hoped else 0.0
@@ -71,7 +71,7 @@ class Governor:
 
     # ------------------------------------------------------------------ time
     def forward(self, decode: bool) -> None:
-        """The first router of a forward has spoken. Only tokens that follow a token are timed."""
+        """Note that a forward has begun. Only decode steps after a decode step are timed."""
         now, before = self._clock(), self._last
         loads, self._loads = self._loads, 0
         self._last = now if decode else None
@@ -90,11 +90,11 @@ class Governor:
     def _judge(self) -> None:
         thought, self.found = self.pays, self._trial.means()
         self.pays = self.found[0] <= self.found[1]
-        # What is found twice need not be asked again so soon.
+        # After the same result twice, the next trial may be later.
         self._pause = min(2 * self._pause, PAUSES[1]) if thought == self.pays else PAUSES[0]
 
     def says(self) -> str:
-        """For a reader: nothing while there is nothing to say."""
+        """The result of the last trial in words; "" before the first."""
         if self.found is None:
             return ""
         speculating, alone = (f"{1e3 * seconds:.1f} ms" for seconds in self.found)
@@ -103,8 +103,8 @@ class Governor:
 
 
 class Trial:
-    """Tokens with guesses and without. Some need more loads than others, whether there are guesses
-    or not: what a load takes is fitted, and taken out before the two kinds are compared."""
+    """Times of tokens with and without guesses. Some tokens need more loads than others, so the
+    time of a load is fitted and removed before the two kinds are compared."""
 
     def __init__(self):
         self.tokens: tuple[list, list] = ([], [])  # without, with: (seconds, loads)
@@ -113,7 +113,7 @@ class Trial:
         self.tokens[guessed].append((seconds, loads))
 
     def means(self) -> tuple[float, float]:
-        """Seconds a token, with guesses and without, at the mean number of loads."""
+        """Seconds per token, with guesses and without, at the mean number of loads."""
         both = [*self.tokens[0], *self.tokens[1]]
         overall = mean([loads for _, loads in both])
         covariance = variance = 0.0
@@ -133,5 +133,5 @@ def mean(values: Sequence[float]) -> float:
 
 
 def mean_of_most(times: list[float]) -> float:
-    """The mean without the slowest few."""
+    """The mean without the slowest 1 in SLOWEST."""
     return mean(sorted(times)[: len(times) - len(times) // SLOWEST])

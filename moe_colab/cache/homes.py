@@ -1,7 +1,7 @@
-"""Where an expert's bytes come from: a file, or a copy in host memory. Read-only, for good.
+"""Homes: where an expert's bytes are, in a file or in host memory. They are read-only.
 
-Knows how to fill a buffer from one expert's home, chunk by chunk, and how to check it. Knows no
-slots and no torch.
+Knows how to fill a buffer from a home, chunk by chunk, and how to check the bytes. Knows no slots
+and no torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Protocol
 from ..errors import MoEColabError
 
 CHUNK = 4 << 20
-"""Bytes moved before a load looks up; a demand load waits for at most one chunk of a speculative
-one."""
+"""Bytes that a link moves at once. A demand load waits for at most one chunk of a guess."""
 
 
 class Home(Protocol):
@@ -25,10 +24,9 @@ class Home(Protocol):
     nbytes: int
 
     def fill(self, buffer: memoryview) -> Iterator[int]:
-        """Write the expert into `buffer` (nbytes long), yielding the bytes moved after each chunk:
-        CHUNK, and for the last one what is left. Each chunk is written to a slice that was asked of
-        `buffer` for it. Raises MoEColabError where the bytes cannot be read or are not the ones
-        that were packed."""
+        """Write the expert into `buffer` (nbytes long) and yield the bytes of each chunk: CHUNK,
+        for the last one the rest. Each chunk takes its own slice of `buffer`. Raises MoEColabError
+        where the bytes cannot be read or differ from those that were packed."""
 
 
 class DiskHome:
@@ -69,13 +67,13 @@ class DiskHome:
                 ) from error
             if got == 0:
                 raise MoEColabError(
-                    f"{self.file.name} ends before {self.label}: the file was cut; make the store "
-                    "anew."
+                    f"{self.file.name} ends before {self.label}: the file is too short. Delete the "
+                    "store and make it again."
                 )
             part, offset = part[got:], offset + got
 
     def forget(self) -> None:
-        """Let the kernel drop its cached pages of this expert: a copy of it is kept elsewhere."""
+        """Let the kernel drop its cached pages of this expert, because host memory has a copy."""
         os.posix_fadvise(self.file.fileno(), self.offset, self.nbytes, os.POSIX_FADV_DONTNEED)
 
 

@@ -1,10 +1,9 @@
-"""Links move an expert's bytes from its home into a block. They own no state beyond their own
-queue.
+"""Links: they move an expert's bytes from its home into a block, and own only their queue.
 
 Knows homes and blocks (anything with a writable `buffer`). Knows no experts, layers, policies or
-torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Four links,
-one protocol: ThreadLink (a CPU reads) here, ManualLink (a test decides what completes or fails) and
-ClockLink (virtual time) in virtual_links.py, CudaLink in cuda.py.
+torch. Every link moves one chunk at a time, so that a demand load overtakes a guess. Three links
+share one protocol: ThreadLink (a thread reads on the CPU) here, ClockLink (virtual time) in
+clock_link.py, CudaLink in offload/cuda.py.
 """
 
 from __future__ import annotations
@@ -40,16 +39,15 @@ class Ticket(Protocol):
         """True once the load has ended without its bytes."""
 
     def wait(self, book: Counters | None = None) -> None:
-        """Return when compute may use the block; the time that compute had to wait goes to `book`.
-        Raises MoEColabError if the load failed."""
+        """Return when compute may use the block, and add the seconds of waiting to `book`. Raises
+        MoEColabError if the load failed."""
 
     def promote(self) -> None:
-        """A guess has become a demand."""
+        """Turn a guess into a demand load."""
 
     def cancel(self) -> bool:
-        """Move no further chunk; False if the load has ended. Whatever becomes of it, its block may
-        be given to the next load of the same link at once: loads do not pass the chunk under
-        way."""
+        """Move no further chunk; False if the load has ended. The next load of the same link may
+        use the block at once: it begins after the chunk that is moving."""
 
 
 class Link(Protocol):
@@ -57,19 +55,19 @@ class Link(Protocol):
         """Begin to fill `block` once compute has passed the mark `after` (None: at once)."""
 
     def mark(self) -> Any:
-        """A point in compute: a block used before it may be overwritten after it."""
+        """A point in compute: a block that was used before it may be overwritten after it."""
 
     def time(self) -> float:
-        """Seconds, from any beginning, as compute sees them."""
+        """Seconds since any fixed point, as compute sees them."""
 
     def book_stalls(self) -> None:
-        """Bring all stall times to the books they belong to, before these are read."""
+        """Add all stall times to their counters, before these are read."""
 
     def stop(self) -> None:
-        """Drop what is queued or under way, without waiting for the chunk that moves."""
+        """Cancel all loads, without waiting for the chunk that is moving."""
 
     def close(self) -> None:
-        """The same; no byte moves afterwards."""
+        """Cancel all loads; no byte moves afterwards."""
 
 
 class QueueTicket:
@@ -109,8 +107,8 @@ class QueueTicket:
 
 
 class QueueLink:
-    """What the links share: demand loads before guesses, each in the order of asking. A load stays
-    in its queue until it has ended: whoever stands first moves its next chunk."""
+    """The queue that all links share: demand loads before guesses, each in the order of asking. A
+    load stays in its queue until it ends; the first one moves its next chunk."""
 
     ticket_class = QueueTicket
 
@@ -125,14 +123,14 @@ class QueueLink:
     ) -> QueueTicket:
         ticket = self.ticket_class(self, home, block, after, urgent)
         with self.changed:
-            if self.closing:  # nobody would ever move it
+            if self.closing:  # it would never be moved
                 raise MoEColabError(CLOSED)
             self._queue(ticket).append(ticket)
             self.changed.notify_all()
         return ticket
 
     def mark(self) -> None:
-        """Compute on a CPU is over when the call returns: nothing to remember."""
+        """None: on a CPU, compute ends when the call returns."""
 
     def time(self) -> float:
         return time.perf_counter()
@@ -155,7 +153,7 @@ class QueueLink:
         """Stall times are booked when they happen."""
 
     def stop(self) -> None:
-        """Like close, without waiting for the chunk that is moving."""
+        """Cancel all loads, without waiting for the chunk that is moving."""
         with self.changed:
             self.closing = True
             for ticket in [ticket for queue in self.queues for ticket in queue]:
@@ -175,8 +173,7 @@ class QueueLink:
         return self.queues[0 if ticket.urgent else 1]
 
     def _end(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
-        """The load leaves its queue. An error is kept for the generation that waits for this
-        expert."""
+        """Take a load out of its queue. `wait` raises the error."""
         self._queue(ticket).remove(ticket)
         ticket.error, ticket.state, ticket.chunks = error, state, None
         if state == FAILED:
@@ -184,8 +181,8 @@ class QueueLink:
 
 
 class ThreadLink(QueueLink):
-    """One thread that reads, while the caller computes: file reads and large copies release the
-    GIL. Between two chunks it looks up who is first now."""
+    """One thread that reads while the caller computes: file reads and large copies release the GIL.
+    After every chunk it takes the load that is first in the queue."""
 
     def __init__(self):
         super().__init__()
@@ -221,7 +218,7 @@ class ThreadLink(QueueLink):
                     self._arrived(ticket, DONE)
 
     def _next(self) -> tuple[QueueTicket, Iterator[int]] | None:
-        """Whose chunk moves now; waits for somebody. None once the link closes."""
+        """Wait for a load, and return it with its chunks; None when the link closes."""
         with self.changed:
             self.changed.wait_for(lambda: self.closing or self.next_queued())
             ticket = self.next_queued()
@@ -234,16 +231,16 @@ class ThreadLink(QueueLink):
 
     def _arrived(self, ticket: QueueTicket, state: str, error: Exception | None = None) -> None:
         with self.changed:
-            if ticket.state == MOVING:  # or it was called back meanwhile
+            if ticket.state == MOVING:  # it may have been cancelled
                 self._end(ticket, state, error)
             self.changed.notify_all()
 
     def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
-        """Moves a load, chunk by chunk, yielding the bytes of each."""
+        """Move a load, chunk by chunk, and yield the bytes of each."""
         return ticket.home.fill(ticket.block.buffer)
 
     def move_chunk(self, ticket: QueueTicket, chunks: Iterator[int]) -> bool:
-        """Move the next chunk; True once all have been moved and what arrived was checked."""
+        """Move the next chunk; True once all have moved and the bytes were checked."""
         if next(chunks, None) is None:
             return True
         if ticket.moved < ticket.home.nbytes:

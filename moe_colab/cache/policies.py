@@ -1,15 +1,14 @@
-"""Who stays: eviction policies, and which experts live in one layer's slots.
+"""Eviction policies: which expert leaves a layer's slots.
 
-Knows expert ids and router logits. Knows no bytes, no devices and no torch: the pool asks this room
-what to do and does it; a replay asks the same room and only counts.
+Knows expert ids and router logits; knows no slots, no bytes, no devices and no torch.
 """
 
 from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import MoEColabError
 
@@ -18,28 +17,28 @@ Tokens = Sequence[tuple[Sequence[int], Sequence[float]]]
 
 
 class Policy(ABC):
-    """Decides who leaves one layer's slots. Subclass it, override `victim`, and pass the class to
-    `mc.load(policy=...)`.
+    """Chooses which expert leaves one layer's slots. Subclass it, override `victim`, and pass the
+    class to `mc.load(policy=...)`.
 
-    One instance serves one layer and is called in this order in every forward: `observe` once the
-    router has spoken, then for each missing expert `victim` (only when the slots are full),
-    `evict`, `admit`.
+    One instance serves one layer. Every forward calls `observe` when the router has chosen, then
+    for each missing expert `victim` (only when the slots are full), `evict`, `admit`.
     """
 
+    experts = 0
+    """The number of experts of the layer."""
     needs_logits = False
-    """Set True to receive `tokens` in `observe`; costs a copy of the router's logits to the
-    host."""
+    """Set True to receive `tokens` in `observe`. This copies the router's logits to the host."""
     keeps_nothing = False
-    """Set True and no expert stays after its use."""
+    """Set True if no expert is kept after its use."""
     measures: tuple[str, ...] = ()
-    """What the numbers of a score are called; a policy without scores has none."""
+    """Names of the numbers in a score; () for a policy without scores."""
 
     def __init__(self, experts: int):
         self.experts = experts
 
     def observe(self, used: Sequence[int], tokens: Tokens | None = None) -> None:
-        """The distinct experts this forward needs, ascending; `tokens` in token order if
-        `needs_logits`."""
+        """Receive the distinct experts that this forward needs, ascending. tokens: in token order
+        if `needs_logits`, else None."""
 
     def admit(self, expert: int) -> None:
         """`expert` was given a slot."""
@@ -49,20 +48,20 @@ class Policy(ABC):
 
     @abstractmethod
     def victim(self, candidates: Sequence[int], newcomer: int) -> int:
-        """Who goes, to make room for `newcomer`: one of `candidates` (ascending). Answering
-        `newcomer` itself *bypasses* the cache: that expert is run from a scratch slot and nobody
-        leaves."""
+        """Choose the expert that leaves to make room for `newcomer`: one of `candidates`
+        (ascending). Return `newcomer` to *bypass* the cache: it is then computed from a spare
+        block, and no expert leaves."""
 
     def scores(self, candidates: Sequence[int]) -> dict[int, tuple[float, ...]]:
-        """Why `victim` would answer as it does: the numbers by which it compares the candidates,
-        the first ones first; the lowest goes. Asked by views, before `victim` and never instead of
-        it; must change nothing. {}: this policy does not say."""
+        """The numbers by which `victim` compares the candidates, most important first; the
+        candidate with the lowest score leaves. Views call it before `victim`; it must change
+        nothing. {}: this policy has no scores."""
         return {}
 
 
 class LRU(Policy):
-    """Least recently used goes. Experts used by the same forward count as used in ascending
-    order."""
+    """Evicts the least recently used expert. Experts of the same forward count as used in
+    ascending order."""
 
     measures = ("last use",)
 
@@ -84,7 +83,8 @@ class LRU(Policy):
 
 
 class LFU(LRU):
-    """Least often used since loading the model goes; of equals, the least recently used."""
+    """Evicts the expert used least often since the model was loaded; of equals, the least
+    recently used."""
 
     measures = ("uses", "last use")
 
@@ -105,7 +105,7 @@ class LFU(LRU):
 
 
 class FIFO(Policy):
-    """The one that came first goes, however often it was used since."""
+    """Evicts the expert that was loaded first, however often it was used since."""
 
     measures = ("arrival",)
 
@@ -126,7 +126,7 @@ class FIFO(Policy):
 
 
 class RandomChoice(Policy):
-    """Any candidate goes, from a seeded generator: a run can be repeated exactly."""
+    """Evicts a random candidate. The generator is seeded, so a run can be repeated exactly."""
 
     def __init__(self, experts: int, seed: int = 0):
         super().__init__(experts)
@@ -137,13 +137,56 @@ class RandomChoice(Policy):
 
 
 class KeepNothing(Policy):
-    """Every expert is loaded when it is used and forgotten after: the paper's row without its
-    cache."""
+    """Loads every expert when it is used and keeps none: the paper's row without a cache."""
 
     keeps_nothing = True
 
     def victim(self, candidates, newcomer):
         return newcomer
+
+
+class PolicyWrapper(Policy):
+    """A policy that asks another one. Subclasses override what they change."""
+
+    def __init__(self, policy: Policy):
+        super().__init__(policy.experts)
+        self.policy = policy
+        self.needs_logits, self.keeps_nothing = policy.needs_logits, policy.keeps_nothing
+        self.measures = policy.measures
+
+    def observe(self, used, tokens=None):
+        self.policy.observe(used, tokens)
+
+    def admit(self, expert):
+        self.policy.admit(expert)
+
+    def evict(self, expert):
+        self.policy.evict(expert)
+
+    def victim(self, candidates, newcomer):
+        return self.policy.victim(candidates, newcomer)
+
+    def scores(self, candidates):
+        scores = getattr(self.policy, "scores", None)  # a user's class may have none
+        return scores(candidates) if scores else {}
+
+
+class BypassingPolicy(PolicyWrapper):
+    """A policy that may also choose the newcomer, which then bypasses the cache."""
+
+    def victim(self, candidates, newcomer):
+        return self.policy.victim(sorted([*candidates, newcomer]), newcomer)
+
+
+class ForeignPolicy(PolicyWrapper):
+    """An object that has the four methods of a policy but does not inherit from Policy. What it
+    does not have is taken from Policy's defaults."""
+
+    def __init__(self, policy: Any, experts: int):
+        Policy.__init__(self, experts)
+        self.policy = policy
+        for name in ("needs_logits", "keeps_nothing", "measures"):
+            setattr(self, name, getattr(policy, name, getattr(Policy, name)))
 
 
 POLICIES: dict[str, type[Policy]] = {
@@ -160,12 +203,21 @@ policy."""
 
 
 def policy_name(spec: PolicySpec) -> str:
+    """The name of a policy that was given as a name or a class."""
     return spec if isinstance(spec, str) else getattr(spec, "__name__", repr(spec))
 
 
+def class_name(policy: Policy) -> str:
+    """The name of the policy's class, without wrappers."""
+    while isinstance(policy, PolicyWrapper):
+        policy = policy.policy
+    return type(policy).__name__
+
+
 def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
-    """One layer's policy. Raises MoEColabError for an unknown name or an object that cannot
-    serve."""
+    """Make one layer's policy. An object that does not inherit from Policy is wrapped, so that it
+    has all attributes of one. Raises MoEColabError for an unknown name, or for an object that
+    cannot be a policy."""
     if isinstance(spec, str):
         if spec not in POLICIES:
             raise MoEColabError(
@@ -175,8 +227,8 @@ def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
         return RandomChoice(experts, seed=layer) if spec == "random" else POLICIES[spec](experts)
     if not callable(spec) or isinstance(spec, Policy):
         raise MoEColabError(
-            f"policy must be a name or a class, not {spec!r}: every layer needs an instance of its "
-            "own, made by calling policy(number_of_experts)."
+            f"policy must be a name or a class, not {spec!r}: it is called for every layer, as "
+            "policy(number_of_experts)."
         )
     try:
         policy = spec(experts)
@@ -195,75 +247,4 @@ def make_policy(spec: PolicySpec, experts: int, layer: int = 0) -> Policy:
             f"policy {policy_name(spec)} has no method {', '.join(missing)}: subclass "
             "moe_colab.cache.Policy and override victim(candidates, newcomer)."
         )
-    return policy
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What to do for one needed expert: use it where it lies (`hit`), or load it, into the slot of
-    `victim` or a free one if there is none, and keep it there (`keep`) or run it from scratch."""
-
-    expert: int
-    hit: bool
-    victim: int | None = None
-    keep: bool = True
-
-
-class LayerCache:
-    """One layer's residents. Decisions only, and deterministic: the same accesses give the same
-    steps, whenever the bytes may arrive."""
-
-    def __init__(self, policy: Policy, slots: int):
-        self.policy = policy
-        self.slots = 0 if getattr(policy, "keeps_nothing", False) else slots
-        self.resident: set[int] = set()
-
-    def access(self, needed: Sequence[int], tokens: Tokens | None = None) -> list[Step]:
-        """The steps of one forward, in the order of computation: hits ascending, then misses
-        ascending.
-
-        needed: the distinct experts of this forward, ascending. A needed expert is evicted only
-        when no other is left (a *wave*), and then only after its own step.
-        """
-        self.policy.observe(list(needed), tokens)  # a copy: the policy may do with it what it likes
-        hits = [expert for expert in needed if expert in self.resident]
-        misses = [expert for expert in needed if expert not in self.resident]
-        return [Step(expert, hit=True) for expert in hits] + [
-            self._admit(expert, set(needed)) for expert in misses
-        ]
-
-    def reconcile(self, present: Iterable[int]) -> None:
-        """After a failure: the residents are `present`, whatever had been decided."""
-        present = set(present)
-        for expert in sorted(self.resident - present):
-            self._leave(expert)
-        for expert in sorted(present - self.resident):
-            self._enter(expert)
-
-    def _admit(self, expert: int, spared: set[int]) -> Step:
-        """Give `expert` a slot; one of `spared` must go only if there is nobody else."""
-        victim = None
-        if self.slots == 0:
-            return Step(expert, hit=False, keep=False)
-        if len(self.resident) >= self.slots:
-            candidates = sorted(self.resident - spared or self.resident)
-            answer = self.policy.victim(list(candidates), expert)
-            if answer == expert:
-                return Step(expert, hit=False, keep=False)
-            if answer not in candidates:
-                raise MoEColabError(
-                    f"policy {type(self.policy).__name__} answered {answer!r}: victim() must "
-                    f"return one of its candidates {candidates} or the newcomer {expert}."
-                )
-            victim = candidates[candidates.index(answer)]  # ours, whatever type it was told in
-            self._leave(victim)
-        self._enter(expert)
-        return Step(expert, hit=False, victim=victim)
-
-    def _enter(self, expert: int) -> None:
-        self.resident.add(expert)
-        self.policy.admit(expert)
-
-    def _leave(self, expert: int) -> None:
-        self.resident.discard(expert)
-        self.policy.evict(expert)
+    return policy if isinstance(policy, Policy) else ForeignPolicy(policy, experts)

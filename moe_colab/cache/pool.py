@@ -1,13 +1,11 @@
-"""The pool: where every expert lies, and the only one that moves it.
+"""The pool: all experts' homes and slots. It alone starts loads.
 
-Knows homes, blocks (slots and spares), links and each layer's residents; asks `cache` who stays,
-`governor` how much may be guessed and `links` to move. Knows nothing of what an expert computes,
-and no torch: a block is whatever the link can fill.
+Knows homes, blocks (slots and spares) and links. Asks each layer's `LayerCache` which experts to
+keep and the governor how much may be guessed. Knows no torch, and nothing of what experts compute.
 
-Only the thread that runs the model enters. A *slot* is ABSENT (not in the table), LOADING (its
-ticket is under way) or READY. Weights are read-only: nothing is ever written back, a slot is only
-ever a copy of its expert's home. Who stays does not depend on what was guessed: guesses lie in
-scratch until the router has asked for them.
+Only the thread that runs the model calls it. A slot is ABSENT (not in the table), LOADING (its
+ticket is under way) or READY. Weights are read-only, so nothing is written back. Guesses stay in
+spares until the router asks for them, so they do not change which experts are kept.
 """
 
 from __future__ import annotations
@@ -21,28 +19,29 @@ from typing import Any
 from ..errors import CLOSED, MoEColabError
 from .governor import Governor, Ranked
 from .homes import Home
+from .layer_cache import Decision, LayerCache
 from .links import Block, Link
-from .policies import LayerCache, Step, Tokens
+from .policies import Tokens
 from .spares import Slot, Spares, start
 from .stats import Counters, Ledger
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one expert lies: its home for the session ("device", "host", "disk") and its slot
-    ("absent", "loading", "ready"). An expert at home on the device is always "ready"."""
+    """Where one expert is: its home ("device", "host" or "disk") and the state of its slot
+    ("absent", "loading" or "ready"). A pinned expert is at home on the device and "ready"."""
 
     home: str
     slot: str
 
 
 class Pool:
-    """Homes, slots that cache them, and spares.
+    """Homes, slots and spares of all layers.
 
-    homes[layer][expert]; blocks[layer]: that layer's slots; spares: by the bytes of an expert, the
-    blocks that all layers with experts of that size share, for guesses and for loads that bypass
-    the cache. `permanent[layer]` maps the experts whose home is the device to the blocks that hold
-    them already. Without a governor every guess for which there is room is made.
+    homes[layer][expert]; blocks[layer]: the layer's slots; spares: by the bytes of an expert, the
+    blocks that layers with experts of this size share, for guesses and for loads that bypass the
+    cache; pinned[layer]: experts that stay on the device, with their blocks. Without a governor
+    every guess for which there is room is made.
     """
 
     def __init__(
@@ -66,9 +65,9 @@ class Pool:
             deque((b, fresh) for b in layer) for layer in blocks
         ]
         self.spares = Spares(link, homes, spares or {}, fresh, governor)
-        self.unfinished: dict[int, Any] = {}  # by layer: its use that has not ended yet
-        self.guessed: dict[int, Ranked] = {}  # the last word on a layer whose turn is to come
-        self.turns = [0] * len(homes)  # how often each layer's router has spoken
+        self.unfinished: dict[int, Any] = {}  # by layer: a use that has not ended
+        self.guessed: dict[int, Ranked] = {}  # the last guesses for each layer
+        self.turns = [0] * len(homes)  # how often each layer was used
         self.closed = False
 
     # ------------------------------------------------------------------ use
@@ -79,11 +78,14 @@ class Pool:
         tokens: Tokens | None = None,
         ahead: Sequence[tuple[int, Ranked]] = (),
     ) -> Iterator[tuple[int, Block]]:
-        """Yield each needed expert (distinct, ascending) once with the block that holds it:
-        residents first, then guesses that were right, then loads, as many of them at once as there
-        is room for. Behind these loads begin the guesses for the layers `ahead`. The block is the
-        caller's until it asks for the next. Raises MoEColabError where a load fails; the pool stays
-        whole. One use at a time: the next one ends it."""
+        """Yield each needed expert once, with the block that holds it: hits first, then right
+        guesses, then loads, as many at once as there is room for. Behind these loads begin the
+        guesses for the layers `ahead`.
+
+        needed: distinct experts, ascending. A block is the caller's until it asks for the next one.
+        A new use ends the one before. Raises MoEColabError where a load fails; the pool stays
+        consistent.
+        """
         self.check_open()
         for left in list(self.unfinished):  # it may hold spares
             self._repair(left)
@@ -93,7 +95,7 @@ class Pool:
         self.turns[layer] += 1
         guessed = self.guessed.pop(layer, ())
         if guessed and self.governor is not None:
-            self.governor.heard(layer, guessed, needed)
+            self.governor.judge(layer, guessed, needed)
         self.spares.resolve_guesses(layer, needed)
         use = self.unfinished[layer] = object()
         try:
@@ -125,8 +127,8 @@ class Pool:
                 self._repair(layer)
 
     def guess(self, layer: int, ranked: Ranked, phase: str | None = None) -> None:
-        """Begin to load what `layer` may need next. Changes speed, never output: takes only
-        spares, and never waits. `phase`: of the forward that this is for, if not this thread's."""
+        """Begin to load what `layer` may need next, into spares, without waiting. phase: of the
+        forward that needs it, by default this thread's."""
         if self.closed or layer in self.unfinished:
             return
         self.guessed[layer] = ranked
@@ -137,18 +139,20 @@ class Pool:
     # ------------------------------------------------------------------ ask
     @property
     def wants_guesses(self) -> bool:
-        """False while the governor stands aside: then there is no need to make any."""
+        """False while the governor stands aside: then guesses need not be made."""
         return self.governor is None or self.governor.on
 
     def lacks_any(self, layer: int) -> bool:
-        """Is there an expert of this layer that would have to be loaded?"""
+        """Whether some expert of this layer would have to be loaded."""
         return len(self.table[layer]) + len(self.pinned[layer]) < len(self.homes[layer])
 
     def check_open(self) -> None:
+        """Raises MoEColabError for a closed pool."""
         if self.closed:
             raise MoEColabError(CLOSED)
 
     def where(self, layer: int, expert: int) -> Place:
+        """The home of an expert and the state of its slot."""
         if expert in self.pinned[layer]:
             return Place("device", "ready")
         slot = self.table[layer].get(expert) or self.spares.guesses.get((layer, expert))
@@ -156,11 +160,10 @@ class Pool:
         return Place(self.homes[layer][expert].tier, state)
 
     def census(self) -> dict[str, int]:
-        """How many experts have each home, and how many blocks are in each state. Each of the two
-        sums is constant."""
-        out = dict.fromkeys(
-            ("home_device", "home_host", "home_disk", "ready", "loading", "free"), 0
-        )
+        """How many experts have each home, and how many blocks are in each state. Both sums are
+        constant."""
+        names = ("home_device", "home_host", "home_disk", "ready", "loading", "free")
+        out = dict.fromkeys(names, 0)
         for layer, homes in enumerate(self.homes):
             for expert in range(len(homes)):
                 out["home_" + self.where(layer, expert).home] += 1
@@ -173,7 +176,7 @@ class Pool:
         return out
 
     def change_cache(self, layer: int, cache: LayerCache) -> None:
-        """Let another policy decide from now on. Who is there stays, unless it keeps nothing."""
+        """Use another cache from now on. The experts in slots stay, unless it keeps nothing."""
         self._repair(layer)
         if cache.slots == 0:
             for expert in list(self.table[layer]):
@@ -182,11 +185,11 @@ class Pool:
         cache.reconcile(self.table[layer])
 
     def govern(self, governor: Governor | None) -> None:
-        """Let another governor say from now on how much is guessed."""
+        """Use another governor from now on; None: no limit on guesses."""
         self.governor = self.spares.governor = governor
 
     def close(self) -> None:
-        """Stop the link and let go of every block. Use after this raises MoEColabError."""
+        """Stop the link and release every block. Any use after this raises MoEColabError."""
         self.closed = True
         self.link.close()
         self.unfinished.clear()
@@ -199,51 +202,51 @@ class Pool:
 
     # ------------------------------------------------------------------ move
     def _start_all(
-        self, layer: int, to_load: deque[Step], unused: set[int], book: Counters
+        self, layer: int, to_load: deque[Decision], unused: set[int], book: Counters
     ) -> None:
-        """Issue loads, in order, as far as their room is free: a victim that is still to be used
-        keeps its slot."""
+        """Start loads, in order, as far as there is room: a victim that is still to be used keeps
+        its slot."""
         while to_load:
             step = to_load[0]
-            if step.victim in unused or not (step.keep or self._has_scratch(layer, step.expert)):
+            if step.victim in unused or not (step.keep or self._has_spare(layer, step.expert)):
                 return
             self._start(layer, to_load.popleft(), book)
 
-    def _start(self, layer: int, step: Step, book: Counters) -> None:
+    def _start(self, layer: int, step: Decision, book: Counters) -> None:
         if step.victim is not None:
             self._drop(layer, step.victim)
             book.evictions += 1
         home, own = self.homes[layer][step.expert], self.free[layer]
-        spares, slot = self.spares.room(home.nbytes), self.spares.take(layer, step.expert)
+        spares, slot = self.spares.available(home.nbytes), self.spares.take(layer, step.expert)
         if slot is None:
-            room = own or spares
-            slot = start(self.link, home, room, book, True, step.keep, spare=room is spares)
-        else:  # it is there, or on its way; for its block the layer gives one of its own
+            blocks = own or spares
+            slot = start(self.link, home, blocks, book, True, step.keep, spare=blocks is spares)
+        else:  # a guess; the layer takes its block and gives a free one back
             slot.keep, slot.spare = step.keep, not step.keep
             if step.keep:
                 spares.append(own.popleft())
         self.table[layer][step.expert] = slot
 
-    def _has_scratch(self, layer: int, expert: int) -> bool:
-        """Is there a block for an expert that will not stay? A guess for a later layer gives
-        way."""
+    def _has_spare(self, layer: int, expert: int) -> bool:
+        """Whether there is a block for an expert that will not be kept. A guess for a later layer
+        may be dropped for it."""
         if (layer, expert) in self.spares.guesses or self.free[layer]:
             return True
         nbytes = self.homes[layer][expert].nbytes
-        return bool(self.spares.room(nbytes)) or self.spares.give_way(nbytes)
+        return bool(self.spares.available(nbytes)) or self.spares.drop_last(nbytes)
 
     def _drop(self, layer: int, expert: int) -> None:
-        """The expert leaves its block."""
+        """Free the block of an expert."""
         slot, home = self.table[layer].pop(expert), self.homes[layer][expert]
         slot.uncount()
-        room = self.spares.room(home.nbytes) if slot.spare else self.free[layer]
-        room.append((slot.block, self.link.mark()))
+        blocks = self.spares.available(home.nbytes) if slot.spare else self.free[layer]
+        blocks.append((slot.block, self.link.mark()))
 
     def _repair(self, layer: int) -> None:
-        """Let what is moving arrive, keep what is whole, and make the cache agree with the table
-        again."""
+        """End a use: wait for its loads, keep those that arrived, and make the cache agree with
+        the table."""
         for expert, slot in list(self.table[layer].items()):
-            with contextlib.suppress(Exception):  # it was raised in the generation that needed it
+            with contextlib.suppress(Exception):  # the generation that needs it raises it
                 slot.ticket.wait()
             if slot.ticket.failed() or not slot.keep:
                 self._drop(layer, expert)
@@ -251,34 +254,33 @@ class Pool:
         self.unfinished.pop(layer, None)
 
     def _check_goes_on(self, layer: int, use: object) -> None:
-        """Raises MoEColabError where the caller has closed the pool or used it anew meanwhile."""
+        """Raises MoEColabError where the pool was closed or used again during a use."""
         if self.unfinished.get(layer) is not use:
-            what = "was closed" if self.closed else "was run anew"
+            what = "was closed" if self.closed else "was run again"
             raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
-    def _guesses_first(self, layer: int, steps: list[Step]) -> list[Step]:
-        """Guesses arrive before what is asked for now; they keep their turn where somebody must be
-        used before the next one can be loaded into his slot."""
+    def _guesses_first(self, layer: int, steps: list[Decision]) -> list[Decision]:
+        """Move right guesses before loads, because they arrive first. The order stays where a
+        load waits until a needed expert was used and leaves its slot."""
         guessed, needed = self.spares.guessed(layer), {step.expert for step in steps}
         if any(step.victim in needed for step in steps):
             if any(not (step.hit or step.keep) for step in steps):
-                for expert in guessed:  # their turn may come after one that waits for their room
+                for expert in guessed:  # a load before them may wait for their block
                     self.spares.drop(layer, expert)
             return steps
         return sorted(steps, key=lambda step: 0 if step.hit else 1 if step.expert in guessed else 2)
 
     # ------------------------------------------------------------------ count
     def _count(
-        self, layer: int, needed: Sequence[int], steps: Sequence[Step], book: Counters
+        self, layer: int, needed: Sequence[int], steps: Sequence[Decision], book: Counters
     ) -> None:
-        """Each access is exactly one of hit, speculative hit, late and miss, judged when the router
-        has spoken."""
+        """Count each access as exactly one of hit, speculative hit, late and miss."""
         book.accesses += len(needed)
-        book.hits += len(needed) - len(steps)  # at home on the device
+        book.hits += len(needed) - len(steps)  # pinned
         outcomes = dict.fromkeys(needed, "hit")
         for step in steps:
-            slot = self.spares.guesses.get((layer, step.expert))
-            slot = slot or self.table[layer].get(step.expert)
+            guess = self.spares.guesses.get((layer, step.expert))
+            slot = guess or self.table[layer].get(step.expert)
             book.bypasses += not (step.hit or step.keep)
             if slot is None:
                 book.misses += 1
@@ -299,7 +301,7 @@ class Pool:
                 self.ledger.recorder.accessed(layer, expert, outcome, nbytes)
 
     def _await(self, layer: int, expert: int, slot: Slot, book: Counters) -> None:
-        """Until compute may use the slot."""
+        """Wait until compute may use the slot."""
         before = book.stall_seconds
         slot.ticket.wait(book)
         if self.ledger.recorder is not None:

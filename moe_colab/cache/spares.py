@@ -1,9 +1,9 @@
-"""Scratch: the blocks that no layer owns, and the guesses that lie or arrive in them.
+"""Spares: the blocks that no layer owns, and the guesses in them.
 
-A guess is loaded into a spare block, so that it evicts nobody. If the router then asks for it, the
-layer takes the block into its own and gives one of its own back: a load begins before its victim is
-chosen. If not, the block is spare again. Knows homes, blocks and the link, and asks `governor` how
-much may be guessed; knows no layer's residents.
+A guess is loaded into a spare, so it evicts no expert. If the router asks for it, the layer takes
+the block and gives one of its own back: the load began before its victim was chosen. If not, the
+block is spare again. Knows homes, blocks and the link, and asks the governor how much may be
+guessed; knows no layer's residents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .homes import Home
 from .links import Block, Link, Ticket
 from .stats import Counters
 
-SPARES = 2  # blocks shared by all layers, for experts that a policy runs without admitting them
+SPARES = 2  # blocks that all layers share, for guesses and for loads that bypass the cache
 
 
 @dataclass(slots=True)
@@ -27,21 +27,22 @@ class Slot:
     """One expert in one block: LOADING while its ticket is under way, then READY."""
 
     block: Block
-    after: Any  # the mark that its load waited for
+    after: Any  # the mark that its load waits for
     ticket: Ticket
-    book: Counters  # where its load was counted
-    guessed: bool = False  # brought by speculation and not used yet
-    keep: bool = True  # False: a scratch copy, given back after its use
+    book: Counters  # the counters of its load
+    guessed: bool = False  # loaded by a guess and not used yet
+    keep: bool = True  # False: given back after its use
     spare: bool = False  # the block belongs to the spares
 
     def count(self) -> None:
+        """Count its load."""
         home = self.ticket.home
         self.book.loads += 1
         self._count_bytes(home, home.nbytes)
 
     def uncount(self) -> None:
-        """It leaves its block: a load that never arrived is not counted as one, and of a guess that
-        was of no use all bytes that moved are waste."""
+        """Correct the counters when it leaves its block: a load that never arrived is none, and
+        all bytes of an unused guess are wasted."""
         home, moved = self.ticket.home, self.ticket.moved
         if self.ticket.failed():
             self.book.loads -= 1
@@ -55,8 +56,8 @@ class Slot:
 
 
 class Spares:
-    """spares: by the bytes of an expert, the blocks that all layers with experts of that size
-    share. Without a governor every guess for which there is room is made."""
+    """The spare blocks by the bytes of an expert, and the guesses in them. Without a governor every
+    guess for which there is room is made."""
 
     def __init__(
         self,
@@ -71,20 +72,22 @@ class Spares:
         self.guesses: dict[tuple[int, int], Slot] = {}  # (layer, expert), in the order of asking
 
     # ------------------------------------------------------------------ ask
-    def room(self, nbytes: int) -> deque[tuple[Block, Any]]:
-        """The idle spares that take an expert of this size, each with the mark to wait for."""
+    def available(self, nbytes: int) -> deque[tuple[Block, Any]]:
+        """The idle spares for an expert of `nbytes`, each with the mark to wait for."""
         return self.free.setdefault(nbytes, deque())
 
     def guessed(self, layer: int) -> list[int]:
-        """The experts of this layer that are guessed now."""
+        """The experts of this layer that are in spares."""
         return [expert for number, expert in self.guesses if number == layer]
 
     def idle(self) -> int:
+        """The number of idle spares."""
         return sum(map(len, self.free.values()))
 
     # ------------------------------------------------------------------ guesses
     def guess(self, layer: int, ranked: Ranked, book: Counters) -> None:
-        """Begin to load the experts of `ranked`, likeliest first, as far as there is room."""
+        """Begin to load the experts of `ranked`, likeliest first, as far as there is room and the
+        governor allows."""
         wanted = [expert for expert, _ in ranked]
         for expert, probability in ranked:
             if (layer, expert) in self.guesses:
@@ -92,21 +95,20 @@ class Spares:
             home = self.homes[layer][expert]
             if not self._allowed(layer, home, probability):
                 return
-            room = self.room(home.nbytes)
-            if not room:  # an older guess for this layer may have come to look less likely
+            blocks = self.available(home.nbytes)
+            if not blocks:  # drop an older guess that is no longer made
                 stale = [other for other in self.guessed(layer) if other not in wanted]
                 if not stale:
                     return
                 self.drop(layer, stale[0])
             try:
-                slot = start(self.link, home, room, book, urgent=False, keep=False, spare=True)
-            except (MoEColabError, RuntimeError):  # as when the system has no thread left:
-                return  # whoever needs this expert will hear of it
+                slot = start(self.link, home, blocks, book, urgent=False, keep=False, spare=True)
+            except (MoEColabError, RuntimeError):  # RuntimeError: no thread can be started
+                return  # the use that needs this expert raises it
             self.guesses[layer, expert] = slot
 
     def resolve_guesses(self, layer: int, needed: Sequence[int]) -> None:
-        """The router has spoken: a failed guess never was, a wrong one is called back, a right one
-        is a demand from now on."""
+        """The router has chosen: drop failed and wrong guesses; a right one becomes a demand."""
         for expert in self.guessed(layer):
             ticket = self.guesses[layer, expert].ticket
             if expert not in needed or ticket.failed():
@@ -115,27 +117,28 @@ class Spares:
                 ticket.promote()
 
     def drop(self, layer: int, expert: int) -> None:
-        """Call a guess back, or forget it; what it has moved was for nothing."""
+        """Cancel or forget a guess. The bytes that it moved are wasted."""
         slot = self.guesses.pop((layer, expert))
         slot.ticket.cancel()
         slot.uncount()
         if self.governor is not None:
             self.governor.wasted(slot.ticket.moved)
-        # Compute never saw it: who comes next waits for what this load would have waited for.
-        self.room(slot.ticket.home.nbytes).append((slot.block, slot.after))
+        # Compute never used it: the next load waits for the same mark.
+        self.available(slot.ticket.home.nbytes).append((slot.block, slot.after))
 
-    def give_way(self, nbytes: int) -> bool:
-        """Drop the last guess of this size; False if there is none."""
+    def drop_last(self, nbytes: int) -> bool:
+        """Drop the last guess of `nbytes`; False if there is none."""
         guesses = [key for key, slot in self.guesses.items() if slot.ticket.home.nbytes == nbytes]
         if guesses:
             self.drop(*guesses[-1])
         return bool(guesses)
 
     def take(self, layer: int, expert: int) -> Slot | None:
-        """The guess, as a slot of the layer from now on; None if there is none."""
+        """Hand a guess over to its layer; None if there is none."""
         return self.guesses.pop((layer, expert), None)
 
     def clear(self) -> None:
+        """Drop all guesses and blocks."""
         for layer, expert in list(self.guesses):
             self.drop(layer, expert)
         self.free.clear()
@@ -151,15 +154,15 @@ class Spares:
 def start(
     link: Link,
     home: Home,
-    room: deque[tuple[Block, Any]],
+    blocks: deque[tuple[Block, Any]],
     book: Counters,
     urgent: bool,
     keep: bool,
     spare: bool,
 ) -> Slot:
-    """Begin to load an expert into the first block of `room`. May raise: the block stays there."""
-    block, after = room[0]
+    """Begin to load an expert into the first block of `blocks`; after an error the block stays."""
+    block, after = blocks[0]
     slot = Slot(block, after, link.start(home, block, after, urgent), book, not urgent, keep, spare)
-    room.popleft()
+    blocks.popleft()
     slot.count()
     return slot

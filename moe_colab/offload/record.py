@@ -68,7 +68,7 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
         with runtime.lock:  # no layer runs now
             runtime.ledger.recording = None
         builder.header["texts"] = texts_of(builder, tokenizer)
-        trace.become(builder.trace())
+        trace._fill_from(builder.trace())
 
 
 def header(offload: Offload) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import torch
 
 from ..cache.governor import Governor
 from ..cache.homes import Home
+from ..cache.layer_cache import LayerCache
 from ..cache.links import Link
-from ..cache.policies import LayerCache, make_policy, policy_name
+from ..cache.policies import make_policy, policy_name
 from ..cache.pool import Pool
 from ..cache.settings import PrefetchSettings
 from ..cache.stats import Ledger
@@ -62,7 +63,7 @@ class Runtime:
     @property
     def needs_logits(self) -> bool:
         """Whether a policy reads the router's logits."""
-        return any(getattr(cache.policy, "needs_logits", False) for cache in self.pool.caches)
+        return any(cache.policy.needs_logits for cache in self.pool.caches)
 
     # ------------------------------------------------------------------ guesses
     def wants_guesses(self) -> bool:

@@ -12,14 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES
+from ..trace.outcomes import SIGNS
 from .colours import DIM, PALE, PINK
 from .heatmap import label
 from .picture import Picture, drawn, plain_axes, rows_of, sign_handle, written
 
 SIGNS = {  # colour, marker and name of a state
-    "hit": (OUTCOMES["hit"].colour, OUTCOMES["hit"].marker, "hit: was in a slot"),
-    "miss": (OUTCOMES["miss"].colour, OUTCOMES["miss"].marker, "miss: loaded into a slot"),
+    "hit": (SIGNS["hit"].colour, SIGNS["hit"].marker, "hit: was in a slot"),
+    "miss": (SIGNS["miss"].colour, SIGNS["miss"].marker, "miss: loaded into a slot"),
     "passing": (PINK, "v", "loaded, used, not kept"),
     "idle": (PALE, "", "grey: has a slot"),
 }

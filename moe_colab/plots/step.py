@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES
+from ..trace.outcomes import SIGNS
 from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PALE
 from .picture import Picture, drawn, plain_axes, written
 
@@ -47,8 +47,8 @@ def step(moment: Any) -> Picture:
 
 def title_of(moment: Any) -> str:
     counts = [access.outcome for access in moment.accesses]
-    outcomes = [f"{counts.count(name)} {MANY[name]}" for name in OUTCOMES if counts.count(name) > 1]
-    outcomes += [f"1 {sign.name}" for name, sign in OUTCOMES.items() if counts.count(name) == 1]
+    outcomes = [f"{counts.count(name)} {MANY[name]}" for name in SIGNS if counts.count(name) > 1]
+    outcomes += [f"1 {sign.name}" for name, sign in SIGNS.items() if counts.count(name) == 1]
     word = written(moment.text, FEW)
     return f"“{word}” at MoE layer {moment.layer}: {', '.join(outcomes)}"
 
@@ -58,7 +58,7 @@ def draw_router(axes: Axes, moment: Any) -> None:
     if moment.probabilities is None:
         return say(axes, "this trace has no logits,\nonly the chosen experts")
     count = len(moment.probabilities)
-    outcomes = {access.expert: OUTCOMES[access.outcome] for access in moment.accesses}
+    outcomes = {access.expert: SIGNS[access.outcome] for access in moment.accesses}
     for expert, share in enumerate(moment.probabilities):
         sign = outcomes.get(expert)
         colour = sign.colour if sign else PALE

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ..errors import MoEColabError
-from ..trace.outcomes import OUTCOMES
+from ..trace.outcomes import SIGNS
 from .colours import DIM, INK
 from .picture import Picture, drawn, rows_of, sign_handle, written
 
@@ -101,7 +101,7 @@ def sign(row: dict) -> tuple[str, str, str]:
         return DIM, "o", "none"
     if not row["outcome"]:
         return DIM, "$?$", DIM
-    outcome = OUTCOMES[row["outcome"]]
+    outcome = SIGNS[row["outcome"]]
     return outcome.colour, outcome.marker, outcome.colour
 
 
@@ -110,7 +110,7 @@ def handles(rows: Sequence[dict]) -> list[Line2D]:
     drawn = {row["outcome"] if row["first"] else "shared" for row in rows}
     out = [
         sign_handle(f"{s.name}: {s.means}", s.colour, s.marker)
-        for name, s in OUTCOMES.items()
+        for name, s in SIGNS.items()
         if name in drawn
     ]
     other = {"shared": ("o", "loaded for an earlier token of its step"), "": ("$?$", "not known")}

@@ -1,5 +1,7 @@
-"""A trace: what happened while a model ran, in compact arrays; and how it is shown, kept and
-joined. No torch: `recording` fills one, `replays` asks what another cache would have made of it."""
+"""A trace: the recorded routing, guesses and accesses of a model, in compact arrays.
+
+`offload.record` fills one, `analysis` replays it under another cache. Needs no torch.
+"""
 
 from .arrays import OUTCOMES as OUTCOMES
 from .builder import Builder as Builder

@@ -1,7 +1,7 @@
-"""Arrays and a header in one compressed file: an .npz that is whole or is refused. A table (an
-array of records) lies in it column by column, which takes half the bytes.
+"""Archive: arrays and a header in one compressed .npz file, which is complete or refused.
 
-Knows files, versions and damage; knows nothing of what the arrays mean.
+A record array is stored column by column, which takes half the bytes. Knows files, versions and
+damage; knows nothing of what the arrays mean.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ HEADER = "moe_colab"  # the member that marks a file as ours
 def write(
     path: str | os.PathLike[str], kind: str, version: int, header: Mapping[str, Any], **arrays
 ) -> None:
-    """Write to a temporary name, then rename: the file is there whole or as it was before. Raises
+    """Write to a temporary name, then rename, so that the file is never incomplete. Raises
     MoEColabError where it cannot be written."""
     path = Path(path)
-    told = json.dumps({"kind": kind, "version": version, **header}, ensure_ascii=False)
+    text = json.dumps({"kind": kind, "version": version, **header}, ensure_ascii=False)
     whole = io.BytesIO()
-    marked = {HEADER: np.frombuffer(told.encode(), np.uint8), **columns(arrays)}
+    marked = {HEADER: np.frombuffer(text.encode(), np.uint8), **columns(arrays)}
     np.savez_compressed(whole, allow_pickle=False, **marked)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -46,34 +46,34 @@ def write(
 def read(
     path: str | os.PathLike[str], kind: str, version: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(header, arrays by name). Raises MoEColabError for a file that is missing, damaged, of
+    """Read (header, arrays by name). Raises MoEColabError for a file that is missing, damaged, of
     another kind or of a later version."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # every byte against its crc, before any is believed
+            damaged = archive.testzip()  # the crc of every member
         if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not fit its checksum")
+            raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
         with np.load(path, allow_pickle=False) as file:
             arrays = tables({name: file[name] for name in file.files})
         header = json.loads(arrays.pop(HEADER).tobytes())
-        found = header.pop("kind"), header.pop("version")
+        file_kind, found = header.pop("kind"), header.pop("version")
     except FileNotFoundError as error:
-        raise MoEColabError(f"{path} does not exist: name a file that was saved before.") from error
-    except Exception as error:  # zipfile, zlib, numpy and json have no family in common
+        raise MoEColabError(f"{path} does not exist: name a saved file.") from error
+    except Exception as error:  # zipfile, zlib, numpy and json share no error class
         raise MoEColabError(
-            f"{path} is not a whole {kind} of moe_colab ({type(error).__name__}: {error}): it was "
-            "damaged, or made by another program."
+            f"{path} is not a whole {kind} of moe_colab ({type(error).__name__}: {error}): it is "
+            "damaged, or of another program. Use another file."
         ) from error
-    if found[0] != kind or found[1] > version:
+    if file_kind != kind or found > version:
         raise MoEColabError(
-            f"{path} is a {found[0]} of version {found[1]}, and this moe_colab reads a {kind} up "
+            f"{path} is a {file_kind} of version {found}, and this moe_colab reads a {kind} up "
             f"to version {version}: install a newer moe_colab, or name another file."
         )
     return header, arrays
 
 
 def columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every table as arrays "table.column"."""
+    """Record arrays as plain arrays, named "table.column"."""
     out = {}
     for name, array in arrays.items():
         if array.dtype.names is None:
@@ -84,15 +84,16 @@ def columns(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def tables(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The other way round. Raises ValueError where columns differ in their length."""
-    out, found = {}, {}
+    """The inverse of `columns`: "table.column" arrays as record arrays. Raises ValueError where
+    columns differ in length."""
+    out, parts_of = {}, {}
     for name, array in arrays.items():
         table, dot, column = name.partition(".")
         if dot:
-            found.setdefault(table, {})[column] = array
+            parts_of.setdefault(table, {})[column] = array
         else:
             out[name] = array
-    for table, parts in found.items():
+    for table, parts in parts_of.items():
         length = len(next(iter(parts.values())))
         out[table] = np.empty(length, [(column, array.dtype) for column, array in parts.items()])
         for column, array in parts.items():

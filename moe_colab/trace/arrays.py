@@ -1,4 +1,4 @@
-"""The arrays of a trace: what each holds, whether they fit each other, and how they are joined.
+"""The arrays of a trace: their columns, their checks, and how they are joined.
 
 Legend: F forwards (steps), N tokens of all forwards (all rows), L MoE layers, K top-k, E experts a
 layer (the most of any layer), A accesses, G guesses.
@@ -15,16 +15,16 @@ from ..cache.stats import PHASES
 
 Arrays = dict[str, np.ndarray]
 
-NOBODY = -1  # in `routing`: this token was sent to no expert here
+NOBODY = -1  # in `routing`: no expert
 OUTCOMES = ("hit", "speculative_hit", "late", "miss")
 
 FORWARD = np.dtype(
     [
-        ("phase", "u1"),  # of counters.PHASES
+        ("phase", "u1"),  # of stats.PHASES
         ("rows", "i4"),
         ("length", "i4"),  # new tokens of each row
         ("past", "i4"),  # tokens that each row had before
-        ("sequence", "i4"),  # which generation: one begins with every forward that has no past
+        ("sequence", "i4"),  # number of the generation: a forward without past begins one
         ("label", "i4"),  # of the trace's labels
         ("began", "f8"),  # seconds since the recording began
     ]
@@ -35,15 +35,15 @@ ACCESS = np.dtype(
         ("layer", "i2"),
         ("expert", "i2"),
         ("outcome", "u1"),  # of OUTCOMES
-        ("bytes", "i8"),  # of the demand load that it made: those of a miss
+        ("bytes", "i8"),  # of the demand load of a miss, else 0
         ("wait", "f4"),  # seconds that compute waited for it
     ]
 )
 GUESS = np.dtype(
     [
         ("step", "i4"),
-        ("at", "i2"),  # the layer whose hidden state was asked
-        ("layer", "i2"),  # the layer it was made for; one that is not after `at`: in the next step
+        ("at", "i2"),  # the layer whose hidden state the guess is made from
+        ("layer", "i2"),  # the guessed layer; in the next step if it is not after `at`
         ("expert", "i2"),
         ("place", "i2"),  # 0: the likeliest
         ("probability", "f2"),
@@ -54,7 +54,7 @@ NAMES = ("forwards", "spoke", "tokens", "routing", "logits", "accesses", "guesse
 
 
 def empty(layers: int, top_k: int, experts: int) -> Arrays:
-    """Nothing happened yet."""
+    """The arrays of a trace without steps."""
     return {
         "forwards": np.empty(0, FORWARD),
         "spoke": np.empty((0, layers), np.float32),
@@ -73,8 +73,8 @@ def bounds(forwards: np.ndarray) -> np.ndarray:
 
 
 def check(arrays: Arrays, experts: Sequence[int], labels: int, sources: int) -> None:
-    """Raises ValueError where the arrays do not fit each other or the model, IndexError where one
-    has too few dimensions."""
+    """Check a trace's arrays. Raises ValueError where they do not fit each other or the model,
+    IndexError where one has too few dimensions."""
     F, L, N = len(arrays["forwards"]), len(experts), len(arrays["tokens"])
     K, E = arrays["routing"].shape[2], max(experts)
     shapes = {"spoke": (F, L), "routing": (N, L, K), "logits": (N, L, E)}
@@ -100,13 +100,20 @@ def check(arrays: Arrays, experts: Sequence[int], labels: int, sources: int) -> 
     within(arrays["guesses"]["source"], 0, sources)
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """The softmax over the last axis, in the dtype of `logits`."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
 def within(values: np.ndarray, least: int, limit: Any) -> None:
+    """Raises ValueError unless least <= values < limit."""
     if (values < least).any() or (values >= limit).any():
         raise ValueError("a number in it is out of range")
 
 
 def take(arrays: Arrays, kept: np.ndarray) -> Arrays:
-    """The forwards that the mask `kept` [F] names, numbered anew."""
+    """The forwards where the mask `kept` [F] is true, numbered from 0."""
     of_token = np.repeat(kept, np.diff(bounds(arrays["forwards"])))
     out = {name: arrays[name][of_token] for name in ("tokens", "routing", "logits")}
     out |= {name: arrays[name][kept] for name in ("forwards", "spoke")}
@@ -119,7 +126,7 @@ def take(arrays: Arrays, kept: np.ndarray) -> Arrays:
 
 
 def join(parts: Sequence[Arrays]) -> Arrays:
-    """One after the other: steps, sequences and times go on where the part before has ended."""
+    """Join parts: steps, sequences and times continue where the part before ends."""
     parts = [{name: array.copy() for name, array in part.items()} for part in parts]
     step = sequence = 0
     time = 0.0
@@ -141,7 +148,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
 
 
 def renumber(rows: np.ndarray, column: str, old: Sequence[str], new: Sequence[str]) -> np.ndarray:
-    """The rows, whose column counts in the names `old`, counted in `new`."""
+    """The rows with a column of numbers in the names `old` changed to numbers in `new`."""
     rows = rows.copy()
     if len(rows):
         rows[column] = np.array([new.index(name) for name in old])[rows[column]]

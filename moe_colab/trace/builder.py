@@ -1,8 +1,8 @@
-"""Builder of a trace, from the events of a model that runs. Knows arrays; knows no model and no
-torch.
+"""The builder of a trace: it collects the forwards of a recording and makes arrays of them.
 
-Forwards are recorded in the order in which they end, each with its layers' routing, accesses and
-guesses. A forward that does not end (an error, Ctrl-C, Stop) is left out.
+Receives forwards in their order, and in each one every layer's routing, accesses and guesses. A
+forward that does not end (an error, Ctrl-C, Stop) is left out. Knows arrays; knows no model and no
+torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Forward:
     spoke: dict[int, float] = field(default_factory=dict)
     accesses: list[tuple] = field(default_factory=list)  # layer, expert, outcome, bytes
     waits: dict[tuple[int, int], float] = field(default_factory=dict)  # by layer and expert
-    guesses: list[tuple] = field(default_factory=list)  # as in arrays.GUESS, named
+    guesses: list[tuple] = field(default_factory=list)  # the columns of arrays.GUESS
 
     def routed(self, layer: int, index: np.ndarray, logits: np.ndarray | None) -> None:
         """index [T, K], logits [T, E] within the range of float16 (None: the router shows none), of
@@ -104,22 +104,23 @@ class Builder:
         self._thread.forward = None
 
     def trace(self) -> Trace:
+        """The trace of all forwards that have ended."""
         layers, widest = len(self.header["experts"]), max(self.header["experts"])
         top_k = max((i.shape[1] for f in self.done for i in f.routing.values()), default=1)
-        found = arrays.empty(layers, top_k, widest)
+        joined = arrays.empty(layers, top_k, widest)
         sources: dict[str, int] = {}
         if self.done:
-            found = arrays.join([self._arrays(f, top_k, widest, sources) for f in self.done])
-            found["forwards"]["began"] = [f.began - self.start for f in self.done]
-            begins = found["forwards"]["past"] == 0
+            joined = arrays.join([self._arrays(f, top_k, widest, sources) for f in self.done])
+            joined["forwards"]["began"] = [f.began - self.start for f in self.done]
+            begins = joined["forwards"]["past"] == 0
             begins[0] = True
-            found["forwards"]["sequence"] = np.cumsum(begins) - 1
-        return Trace(**self.header, **found, labels=(self.label,), sources=tuple(sources))
+            joined["forwards"]["sequence"] = np.cumsum(begins) - 1
+        return Trace(**self.header, **joined, labels=(self.label,), sources=tuple(sources))
 
     def _arrays(
         self, forward: Forward, top_k: int, widest: int, sources: dict[str, int]
     ) -> arrays.Arrays:
-        """One forward as a trace of its own."""
+        """The arrays of one forward."""
         layers, tokens = len(self.header["experts"]), forward.rows * forward.length
         out = arrays.empty(layers, top_k, widest)
         out["forwards"] = np.zeros(1, arrays.FORWARD)
@@ -134,7 +135,7 @@ class Builder:
         out["routing"] = np.full((tokens, layers, top_k), arrays.NOBODY, np.int16)
         out["logits"] = np.full((tokens, layers, widest), np.nan, np.float16)
         for layer, index in forward.routing.items():
-            exists = index < self.header["experts"][layer]  # ids past the last one mean: nobody
+            exists = index < self.header["experts"][layer]  # larger ids mean no expert
             out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NOBODY)
             logits = forward.logits[layer]
             if logits is not None:

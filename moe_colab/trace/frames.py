@@ -1,4 +1,7 @@
-"""A trace as tables: one row per choice of a router, one row per guess."""
+"""Pandas tables of a trace: one row per choice of a router, one row per guess.
+
+Knows a trace's arrays; knows no cache and no figures.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def choices(trace: Trace) -> pandas.DataFrame:
-    """What Trace.frame describes."""
+    """The table of Trace.frame."""
     import pandas as pd
 
     token, layer, rank = np.nonzero(trace.routing != NOBODY)
-    step = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))[token]
+    step = trace.step_of[token]
     order = np.lexsort((rank, token, layer, step))
     token, layer, rank, step = (column[order] for column in (token, layer, rank, step))
     forward, expert = trace.forwards[step], trace.routing[token, layer, rank]
@@ -59,21 +62,21 @@ def choices(trace: Trace) -> pandas.DataFrame:
 
 
 def guesses(trace: Trace) -> pandas.DataFrame:
-    """What Trace.guess_frame describes."""
+    """The table of Trace.guess_frame."""
     import pandas as pd
 
     meant = meant_step(trace)
     rows = trace.guesses[meant < trace.steps]
     key = keys(trace, meant[meant < trace.steps], rows["layer"], rows["expert"])
-    chosen = choices(trace)
-    said = keys(trace, *(chosen[name].to_numpy() for name in ("step", "layer", "expert")))
+    frame = choices(trace)
+    routed = keys(trace, *(frame[name].to_numpy() for name in ("step", "layer", "expert")))
     names = ("step", "at", "layer", "expert", "place", "probability")
     frame = pd.DataFrame({name: rows[name] for name in names})
-    return frame.assign(source=category(rows["source"], trace.sources), right=np.isin(key, said))
+    return frame.assign(source=category(rows["source"], trace.sources), right=np.isin(key, routed))
 
 
 def meant_step(trace: Trace) -> np.ndarray:
-    """The step that each guess was made for: its own, or the next."""
+    """For each guess the step that it was made for: its own, or the next."""
     made = trace.guesses["step"].astype(np.int64)
     return made + (trace.guesses["layer"] <= trace.guesses["at"])
 
@@ -87,15 +90,16 @@ def keys(trace: Trace, step, layer, expert) -> np.ndarray:
 def lookup(
     trace: Trace, rows: np.ndarray, step: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For every key the first of `rows` that has it, and whether there is one."""
+    """For every key in `wanted` the first row that has it, and whether there is one."""
     if len(rows) == 0:
         return np.zeros(len(wanted), rows.dtype), np.zeros(len(wanted), bool)
-    found, where = np.unique(keys(trace, step, rows["layer"], rows["expert"]), return_index=True)
-    at = np.searchsorted(found, wanted).clip(max=len(found) - 1)
-    return rows[where[at]], found[at] == wanted
+    present, where = np.unique(keys(trace, step, rows["layer"], rows["expert"]), return_index=True)
+    at = np.searchsorted(present, wanted).clip(max=len(present) - 1)
+    return rows[where[at]], present[at] == wanted
 
 
 def category(codes: np.ndarray, names: Sequence[str], known=True) -> pandas.Categorical:
+    """The numbers as names; missing where `known` is false."""
     import pandas as pd
 
     codes = np.where(known, codes.astype(np.int32), -1)

@@ -1,9 +1,9 @@
-"""Routing traces of other engines: the text format `route_trace v1`, as arrays of a trace.
+"""Reader of `route_trace v1`, the text format of other engines' routing traces.
 
 Header lines begin with `#`: the model's name and shape, then one line per layer with the bytes of
 its experts. The table has a line per (turn, phase, step, layer, slot): expert, weight, residency,
 expert_bytes. Steps count tokens; phase 0 is the prompt, computed in one forward, 1 is decode. A
-token that a layer left out has no line there. expert_bytes are those that were loaded for it.
+token that skips a layer has no line there. expert_bytes: the bytes loaded for it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ COLUMNS = ["turn", "phase", "step", "layer", "slot", "expert", "expert_bytes"]
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(header, arrays) of a Trace, logits and times unknown. Raises MoEColabError for a file that
-    is not such a trace."""
+    """Read (header, arrays) of a Trace, without logits and times. Raises MoEColabError for a file
+    of another format."""
     import pandas as pd
 
     try:
@@ -44,7 +44,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
 
 
 def _shape(comments: list[str]) -> dict[str, Any]:
-    """The model's name, experts and their bytes, from the comment lines; and its top-k."""
+    """The model's name, experts, their bytes and top-k, from the comment lines."""
     text = "\n".join(comments)
     model = re.search(r"model=(\S+)", text)
     numbers = {
@@ -61,7 +61,7 @@ def _shape(comments: list[str]) -> dict[str, Any]:
 
 
 def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:
-    # Steps that share a forward: all of a turn's prompt, one each in decode.
+    # The prompt of a turn is one forward, each decode step is one.
     alone = table["step"].where(table["phase"] == 1, -1)
     order = table.assign(forward=alone).groupby(["turn", "phase", "forward"], sort=True)
     forward = order.ngroup().to_numpy()

@@ -1,4 +1,7 @@
-"""What happened: which experts every token was sent to, what was guessed, and what it cost."""
+"""The trace of a run: the experts of every token, the guesses, and the cost of every access.
+
+Knows arrays and files; knows no model and no torch.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +29,14 @@ KIND, VERSION = "trace", 1
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """A recording. A step is one forward of the model; everything is in the order in which it
-    happened (legend: arrays.py).
+    """A recording. A step is one forward of the model; all arrays are in the order of time (legend:
+    arrays.py).
 
-    model: its name. experts, expert_bytes: of each MoE layer. labels: names of its parts. sources:
-    names of the guesses' sources. texts: of the tokens by id, where a tokenizer was given.
-    settings: how the model was set when the recording began.
-    forwards [F], spoke float32 [F, L] (seconds from a forward's beginning until the layer's router
-    had spoken; nan: not known), tokens int32 [N] (ids, forward after forward, row after row; -1:
+    model: its name. experts, expert_bytes: one number per MoE layer. labels: names of the parts.
+    sources: names of the guesses' sources. texts: by token id, where a tokenizer was given.
+    settings: those of the model when the recording began.
+    forwards [F], spoke float32 [F, L] (seconds from a forward's beginning to the layer's router
+    choice; nan: not known), tokens int32 [N] (ids, forward after forward, row after row; -1:
     not known), routing int16 [N, L, K] (in the router's order; -1: none), logits float16 [N, L, E]
     (the router's; nan: not known), accesses [A] (none where it is not known what became of them),
     guesses [G].
@@ -70,9 +73,17 @@ class Trace:
         """int64 [F + 1]: step f has tokens bounds[f] to bounds[f + 1]."""
         return arrays.bounds(self.forwards)
 
+    @cached_property
+    def step_of(self) -> np.ndarray:
+        """int64 [N]: the step of each token."""
+        return np.repeat(np.arange(self.steps), np.diff(self.bounds))
+
+    def text_of(self, token: int) -> str:
+        """The text of a token, by its number in the trace; "" where it is not known."""
+        return self.texts.get(int(self.tokens[token]), "")
+
     def needed(self, layer: int) -> list[list[int]]:
-        """The distinct experts of every step, ascending: what the cache of this layer was asked
-        for."""
+        """The distinct experts that every step needs in this layer, ascending."""
         if layer not in self._needed:
             flat = self.routing[:, layer].reshape(-1).tolist()
             bounds = (self.bounds * self.routing.shape[2]).tolist()
@@ -85,12 +96,12 @@ class Trace:
         return {}
 
     def holds_logits(self, layer: int) -> bool:
-        """Does it know all that the router of this layer said?"""
+        """Whether all router logits of this layer are known."""
         return not np.isnan(self.logits[:, layer, : self.experts[layer]]).any()
 
     def shown(self, layer: int) -> Iterator[Tokens]:
-        """What a policy that asks for the router's logits was shown, step by step. Raises
-        MoEColabError where they are not known."""
+        """The (top-k, logits) pairs of every step's tokens, for a policy that needs them. Raises
+        MoEColabError where the logits are not known."""
         logits = self.logits[:, layer, : self.experts[layer]]
         if not self.holds_logits(layer):
             raise MoEColabError(
@@ -103,24 +114,23 @@ class Trace:
     def frame(self) -> pandas.DataFrame:
         """One row per step, layer, token (batch row, position) and rank (0: the router's first
         choice), with the columns phase, label, sequence, token, text (where known), expert, logit,
-        began (seconds since the recording began, when this layer's router had spoken).
+        began (seconds from the start of the recording to this router's choice).
 
-        An access is shared by all tokens of a step that were sent to the same expert of a layer:
-        its `outcome` and `guessed` (the source of a guess that named it) stand in all their rows,
-        `bytes` and `seconds` (compute waited for it) in the first of them, which is marked `first`:
-        count outcomes there."""
+        All tokens of a step that need the same expert of a layer share one access. Its `outcome`
+        and `guessed` (the source of a right guess) are in all their rows; `bytes` and `seconds`
+        (that compute waited) only in the first row, marked `first`: count outcomes there."""
         return frames.choices(self)
 
     def guess_frame(self) -> pandas.DataFrame:
-        """One row per guess: the step and layer (`at`) in which it was made, the layer and expert
-        it named, its place (0: the likeliest), probability and source, and whether the router then
-        said so (`right`). A layer that is not after `at` is meant in the next step; what was
-        guessed for a step that never came is left out."""
+        """One row per guess: the step and layer (`at`) in which it was made, the guessed layer and
+        expert, its place (0: the likeliest), probability, source, and whether the router then chose
+        it (`right`). A layer that is not after `at` means the next step; guesses for a step after
+        the last one are left out."""
         return frames.guesses(self)
 
     # ------------------------------------------------------------------ parts and wholes
     def only(self, label: str) -> Trace:
-        """The part recorded under one label. Raises MoEColabError where there is none."""
+        """The part with one label. Raises MoEColabError where there is none."""
         if label not in self.labels:
             raise MoEColabError(
                 f"this trace has no part {label!r}; it has {', '.join(map(repr, self.labels))}."
@@ -135,7 +145,7 @@ class Trace:
         return Trace(**self._header(), **arrays.take(self._arrays(), kept))
 
     def is_like(self, other: Trace) -> bool:
-        """Are both of one model: the same name, layers, experts and bytes?"""
+        """Whether both are of one model: the same name, layers, experts and bytes."""
         return (self.model, self.experts, self.expert_bytes) == (
             other.model,
             other.experts,
@@ -144,10 +154,10 @@ class Trace:
 
     @classmethod
     def merge(cls, *traces: Trace) -> Trace:
-        """One trace in which the given ones happened one after the other. Raises MoEColabError
-        where they are not of the same model."""
+        """Join traces, one after the other. Raises MoEColabError where they are not of the same
+        model."""
         if not traces:
-            raise MoEColabError("there is nothing to merge: give at least one trace.")
+            raise MoEColabError("merge needs at least one trace.")
         if not all(traces[0].is_like(trace) for trace in traces):
             raise MoEColabError(
                 f"traces of {' and '.join(sorted({trace.model for trace in traces}))} differ in "
@@ -169,17 +179,17 @@ class Trace:
         return cls(**header, **arrays.join(parts))
 
     def sized(self, expert: int | str) -> Trace:
-        """The same with experts of so many bytes, a number or "67.1MB", in every layer: what its
-        routing would cost a larger model. Raises MoEColabError for what is no number of bytes."""
+        """The same trace with `expert` bytes (a number or "67.1MB") for each expert: the routing at
+        the cost of a larger model. Raises MoEColabError for an invalid number of bytes."""
         nbytes = parse_bytes(expert)
         if not nbytes > 0:
-            raise MoEColabError(f"an expert has bytes, not {expert!r}.")
+            raise MoEColabError(f"expert must be a number of bytes above 0, not {expert!r}.")
         return replace(self, expert_bytes=(nbytes,) * self.layers)
 
     # ------------------------------------------------------------------ files
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write one compressed file, whole or not at all; its path. Raises MoEColabError where it
-        cannot be written."""
+        """Write one compressed file, whole or not at all, and return its path. Raises MoEColabError
+        where it cannot be written."""
         header = self._header()
         header["texts"] = {str(token): text for token, text in sorted(self.texts.items())}
         archive.write(path, KIND, VERSION, header, **self._arrays())
@@ -187,9 +197,9 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> Trace:
-        """A saved trace; without a path the one that comes with moe_colab, of the small model over
-        four domains, each a label. Raises MoEColabError for a file that is missing, damaged or
-        something else."""
+        """Load a saved trace; by default the one that comes with moe_colab: the small model over
+        four domains, each a label. Raises MoEColabError for a file that is missing, damaged or no
+        trace."""
         path = shipped_trace() if path is None else path
         header, found = archive.read(path, KIND, VERSION)
         try:
@@ -205,13 +215,14 @@ class Trace:
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> Trace:
-        """A `route_trace v1` of other engines: see route_csv.py. It holds no logits, tokens, times
-        or guesses. Raises MoEColabError for anything else."""
+        """Load a `route_trace v1` of another engine (see route_csv.py). It has no logits, tokens,
+        times or guesses. Raises MoEColabError for any other file."""
         return cls._of(*route_csv.read(path))
 
     # ------------------------------------------------------------------ inside
-    def become(self, other: Trace) -> None:
-        """Hold what `other` holds: how a recording fills the trace that it has given out."""
+    def _fill_from(self, other: Trace) -> None:
+        """Take over all that `other` holds: a recording fills the trace that it returned at its
+        start."""
         self.__dict__.clear()
         self.__dict__.update(other.__dict__)
 

@@ -16,18 +16,21 @@ from naive import NaiveLayer, RouterAverage, plain_routing
 from traces import COUNTED, counted
 
 import moe_colab as mc
-from moe_colab.analysis.layer_caches import Bypassing
+from moe_colab.analysis.cache_history import replayed
+from moe_colab.bench.paper import with_compute_times
 from moe_colab.cache.belady import BeladyCache
-from moe_colab.cache.clock_link import ClockLink, with_compute_times
-from moe_colab.cache.policies import POLICIES, LayerCache, Policy
+from moe_colab.cache.clock_link import ClockLink
+from moe_colab.cache.layer_cache import LayerCache
+from moe_colab.cache.policies import POLICIES, BypassingPolicy, Policy
 from moe_colab.cache.stats import Stats
 from moe_colab.trace import Builder, Trace
 
 FAMILIES = ["mixtral", "qwen3_moe", "granitemoe"]
+TRACE = Trace.load().only("code")
 
 
 def bypassing_lfu(experts: int) -> Policy:
-    return Bypassing(POLICIES["lfu"](experts))
+    return BypassingPolicy(POLICIES["lfu"](experts))
 
 
 def talk(model) -> None:
@@ -367,3 +370,68 @@ def test_work_grows_with_accesses_and_not_with_experts_or_slots(monkeypatch):
     trace = mc.Trace.load()
     mc.replay(trace, "lru", 4)
     assert len(calls) == trace.steps * trace.layers
+
+
+# ---------------------------------------------------------------------- policies of other classes
+class LowestLeaves:
+    """Has the four methods of a policy and nothing else."""
+
+    answer = None
+
+    def __init__(self, experts):
+        self.experts_of_the_layer = experts
+
+    def observe(self, used, tokens=None): ...
+
+    def admit(self, expert): ...
+
+    def evict(self, expert): ...
+
+    def victim(self, candidates, newcomer):
+        return min(candidates) if self.answer is None else self.answer
+
+
+class LowestOfPolicy(Policy):
+    """Inherits, but does not call Policy.__init__."""
+
+    def __init__(self, experts):
+        pass
+
+    def victim(self, candidates, newcomer):
+        return min(candidates)
+
+
+class Lowest(Policy):
+    def victim(self, candidates, newcomer):
+        return min(candidates)
+
+
+@pytest.mark.parametrize("policy", [LowestLeaves, LowestOfPolicy])
+@pytest.mark.parametrize("bypass", [False, True])
+def test_a_policy_need_not_inherit(policy, bypass):
+    setting = {"slots": 3, "bypass": bypass}
+    expected = mc.replay(TRACE, Lowest, **setting)
+    replay = mc.replay(TRACE, policy, **setting)
+    assert replay.total == expected.total and replay.layers == expected.layers
+    assert replay.policy == policy.__name__ and bool(replay.bypasses) == bypass
+    assert mc.timeline(TRACE, policy=policy, **setting).stats.total.loads == replay.loads
+    frames = [mc.tables.residency(TRACE, 1, p, **setting) for p in (policy, Lowest)]
+    assert frames[0].equals(frames[1])
+    rates = mc.tables.hit_rates(TRACE, [policy], [3])
+    assert set(rates["policy"]) == {policy.__name__}
+    histories = [replayed(TRACE, p, 3, steps=20) for p in (policy, Lowest)]
+    assert histories[0].found == histories[1].found and histories[0].measures == ()
+    assert histories[0].policy == policy.__name__
+
+
+def test_a_message_names_the_class_that_answered_wrongly():
+    class Nonsense(LowestLeaves):
+        answer = "nobody"
+
+    for view in (
+        lambda: mc.replay(TRACE, Nonsense, slots=3),
+        lambda: mc.replay(TRACE, Nonsense, slots=3, bypass=True),
+        lambda: replayed(TRACE, Nonsense, 3),
+    ):
+        with pytest.raises(mc.MoEColabError, match="policy Nonsense answered 'nobody'"):
+            view()

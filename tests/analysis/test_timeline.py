@@ -136,11 +136,11 @@ def test_speeds_and_times_are_read_as_they_are_written():
     "setting, said",
     [
         ({"link": "fast"}, "not a size"),
-        ({"link": 0}, "moves nothing"),
+        ({"link": 0}, "link must be above 0"),
         ({"compute": "long"}, "compute must be"),
         ({"compute": (1, 2, 3)}, "compute must be"),
-        ({"compute": -1}, "from 0 on"),
-        ({"compute": float("nan")}, "from 0 on"),
+        ({"compute": -1}, "0 seconds or more"),
+        ({"compute": float("nan")}, "0 seconds or more"),
         ({"slots": None}, "slots="),
     ],
 )

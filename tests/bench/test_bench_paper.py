@@ -36,17 +36,17 @@ def short():
 def test_engine_and_replay_count_the_same_bytes(short, name):
     ids, trace = short
     assert trace.steps == 1 + LENGTH - PROMPT
-    lived = paper.lived(paper.ROWS[name], [ids, ids])
-    assert lived == paper.replayed(mc.Trace.merge(trace, trace), paper.ROWS[name])
+    counts = paper.run_engine(paper.ROWS[name], [ids, ids])
+    assert counts == paper.replayed(mc.Trace.merge(trace, trace), paper.ROWS[name])
     if name == "full":
-        assert lived["speculative_hits"] + lived["late"] > 0
+        assert counts["speculative_hits"] + counts["late"] > 0
     else:
-        assert lived["bytes_loaded"] == lived["loads"] * trace.expert_bytes[0]
+        assert counts["bytes_loaded"] == counts["loads"] * trace.expert_bytes[0]
     if name == "no-cache":  # every expert that a router names, each time
         named = [len(step) for layer in range(trace.layers) for step in trace.needed(layer)]
-        assert lived["loads"] == 2 * sum(named)
+        assert counts["loads"] == 2 * sum(named)
     if name == "whole-layer":
-        assert lived["loads"] == 2 * trace.steps * trace.layers * 8
+        assert counts["loads"] == 2 * trace.steps * trace.layers * 8
 
 
 def test_a_whole_layer_is_moved_and_the_chosen_are_computed(short):
@@ -97,7 +97,9 @@ def test_from_a_shell(capsys, monkeypatch, tmp_path):
         assert build_parser().parse_args(["bench", "paper", "--row", name]).row == name
 
     lie = Counters(accesses=1, bytes_loaded=7)
-    monkeypatch.setattr(paper, "lived", lambda row: {n: getattr(lie, n) for n in paper.COUNTED})
+    monkeypatch.setattr(
+        paper, "run_engine", lambda row: {n: getattr(lie, n) for n in paper.COUNTED}
+    )
     assert main(["bench", "paper", "--row", "full", "--out", str(tmp_path / "x.json")]) == 1
     out, error = capsys.readouterr()
     assert "differently" in error and not json.loads(out.splitlines()[-1])["rows"][0]["same"]

@@ -9,7 +9,6 @@ from conftest import ROOT
 
 import moe_colab as mc
 from moe_colab.bench import speculation as bench
-from moe_colab.bench.guessed_routing import listen, mixed_text, recall
 from moe_colab.cache.settings import SOURCES, SPECULATE
 
 TABLE = ROOT / "assets" / "benchmarks" / "speculation.json"
@@ -40,27 +39,33 @@ def test_time_on_the_wall_is_what_the_clock_says():
 
 
 @pytest.fixture(scope="module")
-def said():
+def trace():
     model, tokenizer = mc.load(slots=4, progress=False)
     with model.offload:
-        return listen(model, mixed_text(tokenizer, 12))
+        return bench.record(model, tokenizer, 12)
 
 
-def test_what_is_guessed_can_be_heard(said):
-    assert len(said) == 5 * 12
+def test_what_is_guessed_can_be_heard(trace):
+    assert trace.steps == 5 * 12
+    tables = {n: mc.tables.recall(trace, n) for n in (1, 2, 4, 8)}
+
+    def recall(source, ahead, n):
+        rows = tables[n].query("source == @source and lookahead == @ahead")
+        return rows["recall"].tolist()
+
     for source in SOURCES:
         for ahead in (1, 2):
-            shares = [recall(said, source, ahead, n) for n in (1, 2, 4, 8)]
+            shares = [recall(source, ahead, n) for n in (1, 2, 4, 8)]
             assert [len(share) for share in shares] == [8 - ahead] * 4
             means = [sum(share) / len(share) for share in shares]
             assert means == sorted(means) and means[0] > 0.25 and means[-1] == 1
-    early, late = (sum(recall(said, source, 1, 2)) for source in SOURCES)
+    early, late = (sum(recall(source, 1, 2)) for source in SOURCES)
     assert late > early, "nearer to the truth"
 
 
-def test_guesses_change_what_is_waited_for_and_not_what_is_kept(said):
-    rows = bench.rows(said, bench.by_clock, (5.5, 0.2), [*bench.WAYS])
-    assert rows == bench.rows(said, bench.by_clock, (5.5, 0.2), [*bench.WAYS]), "virtual time"
+def test_guesses_change_what_is_waited_for_and_not_what_is_kept(trace):
+    rows = bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.WAYS])
+    assert rows == bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.WAYS]), "virtual time"
     for row in rows:
         (none,) = (
             other

@@ -69,8 +69,8 @@ def test_the_emptier_the_purse_the_surer_a_guess_must_be():
 def test_a_layer_whose_guesses_do_not_come_true_must_be_surer():
     governor = Governor(Clock())
     for _ in range(100):
-        governor.heard(1, [(0, 0.6), (1, 0.4)], [2, 3])
-        governor.heard(2, [(0, 0.6), (1, 0.4)], [0, 1])
+        governor.judge(1, [(0, 0.6), (1, 0.4)], [2, 3])
+        governor.judge(2, [(0, 0.6), (1, 0.4)], [0, 1])
     governor.needed(N)
     governor.wasted(3 * N)
     assert not governor.allows(1, N, 0, 0.9)

@@ -12,9 +12,10 @@ from io import FileIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manual_link import ManualLink
 
 from moe_colab.cache import homes
-from moe_colab.cache.clock_link import ClockLink, ManualLink
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.homes import DiskHome, HostHome
 from moe_colab.cache.links import ThreadLink
 from moe_colab.cache.stats import Counters

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NAIVE, RouterAverage
 
+from moe_colab.cache.layer_cache import Decision, LayerCache
 from moe_colab.cache.policies import (
     LRU,
     POLICIES,
-    LayerCache,
     Policy,
-    Step,
     make_policy,
     policy_name,
 )
@@ -169,7 +168,7 @@ class TestEveryPolicy:
             ]
 
     @staticmethod
-    def calls_of(step: Step, asked: bool) -> list[tuple]:
+    def calls_of(step: Decision, asked: bool) -> list[tuple]:
         """What a policy hears of one miss: `victim` if the slots are full, `evict`, `admit`."""
         if not step.keep:
             return [("victim", step.expert, step.expert)]
@@ -197,7 +196,7 @@ def test_a_policy_decides_as_its_naive_model(name, slots, history):
 
 def flat(steps):
     """Steps as the naive models write them: (expert, hit, victim, keep)."""
-    if isinstance(steps, Step):
+    if isinstance(steps, Decision):
         return (steps.expert, steps.hit, steps.victim, steps.keep)
     return None if steps is None else [flat(step) for step in steps]
 

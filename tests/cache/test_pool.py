@@ -12,12 +12,14 @@ from io import FileIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from manual_link import ManualLink
 
-from moe_colab.cache.clock_link import ClockLink, ManualLink
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.governor import Governor
 from moe_colab.cache.homes import DiskHome, HostHome
+from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import Link, ThreadLink
-from moe_colab.cache.policies import LRU, POLICIES, LayerCache, make_policy
+from moe_colab.cache.policies import LRU, POLICIES, make_policy
 from moe_colab.cache.pool import Place, Pool
 from moe_colab.cache.stats import Counters, Ledger
 from moe_colab.errors import MoEColabError
@@ -130,7 +132,7 @@ class Experts:
         pool, census = self.pool, self.pool.census()
         table = [slot.block for layer in pool.table for slot in layer.values()]
         table += [slot.block for slot in pool.spares.guesses.values()]
-        free = [block for where in (*pool.free, pool.spares.room(N)) for block, _ in where]
+        free = [block for where in (*pool.free, pool.spares.available(N)) for block, _ in where]
         assert sorted(map(id, table + free)) == sorted(
             map(id, [*self.spares, *(block for layer in self.blocks for block in layer)])
         )
@@ -498,7 +500,7 @@ class TestAGuess:
         assert it.ready() == {0, 1}, "nobody has left"
         it.use(1)
         assert it.ready() == {1} and it.pool.table[0][1].block is guess.block
-        assert [block for block, _ in it.pool.spares.room(N)] == it.blocks[0]
+        assert [block for block, _ in it.pool.spares.available(N)] == it.blocks[0]
         it.guess(2, layer=1)  # into what was a slot of layer 0
         it.use(2, layer=1)
         it.check_whole()
@@ -773,7 +775,7 @@ def test_an_old_use_cannot_go_on_after_a_new_one():
     it = Experts(slots=2)
     old = it.begin(0, 1)
     it.use(2, 3)
-    with pytest.raises(MoEColabError, match="run anew while one of its layers was at work"):
+    with pytest.raises(MoEColabError, match="run again while one of its layers was at work"):
         next(old)
     it.use(0, 1)
 

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from moe_colab.cache import pool
+from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import CANCELLED, DONE, FAILED, QUEUED
-from moe_colab.cache.policies import LRU, KeepNothing, LayerCache, Policy
+from moe_colab.cache.policies import LRU, KeepNothing, Policy
 from moe_colab.cache.pool import Pool
 from moe_colab.cache.spares import Slot, Spares
 from moe_colab.errors import MoEColabError
@@ -373,7 +374,7 @@ class World:
         table = [slot for layer in self.pool.table for slot in layer.values()]
         table += self.pool.spares.guesses.values()
         free = [block for layer in self.pool.free for block, _ in layer]
-        spare = [block for block, _ in self.pool.spares.room(NBYTES)]
+        spare = [block for block, _ in self.pool.spares.available(NBYTES)]
         every = [] if self.pool.closed else [*sum(self.blocks, []), *self.spares]
         assert Counter([slot.block for slot in table] + free + spare) == Counter(every)
         if not self.pool.closed:
@@ -562,8 +563,8 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     ),
     "a guess never gives way": (
         "nothing",
-        *(Pool, "_has_scratch"),
-        *(" or self.spares.give_way(nbytes)", ""),
+        *(Pool, "_has_spare"),
+        *(" or self.spares.drop_last(nbytes)", ""),
     ),
     "a scratch block is given back while it is moved into": (
         "a use is left",
@@ -583,8 +584,8 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a block is lost when a load cannot be started": (
         "a load is refused",
         *(pool, "start"),
-        *("room.popleft()", "None"),
-        *("block, after = room[0]", "block, after = room.popleft()"),
+        *("blocks.popleft()", "None"),
+        *("block, after = blocks[0]", "block, after = blocks.popleft()"),
     ),
     "a block is lost when a load fails": (
         "a load fails",

@@ -17,7 +17,7 @@ from moe_colab.notebook.views import xray
 from moe_colab.notebook.views.view import LIMIT, View
 from moe_colab.plots.colours import contrast
 from moe_colab.trace import Trace
-from moe_colab.trace.outcomes import OUTCOMES
+from moe_colab.trace.outcomes import SIGNS
 
 STATES = ["", "idle", "hit", "", "", "miss", "passing"]  # of replay.js, as mc.tables calls them
 PROSE = Trace.load().only("prose")
@@ -110,7 +110,7 @@ def check_pixels(page, state: dict) -> None:
             and c["x"] > 40 and c["token"] != state["current"]
         )  # fmt: skip
         x, y = cell["x"] + 15 + 10, cell["y"] + 1 + 7.5  # as xray_draw.js has it, one figure wide
-        assert page.evaluate(COLOUR_AT, [".grid", x, y]) == OUTCOMES[name].colour.lower()
+        assert page.evaluate(COLOUR_AT, [".grid", x, y]) == SIGNS[name].colour.lower()
 
 
 @pytest.mark.browser
@@ -436,7 +436,7 @@ def test_many_experts_are_ticks_with_names(experts, tmp_path, chromium):
         used = next(b for b in boxes if b["state"] in (2, 5))
         middle = [used["x"] + used["w"] / 2, used["y"] + 3]
         name = "hit" if used["state"] == 2 else "miss"
-        assert page.evaluate(COLOUR_AT, [".states", *middle]) == OUTCOMES[name].colour.lower()
+        assert page.evaluate(COLOUR_AT, [".states", *middle]) == SIGNS[name].colour.lower()
         position = {"x": middle[0], "y": middle[1]}
         page.locator(".states canvas").hover(position=position)
         wanted = f"layer {used['layer']}, expert {used['expert']}: {name}"

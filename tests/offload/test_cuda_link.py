@@ -20,8 +20,9 @@ import torch
 
 from moe_colab.cache import homes
 from moe_colab.cache.homes import DiskHome, HostHome
+from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import MOVING, QUEUED
-from moe_colab.cache.policies import LayerCache, make_policy
+from moe_colab.cache.policies import make_policy
 from moe_colab.cache.pool import Pool
 from moe_colab.cache.stats import Counters
 from moe_colab.offload import cuda

@@ -16,10 +16,12 @@ import pytest
 import torch
 from conftest import TINY_MOE
 from families import FAMILIES, PROMISED, make_checkpoint, reference
+from manual_link import ManualLink
 from naive import NaiveLayer, plain_routing
 
 import moe_colab as mc
-from moe_colab.cache.clock_link import ClockLink, ManualLink, with_compute_times
+from moe_colab.bench.paper import with_compute_times
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.homes import DiskHome
 from moe_colab.cache.policies import POLICIES
 from moe_colab.cache.settings import SOURCES

@@ -25,7 +25,8 @@ from families import reference
 from naive import NaiveLayer
 
 import moe_colab as mc
-from moe_colab.cache.clock_link import ClockLink, with_compute_times
+from moe_colab.bench.paper import with_compute_times
+from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.policies import LRU
 from moe_colab.cache.settings import SOURCES
 

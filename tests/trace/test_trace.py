@@ -359,7 +359,7 @@ def test_steps_are_taken_out_and_put_together_again(seed, data):
 def test_only_traces_of_one_model_are_merged():
     with pytest.raises(mc.MoEColabError, match="differ"):
         Trace.merge(made_up(1), made_up(1, layers=3))
-    with pytest.raises(mc.MoEColabError, match="nothing to merge"):
+    with pytest.raises(mc.MoEColabError, match="merge needs at least one"):
         Trace.merge()
     with pytest.raises(mc.MoEColabError, match="no part 'prose'"):
         made_up(1, "code").only("prose")

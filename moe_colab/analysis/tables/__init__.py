@@ -1,8 +1,6 @@
-"""What the figures show, as tables made of a trace: who lay in the slots, who was guessed, and
-where each token was sent.
+"""Tables of a trace, as pandas frames: routing, slots and guesses. Figures are drawn from them.
 
-Knows traces and their caches; draws nothing, and needs no torch. Every table is a pandas frame,
-with a row for each thing that is drawn.
+Knows traces and their caches; draws nothing, and needs no torch.
 """
 
 from .pareto import front

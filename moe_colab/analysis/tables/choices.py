@@ -1,7 +1,6 @@
-"""A trace's choices as arrays: who was sent where, in which stretch of text, and what the router
-said.
+"""Routers' choices as arrays: the experts of every token, and the blocks of text.
 
-Knows a trace's routing and logits, and what may be asked of them; counts nothing.
+Knows a trace's routing and logits, and checks arguments; counts nothing.
 
 Legend: N tokens, k choices of each, E experts of the layer.
 """
@@ -13,25 +12,25 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
+from ...trace.arrays import NOBODY
 
-# Tokens. In the shipped trace, shares of such blocks vary as if a token were worth half a one;
-# longer blocks would be too few to tell.
+# Tokens. In the shipped trace, shares of such blocks vary as if half the tokens were independent;
+# of longer blocks there are too few.
 BLOCK = 32
-NOBODY = -1  # as in a trace: this token was sent to no expert here
 
 
 def chosen(trace: Trace, layer: int, top_k: int | None = None) -> np.ndarray:
-    """int [N, k]: the experts of every token in the router's order, -1 for none. Fewer than were
-    recorded are its first choices; more are those that its logits name next, as if this layer alone
-    had been asked for more: what it was shown stays. Raises MoEColabError for a number that cannot
-    be, or where the logits are needed and not there."""
+    """int [N, k]: the experts of every token in the router's order, -1 for none. A smaller top_k
+    than recorded takes the first choices; a larger one adds those with the next highest logits,
+    while the layer's input stays the recorded one. Raises MoEColabError for a top_k that cannot be,
+    or for a larger one without logits."""
     routing, experts = trace.routing[:, layer], trace.experts[layer]
     k = routing.shape[1] if top_k is None else top_k
     if not 1 <= k <= experts:
         raise MoEColabError(f"top_k must be 1 to {experts}, the experts of layer {layer}, not {k}.")
     if k <= routing.shape[1]:
         return routing[:, :k].astype(np.int64)
-    need_logits(trace, layer, f"who would come after its {routing.shape[1]} choices is not known")
+    need_logits(trace, layer, f"the choices after its first {routing.shape[1]} are not known")
     order = trace.logits[:, layer, :experts].astype(np.float64)
     first = routing.astype(np.int64)
     token, rank = np.nonzero(first != NOBODY)
@@ -46,31 +45,31 @@ def chosen(trace: Trace, layer: int, top_k: int | None = None) -> np.ndarray:
 def sent(
     trace: Trace, layer: int, kept: np.ndarray, top_k: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(bool [n, E], int [n]): of the tokens of the mask `kept` that this layer sent anywhere, where
-    each was sent, and its block."""
+    """(bool [n, E], int [n]): the experts and the block of each token in the mask `kept` that this
+    layer sent to any expert."""
     experts = chosen(trace, layer, top_k)
     kept = kept & (experts != NOBODY).any(axis=1)
-    went = np.zeros((int(kept.sum()), trace.experts[layer] + 1), bool)
-    np.put_along_axis(went, experts[kept], True, axis=1)  # -1: the last column
-    return went[:, :-1], blocks(trace)[kept]
+    routed = np.zeros((int(kept.sum()), trace.experts[layer] + 1), bool)
+    np.put_along_axis(routed, experts[kept], True, axis=1)  # -1: the last column
+    return routed[:, :-1], blocks(trace)[kept]
 
 
 def blocks(trace: Trace) -> np.ndarray:
-    """int [N]: tokens of one number follow each other in one sequence, BLOCK at the most."""
+    """int [N]: the number of each token's block, up to BLOCK consecutive tokens of a sequence."""
     length, past = by_token(trace, "length"), by_token(trace, "past")
-    place = np.arange(len(trace.tokens)) - np.repeat(trace.bounds[:-1], np.diff(trace.bounds))
+    place = np.arange(len(trace.tokens)) - trace.bounds[trace.step_of]
     rows, position = place // length, past + place % length
     keys = np.stack([by_token(trace, "sequence"), rows, position // BLOCK])
     return np.unique(keys, axis=1, return_inverse=True)[1].reshape(-1)
 
 
 def by_token(trace: Trace, column: str) -> np.ndarray:
-    """A column of the trace's forwards, for every token [N]."""
-    return np.repeat(trace.forwards[column], np.diff(trace.bounds))
+    """A column of the trace's forwards for every token [N]."""
+    return trace.forwards[column][trace.step_of]
 
 
 def tokens_of(trace: Trace, phase: str | None) -> np.ndarray:
-    """bool [N]: the tokens of a phase. Raises MoEColabError where there are none."""
+    """bool [N]: the tokens of a phase. Raises MoEColabError where there is none."""
     if phase not in (None, *PHASES):
         raise MoEColabError(f"phase must be {' or '.join(map(repr, PHASES))}, not {phase!r}.")
     kept = np.ones(len(trace.tokens), bool)
@@ -79,17 +78,6 @@ def tokens_of(trace: Trace, phase: str | None) -> np.ndarray:
     if not kept.any():
         raise MoEColabError(f"there are no {phase or ''} tokens in this trace: record some.")
     return kept
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax over the last axis."""
-    logits = logits.astype(np.float64)
-    parts = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return parts / parts.sum(axis=-1, keepdims=True)
-
-
-def text_of(trace: Trace, place: int) -> str:
-    return trace.texts.get(int(trace.tokens[place]), "")
 
 
 def check_layer(trace: Trace, layer: int) -> None:

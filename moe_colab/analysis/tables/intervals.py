@@ -1,7 +1,6 @@
-"""How sure a share of tokens is: a 95 % interval that knows that tokens which follow each other are
-alike.
+"""95 % intervals for shares of tokens, where neighbouring tokens are not independent.
 
-Knows which token went where and which block of text it is of; knows no traces.
+Knows which token was sent where, and its block of text; knows no traces.
 
 Legend: N tokens, X places that a token may be sent to, B blocks.
 """
@@ -17,7 +16,7 @@ Z = 1.959964  # of the normal distribution, for 95 %
 
 @dataclass(frozen=True)
 class Shares:
-    """tokens int [X] were sent there, of `of`; share, and the ends of its interval, [X]."""
+    """tokens int [X]: sent to each place, of `of`; share and the ends of its interval, [X]."""
 
     tokens: np.ndarray
     of: int
@@ -27,21 +26,18 @@ class Shares:
 
 
 def shares(went: np.ndarray, block: np.ndarray) -> Shares:
-    """The share of tokens that were sent to each place, with Wilson's 95 % interval (1927) for as
-    many *independent* tokens as these are worth.
+    """The share of tokens sent to each place, with Wilson's 95 % interval (1927) for the number of
+    *independent* tokens.
 
-    How many that is, is seen in how much the blocks differ: tokens of one subject go the same way,
-    so that blocks differ more than chance would make them, and the tokens are worth fewer (Kish
-    1965, "Survey Sampling", chapter 8: the design effect), the more so with few blocks (Korn and
-    Graubard 1998, "Confidence intervals for proportions with small expected number of positive
-    counts", Survey Methodology 24). They are never worth more than they are. Where all or none were
-    sent, blocks cannot differ: these tokens are taken to be worth as many as at the other places,
-    in the middle, or one for each block where all places are like that.
+    Tokens of one subject are routed alike, so blocks differ more than by chance. Their variance
+    gives the number of independent tokens (Kish 1965, "Survey Sampling", chapter 8: the design
+    effect), corrected for few blocks (Korn and Graubard 1998, "Confidence intervals for proportions
+    with small expected number of positive counts", Survey Methodology 24); it is at most N. Where
+    all or no tokens were sent, blocks do not differ: then it is the median of the other places, or
+    B if there is none. The interval is about more of the same text, not about another text.
 
-    The interval says what more of the same text would bring, not what another text would.
-
-    went: bool [N, X]. block: int [N], in any numbers. Without tokens a share is not a number, and
-    its interval all there is.
+    went: bool [N, X]. block: int [N], any numbers. Without tokens shares are nan and intervals 0 to
+    1.
     """
     N, X = went.shape
     if not N:
@@ -57,14 +53,14 @@ def shares(went: np.ndarray, block: np.ndarray) -> Shares:
     spread = ((sent - share * sizes) ** 2).sum(axis=0)[differ] / N**2 * B / max(1, B - 1)
     chance = (share * (1 - share))[differ]
     few = (Z / student(B - 1)) ** 2 if B > 1 else 1
-    found = few * np.divide(chance, spread, out=np.full_like(chance, N), where=spread > 0)
-    worth = np.full(X, np.median(found) if differ.any() else B)
-    worth[differ] = found
+    independent = few * np.divide(chance, spread, out=np.full_like(chance, N), where=spread > 0)
+    worth = np.full(X, np.median(independent) if differ.any() else B)
+    worth[differ] = independent
     return Shares(tokens, N, share, *wilson(share, worth.clip(1, N)))
 
 
 def wilson(share: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both ends; tokens: how many independent ones."""
+    """The ends of Wilson's interval; tokens: the number of independent ones."""
     middle = share + Z**2 / (2 * tokens)
     half = Z * np.sqrt(share * (1 - share) / tokens + Z**2 / (4 * tokens**2))
     low, high = (middle - half) / (1 + Z**2 / tokens), (middle + half) / (1 + Z**2 / tokens)

@@ -1,7 +1,7 @@
-"""Where tokens were sent: how evenly, by what text, from layer to layer, and why.
+"""Tables of routing: by expert, by text, from layer to layer, and a router's probabilities.
 
-Knows what choices.py reads out of a trace; intervals are those of intervals.py, over blocks of 32
-consecutive tokens.
+Knows the arrays of choices.py; intervals are those of intervals.py, over blocks of 32 consecutive
+tokens.
 """
 
 from __future__ import annotations
@@ -14,77 +14,73 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
+from ...trace.arrays import NOBODY, softmax
 from .choices import (
-    NOBODY,
     by_token,
     check_layer,
     check_place,
     chosen,
     need_logits,
-    probabilities,
     sent,
-    text_of,
     tokens_of,
 )
-from .intervals import Shares, shares
+from .intervals import shares
 
 if TYPE_CHECKING:
     import pandas
-
-SHARES = ["tokens", "of", "share", "low", "high", "uniform"]
 
 
 def activations(
     trace: Trace, phase: str | None = None, top_k: int | None = None
 ) -> pandas.DataFrame:
-    """How many tokens every expert was sent: one row for each layer and expert, with the columns
-    layer, expert, tokens, of (tokens that this layer sent anywhere), share (tokens / of), low and
-    high (its 95 % interval) and uniform (the share that an even router would give each).
+    """The tokens of every expert: one row for each layer and expert, with the columns layer,
+    expert, tokens, of (all tokens that this layer routed), share (tokens / of), low and high (its
+    95 % interval) and uniform (the share under an even router).
 
-    phase: "prompt" or "decode"; both, if not said. top_k: the router's first choices only, or more
-    of them than it made: see `chosen`. Raises MoEColabError for a setting that cannot be.
+    phase: "prompt" or "decode", by default both. top_k: fewer or more choices than recorded, see
+    `chosen`. Raises MoEColabError for a setting that cannot be.
     """
-    kept, rows = tokens_of(trace, phase), []
-    for layer in range(trace.layers):
-        went, block = sent(trace, layer, kept, top_k)
-        own = counted(shares(went, block), went)
-        rows += [(layer, expert, *row) for expert, row in enumerate(own)]
-    return frame(rows, "layer", "expert")
+    import pandas as pd
+
+    kept = tokens_of(trace, phase)
+    layers = range(trace.layers)
+    frames = [expert_shares(*sent(trace, layer, kept, top_k), layer) for layer in layers]
+    return pd.concat(frames, ignore_index=True)
 
 
 def specialisation(
     trace: Trace, layer: int = 0, phase: str | None = None, top_k: int | None = None
 ) -> pandas.DataFrame:
-    """The same for one layer and every label of the trace: a domain, a language. One row for each
-    expert and label, with the columns layer, expert, label, tokens, of, share, low, high, uniform.
+    """The tokens of every expert of one layer, by label of the trace (a domain, a language): one
+    row for each, with the columns layer, expert, label, tokens, of, share, low, high, uniform.
 
     Raises MoEColabError for a setting that cannot be.
     """
+    import pandas as pd
+
     check_layer(trace, layer)
-    kept, of_label, rows = tokens_of(trace, phase), by_token(trace, "label"), []
+    kept, of_label = tokens_of(trace, phase), by_token(trace, "label")
+    frames = []
     for number, label in enumerate(trace.labels):
-        went, block = sent(trace, layer, kept & (of_label == number), top_k)
-        if len(went):
-            own = counted(shares(went, block), went)
-            rows += [(layer, expert, label, *row) for expert, row in enumerate(own)]
-    found = frame(rows, "layer", "expert", "label")
-    return found.sort_values("expert", kind="stable", ignore_index=True)
+        routed, block = sent(trace, layer, kept & (of_label == number), top_k)
+        frames.append(expert_shares(routed, block, layer, label=label))
+    frame = pd.concat(frames).query("of > 0")
+    return frame.sort_values("expert", kind="stable", ignore_index=True)
 
 
 def transitions(
     trace: Trace, layer: int = 0, hops: int = 1, phase: str | None = None
 ) -> pandas.DataFrame:
-    """Where the tokens of an expert go in the next layer: one row for each expert of a layer and
-    each of the layer after it, with the columns
+    """The experts of the next layer for the tokens of every expert: one row for each expert of a
+    layer and each of the layer after it, with the columns
 
     layer, expert, next (expert of layer + 1), tokens (sent to both), of (sent to `expert`), share
-    (tokens / of), low, high, independent (the share of all tokens that are sent to `next`: what
-    `share` would be if the two layers did not know of each other), lift (share / independent), flow
-    (the share of all tokens that takes this way, where a token that is sent to k experts and then
-    to n goes k * n ways, each with an equal part of it).
+    (tokens / of), low, high, independent (the share of all tokens sent to `next`, which `share`
+    would be for independent layers), lift (share / independent), flow (the share of all tokens on
+    this path; a token sent to k experts and then to n has k * n paths of equal parts).
 
-    hops: for how many layers, from `layer` on. In a trace of several labels some of the lift is
-    theirs: two experts that both like French follow each other. `trace.only(label)` is free of it.
+    hops: the number of layers, from `layer` on. In a trace of several labels, part of the lift
+    comes from them: two experts for French follow each other. `trace.only(label)` avoids this.
     Raises MoEColabError for a setting that cannot be.
     """
     import pandas as pd
@@ -92,18 +88,18 @@ def transitions(
     check_layer(trace, layer)
     if hops < 1 or layer + hops >= trace.layers:
         raise MoEColabError(
-            f"{hops} steps from layer {layer} lead out of the model: its last MoE layer is "
-            f"{trace.layers - 1}."
+            f"{hops!r} hops from layer {layer} do not end at a later MoE layer: hops must be 1 or "
+            f"more, and the last MoE layer is {trace.layers - 1}."
         )
-    kept, rows = tokens_of(trace, phase), []
-    for at in range(layer, layer + hops):
-        rows += [(at, *row) for row in ways(trace, at, kept)]
-    names = ["layer", "expert", "next", "tokens", "of", "share", "low", "high"]
-    return pd.DataFrame(rows, columns=[*names, "independent", "lift", "flow"])
+    kept = tokens_of(trace, phase)
+    frames = [frame for at in range(layer, layer + hops) for frame in paths(trace, at, kept)]
+    return pd.concat(frames, ignore_index=True)
 
 
-def ways(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[tuple]:
-    """The rows of `transitions` between a layer and the next, but for the layer's number."""
+def paths(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[pandas.DataFrame]:
+    """The rows of `transitions` between a layer and the next, for one expert after the other."""
+    import pandas as pd
+
     both = kept & (trace.routing[:, layer : layer + 2] != NOBODY).any(axis=2).all(axis=1)
     if not both.any():
         raise MoEColabError(f"no token of this trace was sent on from layer {layer} to the next.")
@@ -117,21 +113,22 @@ def ways(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[tuple]:
             found.share, independent, out=np.full_like(independent, np.nan), where=independent > 0
         )
         flow = (parts[own] / here[own].sum(axis=1, keepdims=True)).sum(axis=0) / len(here)
-        columns = (found.tokens, found.share, found.low, found.high, independent, lift, flow)
-        for after, (tokens, *rest) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
-            yield (expert, after, tokens, found.of, *rest)
+        columns = {"layer": layer, "expert": expert, "next": np.arange(len(lift))}
+        columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
+        columns |= {"low": found.low, "high": found.high, "independent": independent}
+        yield pd.DataFrame(columns | {"lift": lift, "flow": flow})
 
 
 def tokens(
     trace: Trace, layer: int = 0, first: int = 0, count: int = 48, top_k: int | None = None
 ) -> pandas.DataFrame:
-    """The text and where it went: one row for each token, in the order in which they were read, and
-    rank (0: the router's first choice), with the columns place (of the token in the trace), phase,
-    label, text ("" where it is not known), layer, rank, expert (-1: none) and probability (the
-    softmax over the layer's logits; not a number where the trace does not hold them).
+    """The text with its experts: one row for each token, in the order of the text, and rank (0: the
+    router's first choice), with the columns place (the token's number in the trace), phase, label,
+    text ("" where unknown), layer, rank, expert (-1: none) and probability (the softmax over the
+    layer's logits; nan where unknown).
 
-    first, count: the first token, and how many at the most. Raises MoEColabError for a setting that
-    cannot be, or where there is no such token.
+    first, count: the first token, and the largest number of tokens. Raises MoEColabError for a
+    setting that cannot be, or for a token that does not exist.
     """
     import pandas as pd
 
@@ -140,13 +137,13 @@ def tokens(
     places = np.arange(first, min(first + count, len(trace.tokens)))
     experts = chosen(trace, layer, top_k)[places]
     odds = np.take_along_axis(
-        probabilities(trace.logits[places, layer, : trace.experts[layer]]),
+        softmax(trace.logits[places, layer, : trace.experts[layer]].astype(np.float64)),
         experts.clip(min=0), axis=1,
     )  # fmt: skip
     phases, labels = by_token(trace, "phase"), by_token(trace, "label")
     rows = [
         (
-            *(place, PHASES[phases[place]], trace.labels[labels[place]], text_of(trace, place)),
+            *(place, PHASES[phases[place]], trace.labels[labels[place]], trace.text_of(place)),
             *(layer, rank, int(expert), float(odd) if expert != NOBODY else np.nan),
         )
         for place, *choices in zip(places.tolist(), experts, odds, strict=True)
@@ -157,21 +154,21 @@ def tokens(
 
 
 def router(trace: Trace, place: int, layer: int = 0, top_k: int | None = None) -> pandas.DataFrame:
-    """What one router said to one token: one row for each expert of the layer, with the columns
-    expert, logit, probability (the softmax over all experts), rank (0: the first choice; -1: not
-    chosen), weight (the probability's part in those of the chosen: what Mixtral multiplies the
-    expert's output with; other families differ), uniform (1 / experts).
+    """The output of one router for one token: one row for each expert of the layer, with the
+    columns expert, logit, probability (the softmax over all experts), rank (0: the first choice;
+    -1: not chosen), weight (the probability divided by the sum over the chosen experts, as in
+    Mixtral; other families differ), uniform (1 / experts).
 
-    place: of the token in the trace. Raises MoEColabError for a setting that cannot be, or where
-    the trace does not hold the router's logits.
+    place: the token's number in the trace. Raises MoEColabError for a setting that cannot be, or
+    where the trace does not hold the router's logits.
     """
     import pandas as pd
 
     check_layer(trace, layer)
     check_place(trace, place)
-    need_logits(trace, layer, "what its router said cannot be shown")
+    need_logits(trace, layer, "its output cannot be shown")
     logits = trace.logits[place, layer, : trace.experts[layer]].astype(np.float64)
-    odds, ranks = probabilities(logits), np.full(len(logits), -1)
+    odds, ranks = softmax(logits), np.full(len(logits), -1)
     experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NOBODY]
     ranks[experts] = np.arange(len(experts))
     weights = np.where(ranks >= 0, odds, 0)
@@ -180,15 +177,14 @@ def router(trace: Trace, place: int, layer: int = 0, top_k: int | None = None) -
     return pd.DataFrame(columns | {"uniform": 1 / len(logits)})
 
 
-def counted(found: Shares, went: np.ndarray) -> Iterator[tuple]:
-    """The columns SHARES, expert by expert."""
-    uniform = went.sum() / went.size if went.size else np.nan
-    columns = (found.tokens, found.share, found.low, found.high)
-    for tokens, *rest in zip(*(column.tolist() for column in columns), strict=True):
-        yield (tokens, found.of, *rest, float(uniform))
-
-
-def frame(rows: list[tuple], *names: str) -> pandas.DataFrame:
+def expert_shares(
+    routed: np.ndarray, block: np.ndarray, layer: int, **label: str
+) -> pandas.DataFrame:
+    """One row per expert for the tokens routed [n, E] by a layer, in blocks [n]."""
     import pandas as pd
 
-    return pd.DataFrame(rows, columns=[*names, *SHARES])
+    found = shares(routed, block)
+    uniform = routed.sum() / routed.size if routed.size else np.nan
+    columns = {"layer": layer, "expert": np.arange(routed.shape[1]), **label}
+    columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
+    return pd.DataFrame(columns | {"low": found.low, "high": found.high, "uniform": uniform})

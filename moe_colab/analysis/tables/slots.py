@@ -1,5 +1,4 @@
-"""What the figures of a cache show: who lay in the slots, what every number of slots would bring,
-how many guesses were right.
+"""Tables of a cache: the experts in the slots, hit rates by number of slots, recall of guesses.
 
 Knows traces and their caches; draws nothing.
 """
@@ -17,7 +16,7 @@ from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
 from ..layer_caches import LayerCaches
-from .choices import blocks, check_layer, text_of
+from .choices import blocks, check_layer
 from .intervals import shares
 
 if TYPE_CHECKING:
@@ -29,12 +28,12 @@ POLICIES = ("lru", "lfu", "random", "optimal")
 def residency(
     trace: Trace, layer: int = 0, policy: PolicySpec = "lru", slots: int = 4, bypass: bool = False
 ) -> pandas.DataFrame:
-    """Who lay in the slots of one layer, from empty slots: one row for each step and expert that is
-    needed or has a slot after the step, with the columns step, phase, label, token (the text of the
-    step's only token, "" where there are several or none is known), expert, state.
+    """The experts in the slots of one layer, from empty slots: one row for each step and expert
+    that is needed or has a slot after the step, with the columns step, phase, label, token (the
+    text of the step's only token, "" for several or an unknown one), expert, state.
 
-    state: "hit", "miss" (loaded into a slot), "passing" (loaded, used, and gone before the step was
-    over) or "idle" (has a slot, not needed). Raises MoEColabError for a setting that cannot be.
+    state: "hit", "miss" (loaded into a slot), "passing" (loaded, used, and evicted in the same
+    step) or "idle" (has a slot, not needed). Raises MoEColabError for a setting that cannot be.
     """
     import pandas as pd
 
@@ -42,11 +41,10 @@ def residency(
     check_slots(slots, [trace.experts[layer]])
     caches = LayerCaches(trace, policy, bypass)
     cache, rows = caches.make(layer, slots), []
-    asked = zip(caches.needed(layer), caches.shown(layer), strict=False)
-    for step, (needed, tokens) in enumerate(asked):
-        states = {s.expert: "hit" if s.hit else "miss" for s in cache.access(needed, tokens)}
-        gone = {e: "passing" for e, state in states.items() if state == "miss"}
-        states |= {e: state for e, state in gone.items() if e not in cache.resident}
+    for step, (_, decisions) in enumerate(caches.walk(layer, cache)):
+        states = {d.expert: "hit" if d.hit else "miss" for d in decisions}
+        left = [e for e, state in states.items() if state == "miss" and e not in cache.resident]
+        states |= dict.fromkeys(left, "passing")
         states |= dict.fromkeys(cache.resident - set(states), "idle")
         rows += [(step, expert, state) for expert, state in sorted(states.items())]
     frame = pd.DataFrame(rows, columns=["step", "expert", "state"])
@@ -58,9 +56,9 @@ def residency(
 
 
 def word(trace: Trace, step: int) -> str:
-    """The text of a step's only token."""
+    """The text of a step's only token, "" for several."""
     first, end = trace.bounds[step : step + 2]
-    return text_of(trace, int(first)) if end - first == 1 else ""
+    return trace.text_of(first) if end - first == 1 else ""
 
 
 def hit_rates(
@@ -71,7 +69,7 @@ def hit_rates(
     """The hit rate of every policy with every number of slots a layer, one row each for the prompt
     and for the decoded tokens: policy, slots, phase, accesses, loads, bytes, hit_rate.
 
-    policies: as for mc.replay, "optimal" (Belady) included. slots: 1 to all experts, if not said.
+    policies: as for mc.replay, "optimal" (Belady) included. slots: 1 to all experts by default.
     Raises MoEColabError for a setting that cannot be.
     """
     import pandas as pd
@@ -95,13 +93,12 @@ def hit_rates(
 
 
 def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
-    """How many of the experts that a decoded token needed had been guessed: one row for each source
-    of guesses, lookahead and layer that was guessed for, with the columns source, lookahead, layer,
-    needed, guessed, recall (guessed / needed), low and high (its 95 % interval, as of
-    intervals.shares) and chance (what guesses at random would get).
+    """The share of the experts needed by decoded tokens that had been guessed: one row for each
+    source of guesses, lookahead and guessed layer, with the columns source, lookahead, layer,
+    needed, guessed, recall (guessed / needed), low and high (its 95 % interval, by
+    intervals.shares) and chance (the recall of random guesses).
 
-    guesses: experts of a layer, the likeliest first. Raises MoEColabError where the trace does not
-    hold so many.
+    guesses: per layer, the likeliest first. Raises MoEColabError where the trace holds fewer.
     """
     import pandas as pd
 
@@ -109,8 +106,8 @@ def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     held = 0 if frame.empty else int(frame["place"].max()) + 1
     if not 1 <= guesses <= held:
         raise MoEColabError(
-            f"this trace holds {held} guesses a layer, and {guesses!r} were asked for: record it "
-            f"with speculate={guesses!r}."
+            f"this trace holds {held} guesses a layer, not {guesses!r}: record one with "
+            f"speculate={guesses!r}."
         )
     decode = trace.forwards["phase"] == PHASES.index("decode")
     frame = frame[(frame["place"] < guesses) & decode[frame["step"]]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...cache.belady import BeladyCache
-from ...cache.policies import LayerCache, make_policy
+from ...cache.layer_cache import LayerCache
+from ...cache.policies import make_policy
 from .judging import Reply, judge
 
 # ---------------------------------------------------------------------- 05: which slots pay

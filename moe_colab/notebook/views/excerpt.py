@@ -1,4 +1,4 @@
-"""An excerpt of a trace: some tokens, and the steps that are replayed to see what they cost.
+"""An excerpt of a trace: the tokens that are shown, and the steps that are replayed for them.
 
 Knows the arrays of a trace; knows no cache and no page.
 
@@ -16,15 +16,15 @@ import numpy as np
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY
+from ...trace.arrays import NOBODY, softmax
 from ...trace.frames import keys, lookup
 
 
 @dataclass(frozen=True, eq=False)
 class Excerpt:
-    """trace: the steps, whole. shown int64 [n]: which of its tokens are shown, all of one row.
-    first: the number of the first of them among the tokens of the row. begins: are these steps the
-    trace's first ones."""
+    """trace: the steps, with all their tokens. shown int64 [n]: numbers of the shown tokens, all of
+    one row. first: the first one's number in its row. begins: whether these are the trace's first
+    steps."""
 
     trace: Trace
     shown: np.ndarray
@@ -32,33 +32,26 @@ class Excerpt:
     begins: bool
 
     @property
-    def step_of(self) -> np.ndarray:
-        """int64 [N]: the step of each token."""
-        return np.repeat(np.arange(self.trace.steps), np.diff(self.trace.bounds))
-
-    @property
     def steps(self) -> np.ndarray:
-        """int64 [n]: of each token that is shown."""
-        return self.step_of[self.shown]
+        """int64 [n]: the step of each shown token."""
+        return self.trace.step_of[self.shown]
 
     @property
     def routing(self) -> np.ndarray:
-        """int16 [n, L, K]"""
+        """int16 [n, L, K]: the experts of each shown token."""
         return self.trace.routing[self.shown]
 
     def probabilities(self) -> np.ndarray:
         """float32 [n, L, K]: the softmax of the router's logits at each choice; nan: not known."""
         logits = self.trace.logits[self.shown].astype(np.float32)
-        known = ~np.isnan(logits).all(-1, keepdims=True)
-        logits = np.where(np.isnan(logits), -np.inf, logits)
-        powers = np.exp(logits - np.where(known, logits.max(-1, keepdims=True), 0))
-        total = np.where(known, powers.sum(-1, keepdims=True), 1)
+        with np.errstate(invalid="ignore"):  # without any logits the softmax is nan
+            shares = softmax(np.where(np.isnan(logits), -np.inf, logits))
         place = np.maximum(self.routing, 0).astype(np.int64)
-        chosen = np.take_along_axis(powers, place, -1) / total
-        return np.where(known & (self.routing != NOBODY), chosen, np.nan).astype(np.float32)
+        chosen = np.take_along_axis(shares, place, -1)
+        return np.where(self.routing != NOBODY, chosen, np.nan).astype(np.float32)
 
     def outcomes(self) -> np.ndarray:
-        """uint8 [n, L, K]: what became of each choice's access as recorded, 1 + its number among
+        """uint8 [n, L, K]: the recorded outcome of each choice's access, 1 + its number in
         arrays.OUTCOMES; 0: not known, or no choice."""
         place, key = self._asked()
         access, known = lookup(self.trace, self.trace.accesses, self.trace.accesses["step"], key)
@@ -67,8 +60,8 @@ class Excerpt:
         return out[self.shown]
 
     def payers(self) -> np.ndarray:
-        """bool [n, L, K]: is this the first token of its step that asks for this expert; the access
-        is paid by it, and shared by the others."""
+        """bool [n, L, K]: whether this is the first token of its step that needs this expert. The
+        cost of the access counts here; the other tokens share it."""
         place, key = self._asked()
         first = np.unique(key, return_index=True)[1]
         out = np.zeros(self.trace.routing.shape, bool)
@@ -76,11 +69,11 @@ class Excerpt:
         return out[self.shown]
 
     def rest(self) -> tuple[np.ndarray, np.ndarray]:
-        """What tokens ask for that are not shown: (bits uint8 [R, L, bytes of E bits], the lowest
+        """The experts of tokens that are not shown: (bits uint8 [R, L, bytes of E bits], the lowest
         one first; int64 [R], the steps)."""
         hidden = np.ones(len(self.trace.tokens), bool)
         hidden[self.shown] = False
-        steps, place = np.unique(self.step_of[hidden], return_inverse=True)
+        steps, place = np.unique(self.trace.step_of[hidden], return_inverse=True)
         routing = self.trace.routing[hidden]
         token, layer, rank = np.nonzero(routing != NOBODY)
         asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
@@ -92,12 +85,12 @@ class Excerpt:
         (step, layer, expert)."""
         token, layer, rank = np.nonzero(self.trace.routing != NOBODY)
         expert = self.trace.routing[token, layer, rank]
-        return (token, layer, rank), keys(self.trace, self.step_of[token], layer, expert)
+        return (token, layer, rank), keys(self.trace, self.trace.step_of[token], layer, expert)
 
 
 def stream_of(trace: Trace, row: int) -> np.ndarray:
-    """int64: the places of one row's tokens among all of the trace. Raises MoEColabError where
-    there are none."""
+    """int64: the numbers of one row's tokens in the trace. Raises MoEColabError where there are
+    none."""
     rows = int(trace.forwards["rows"].max(initial=0))
     if not rows or not len(trace.tokens):
         raise MoEColabError("there is nothing in this trace: record a generation first.")
@@ -110,9 +103,9 @@ def stream_of(trace: Trace, row: int) -> np.ndarray:
 
 
 def excerpts(trace: Trace, row: int, first: int, tokens: int, most: int) -> Iterator[Excerpt]:
-    """These tokens of a row, with all steps that came before (unless they alone take more than
-    `most` bytes), then without. Raises MoEColabError for a row or a first token that is not
-    there."""
+    """`tokens` tokens of a row from `first` on: with all earlier steps, unless these take more than
+    `most` bytes, then without. Raises MoEColabError for a row or a first token that does not
+    exist."""
     stream = stream_of(trace, row)
     if not is_whole(first) or not -len(stream) <= first < len(stream):
         raise MoEColabError(

@@ -19,7 +19,7 @@ from ...cache.policies import PolicySpec
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.outcomes import OUTCOMES
+from ...trace.outcomes import SIGNS
 from ...units import human, parse_bytes
 from .token_steps import TokenStep, TokenSteps
 from .view import LIMIT, View, fit
@@ -169,7 +169,7 @@ def page_data(moments: TokenSteps) -> dict[str, Any]:
         "bytes": list(trace.expert_bytes),
         "cache": [history.policy, list(history.slots), list(history.measures), history.rule],
         "recorded": history.recorded and moments.agree(),
-        "signs": [[sign.name, sign.glyph, sign.means] for sign in OUTCOMES.values()],
+        "signs": [[sign.name, sign.glyph, sign.means] for sign in SIGNS.values()],
         "texts": [shortened(moment.text) for moment in column],
         "tokens": [[moment.position, moment.phase, moment.together] for moment in column],
         "moments": [[row_of(moment) for moment in row] for row in grid],
@@ -181,7 +181,7 @@ def page_data(moments: TokenSteps) -> dict[str, Any]:
 def row_of(moment: TokenStep) -> list[Any]:
     """[resident, accesses, guess]: an access is [expert, outcome, wait in ms, kept, choice], a
     choice [victim, scores], a guess [guessed, needed]."""
-    names = list(OUTCOMES)
+    names = list(SIGNS)
     accesses = [
         [
             access.expert,

@@ -1,8 +1,8 @@
-"""One token at one MoE layer, with all that happened there: what the router said, who lay in the
-slots, who had to go and why, what was copied, guessed and computed.
+"""Token steps: one token at one MoE layer, with its router's output, slots, evictions, copies,
+guesses and expert outputs.
 
-Knows traces and histories of caches; draws nothing, and needs no torch. What experts compute is in
-no trace: `hearing` listens to a model.
+Knows traces and histories of caches; draws nothing, and needs no torch. What experts compute is not
+in a trace: `capture` records it from a model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from ...analysis.cache_history import CacheHistory, CacheSnapshot, Eviction
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import OUTCOMES, Trace
+from ...trace.arrays import softmax
 
 
 @dataclass(frozen=True)
 class Access:
     """One of a token's experts. outcome: "hit", "speculative_hit", "late" or "miss"; wait: seconds
-    that compute waited for it, None where that was not recorded for such a cache; choice: who had
-    to go for it, if anybody; kept: does it stay?"""
+    that compute waited for it, None where that was not recorded for such a cache; choice: the
+    eviction that made room for it; kept: whether it stays in its slot."""
 
     expert: int
     outcome: str
@@ -35,8 +36,8 @@ class Access:
 
 @dataclass(frozen=True)
 class Guess:
-    """What was guessed at this layer for the next one, the likeliest first: (expert, probability,
-    was it right?). needed: what that layer's router then asked for."""
+    """The guesses made at this layer for the next one, the likeliest first: (expert, probability,
+    right?). needed: the experts that the next layer's router then chose."""
 
     source: str
     experts: tuple[tuple[int, float, bool], ...]
@@ -45,9 +46,9 @@ class Guess:
 
 @dataclass(frozen=True, eq=False)
 class Computed:
-    """What the experts of a layer did to a token, float32. input [H]: what router and experts are
-    shown. weights [K]: those that the family gives its experts. outputs [K, H]: of each expert, not
-    weighted. total [H]: what the layer's experts module answered."""
+    """The outputs of a layer's experts for a token, float32. input [H]: of router and experts.
+    weights [K]: of the experts in this family. outputs [K, H]: of each expert, not weighted. total
+    [H]: of the layer's experts module."""
 
     input: np.ndarray
     weights: np.ndarray
@@ -60,7 +61,7 @@ class TokenStep:
     """token: its number in the trace; step: the forward; together: tokens of that forward, whose
     needs one access serves. logits float32 [E] as the trace keeps them, probabilities their
     softmax; None where they are not known. experts: in the router's order, each with one of
-    `accesses`. resident: who lay in the slots before. computed: None without a model."""
+    `accesses`. resident: the experts in slots before. computed: None without a model."""
 
     token: int
     layer: int
@@ -80,7 +81,7 @@ class TokenStep:
 
 
 class TokenSteps:
-    """All moments of the tokens `first` to `end` of a trace. computed[layer][token - first]."""
+    """The steps of the tokens `first` to `end` of a trace. computed[layer][token - first]."""
 
     def __init__(
         self,
@@ -92,25 +93,24 @@ class TokenSteps:
     ):
         self.trace, self.history, self.computed = trace, history, computed
         self.first, self.end = first, end
-        self.step_of = np.repeat(np.arange(trace.steps), np.diff(trace.bounds))
         self.accesses, self.guesses = self._accesses(), self._guesses()
 
     def at(self, token: int, layer: int) -> TokenStep:
-        """Raises MoEColabError for one that is not there."""
+        """One token at one layer. Raises MoEColabError for one that does not exist."""
         trace = self.trace
         if token not in range(self.first, self.end) or layer not in range(trace.layers):
             raise MoEColabError(
                 f"there is no token {token!r} at layer {layer!r} here: these are tokens "
                 f"{self.first} to {self.end - 1} at layers 0 to {trace.layers - 1}."
             )
-        step = int(self.step_of[token])
+        step = int(trace.step_of[token])
         forward, found = trace.forwards[step], self.history.found[layer][step]
         chosen = trace.routing[token, layer].tolist()
         experts = [expert for expert in chosen if expert >= 0]
         logits = trace.logits[token, layer, : trace.experts[layer]].astype(np.float32)
         known = not np.isnan(logits).any()
         computed = self.computed and self.computed[layer][token - self.first]
-        if computed and len(experts) < len(computed.weights):  # the others stand for nobody
+        if computed and len(experts) < len(computed.weights):  # the others are no experts
             ranks = [k for k, expert in enumerate(chosen) if expert >= 0]
             weights, outputs = computed.weights[ranks], computed.outputs[ranks]
             computed = replace(computed, weights=weights, outputs=outputs)
@@ -119,7 +119,7 @@ class TokenSteps:
             layer=layer,
             step=step,
             together=int(trace.bounds[step + 1] - trace.bounds[step]),
-            text=trace.texts.get(int(trace.tokens[token]), ""),
+            text=trace.text_of(token),
             position=int(forward["past"] + (token - trace.bounds[step]) % forward["length"]),
             phase=PHASES[forward["phase"]],
             logits=logits if known else None,
@@ -133,8 +133,8 @@ class TokenSteps:
         )
 
     def agree(self) -> bool:
-        """Was every expert there when the recording says so? A model that was recorded warm finds
-        some that a replay from empty slots must load."""
+        """Whether the history has a hit wherever the recording has one. A recording that began with
+        filled slots has hits that a replay from empty slots has not."""
         return all(
             self._there(step, layer, expert) == (outcome == "hit")
             for (step, layer, expert), (outcome, _) in self.accesses.items()
@@ -142,12 +142,12 @@ class TokenSteps:
 
     # ------------------------------------------------------------------ inside
     def _there(self, step: int, layer: int, expert: int) -> bool:
-        """By the history."""
+        """Whether the cache history has `expert` in a slot at `step`."""
         found = self.history.found[layer][step]
         return expert in found.resident or expert in self.history.pinned[layer]
 
     def _access(self, step: int, layer: int, expert: int, found: CacheSnapshot) -> Access:
-        """By the history; where the recording says the same, also how it was there or came."""
+        """An access by the history; where the recording agrees, with its outcome and wait."""
         there = self._there(step, layer, expert)
         outcome, wait = "hit" if there else "miss", None
         recorded = self.accesses.get((step, layer, expert))
@@ -164,14 +164,14 @@ class TokenSteps:
             return None
         source, experts = made
         needed = self.trace.needed(layer + 1)[step]
-        told = ((expert, probability, expert in needed) for expert, probability in experts)
-        return Guess(source, tuple(told), tuple(needed))
+        judged = ((expert, probability, expert in needed) for expert, probability in experts)
+        return Guess(source, tuple(judged), tuple(needed))
 
     def _own(self, rows: np.ndarray) -> np.ndarray:
-        """Those of our steps."""
+        """The rows whose step is one of these tokens'."""
         if self.first == self.end:
             return rows[:0]
-        first, last = self.step_of[[self.first, self.end - 1]]
+        first, last = self.trace.step_of[[self.first, self.end - 1]]
         return rows[(rows["step"] >= first) & (rows["step"] <= last)]
 
     def _accesses(self) -> dict[tuple[int, int, int], tuple[str, float]]:
@@ -195,8 +195,3 @@ class TokenSteps:
         for row in rows[np.argsort(rows["place"], kind="stable")].tolist():
             out[row[0], row[1]][1].append((row[3], row[5]))
         return dict(out)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()

@@ -17,9 +17,8 @@ from ...cache.settings import is_whole
 from ...cache.stats import PHASES, Counters
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY
-from ...trace.arrays import OUTCOMES as CODES
-from ...trace.outcomes import OUTCOMES
+from ...trace.arrays import NOBODY, OUTCOMES
+from ...trace.outcomes import SIGNS
 from .excerpt import Excerpt, excerpts, stream_of
 from .view import LIMIT, View, fit
 
@@ -122,7 +121,7 @@ def page_data(excerpt: Excerpt) -> dict[str, Any]:
         "slots": start_slots(trace),
         "signs": {
             name: {"glyph": sign.glyph, "name": sign.name, "means": sign.means}
-            for name, sign in OUTCOMES.items()
+            for name, sign in SIGNS.items()
         },
         "whole_layer": bool(trace.settings.get("whole_layer")),
     }
@@ -165,7 +164,7 @@ def recorded(trace: Trace) -> dict[str, Any] | None:
     books = []
     for number in range(len(PHASES)):
         own = trace.accesses[phase == number]
-        hits, early, late, misses = np.bincount(own["outcome"], minlength=len(CODES)).tolist()
+        hits, early, late, misses = np.bincount(own["outcome"], minlength=len(OUTCOMES)).tolist()
         loaded = int(own["bytes"].sum())
         book = Counters(len(own), hits, early, late, misses, misses, bytes_loaded=loaded)
         books.append(book.as_dict())
@@ -201,12 +200,11 @@ def replayed(excerpt: Excerpt) -> np.ndarray:
     missed = np.zeros((trace.steps, trace.layers, max(trace.experts)), bool)
     for layer, experts in enumerate(trace.experts):
         cache = caches.make(layer, min(slots, experts))
-        for step, needed in enumerate(caches.needed(layer)):
-            loads = [access.expert for access in cache.access(needed) if not access.hit]
-            missed[step, layer, loads] = True
+        for step, (_, decisions) in enumerate(caches.walk(layer, cache)):
+            missed[step, layer, [d.expert for d in decisions if not d.hit]] = True
     layers = np.arange(trace.layers)[None, :, None]
     miss = missed[excerpt.steps[:, None, None], layers, np.maximum(excerpt.routing, 0)]
-    return 1 + np.where(miss, CODES.index("miss"), CODES.index("hit")).astype(np.uint8)
+    return 1 + np.where(miss, OUTCOMES.index("miss"), OUTCOMES.index("hit")).astype(np.uint8)
 
 
 def rows(excerpt: Excerpt, words: list[str]) -> list[dict[str, Any]]:
@@ -222,7 +220,7 @@ def rows(excerpt: Excerpt, words: list[str]) -> list[dict[str, Any]]:
             "rank": int(place[2]),
             "expert": int(routing[place]),
             "chance": float(chance[place]),
-            "outcome": CODES[outcome[place] - 1] if outcome[place] else "",
+            "outcome": OUTCOMES[outcome[place] - 1] if outcome[place] else "",
             "first": bool(first[place]),
         }
         for place in zip(*np.nonzero(routing != NOBODY), strict=True)

@@ -1,0 +1,42 @@
+"""A link whose loads end only when a test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from moe_colab.cache.links import DONE, FAILED, MOVING, QueueLink, QueueTicket
+
+
+class ManualLink(QueueLink):
+    """Nothing completes until `finish` or `fail` is called. `on_wait(ticket)` must end a ticket
+    that compute waits for."""
+
+    def __init__(self, on_wait: Callable[[QueueTicket], None] | None = None):
+        super().__init__()
+        self.on_wait = on_wait or self.finish
+
+    @property
+    def pending(self) -> list[QueueTicket]:
+        """Loads that have not ended: demand loads first, each kind in the order of asking."""
+        return [ticket for queue in self.queues for ticket in queue]
+
+    def begin(self, ticket: QueueTicket, moved: int = 1) -> None:
+        """Say that so many bytes have moved."""
+        ticket.state, ticket.moved = MOVING, moved
+
+    def finish(self, ticket: QueueTicket) -> None:
+        ticket.moved = ticket.home.nbytes
+        try:
+            for _ in ticket.home.fill(ticket.block.buffer):
+                pass
+        except Exception as error:
+            self._end(ticket, FAILED, error)
+        else:
+            self._end(ticket, DONE)
+
+    def fail(self, ticket: QueueTicket, error: Exception) -> None:
+        self._end(ticket, FAILED, error)
+
+    def await_end(self, ticket):
+        self.on_wait(ticket)
+        return 0.0
