@@ -30,8 +30,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import MoEColabError
-from ..planner.sizes import SIDE_FILES, hub_access, progress_bars
-from ..store.safetensors import INDEX, SINGLE, weight_files
+from ..planner.sizes import SIDE_FILES, hub_access, hub_entries, progress_bars
+from ..store.safetensors import INDEX, SINGLE, TensorEntry, weight_files
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
@@ -108,22 +108,15 @@ def is_small_file(name: str) -> bool:
 
 
 # ---------------------------------------------------------------------- weights
-Announced = dict[str, tuple[str, tuple[int, ...], int]]
-"""The tensors of a file: dtype, shape and bytes by name."""
-
-
-def announced(snapshot: Snapshot, name: str) -> Announced:
-    """What the header of a file on the hub says. Moves no weights."""
+def announced(snapshot: Snapshot, name: str) -> dict[str, TensorEntry]:
+    """The tensors of a file on the hub, by its header. Moves no weights."""
     with hub_errors(snapshot.repo_id, snapshot.revision):
         if constants.HF_HUB_OFFLINE:
             raise not_here(snapshot.repo_id)
         header = snapshot.access.parse_safetensors_file_metadata(
             snapshot.repo_id, name, revision=snapshot.revision
         )
-        return {
-            key: (t.dtype, tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
-            for key, t in header.tensors.items()
-        }
+        return hub_entries(header, snapshot.folder / name)
 
 
 def download(

@@ -18,6 +18,7 @@ from ..cache.governor import Governor
 from ..cache.links import Link, ThreadLink
 from ..cache.pool import Place, Pool
 from ..cache.settings import check_slots
+from ..cache.spares import SPARES
 from ..cache.stats import Ledger, Stats
 from ..checkpoint import families
 from ..errors import MoEColabError
@@ -83,24 +84,16 @@ class Offload:
         self._policy, self.whole_layer = settings.policy, settings.whole_layer
         self._pinned, self._kernels = settings.pinned, settings.kernels
         self.prefetch = settings.prefetch
-        self._blocks = placement.block_bytes(self.entries, dtype, device, self._kernels)
-        self._working = lowbit_modules.working_bytes(model, self._kernels)
+        working = lowbit_modules.working_bytes(model, self._kernels)
+        self._memory = placement.device_memory(
+            *(self.entries, self._pinned, dense_bytes(model), working),
+            *(dtype, device, self._kernels),
+        )
+        self._slots = settings.slots
         if settings.slots == AUTO:
-            dense = dense_bytes(model)
             top_k = families.top_k(model.config)
-            self._slots = placement.fitting_slots(
-                self.entries,
-                self._blocks,
-                self._pinned,
-                settings.vram,
-                dense,
-                top_k,
-                device,
-                self._working,
-            )
-        else:
-            self._slots = settings.slots
-        placement.check_room(self._blocks, self._slots, self._pinned, device, self._working)
+            self._slots = placement.fitting_slots(self._memory, settings.vram, top_k, device)
+        placement.check_free_memory(self._memory, self._slots, device)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(self._slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot: a copy of it in host memory serves nobody
@@ -126,7 +119,7 @@ class Offload:
                 return
             self.pool.close()
             try:
-                placement.check_room(self._blocks, slots, self._pinned, self.device, self._working)
+                placement.check_free_memory(self._memory, slots, self.device)
                 self.pool = self._make_pool(slots)
             except BaseException:
                 self.pool = self._make_pool(self._slots)
@@ -189,9 +182,7 @@ class Offload:
         spares are room for copies of others."""
         with self.lock:
             self.pool.check_open()
-            return placement.places(
-                self._blocks, self._slots, self._pinned, self.homes, dense_bytes(self._model())
-            )
+            return placement.memory_table(self._memory, self._slots, self._pinned, self.homes)
 
     @property
     def store_bytes(self) -> int:
@@ -258,7 +249,7 @@ class Offload:
                 for n, entry in zip(slots, self.entries, strict=True)
             ],
             [self._make_cache(number, n) for number, n in enumerate(slots)],
-            spares={n: self._allocate(placement.SPARES, n) for n in sorted(sizes)},
+            spares={n: self._allocate(SPARES, n) for n in sorted(sizes)},
             pinned=pinned,
             ledger=self.ledger,
             governor=self._make_governor(link),

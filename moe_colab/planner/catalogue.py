@@ -6,8 +6,8 @@ is an estimate that says so. Knows no GPU; what fits this machine is the preflig
 
 from __future__ import annotations
 
+import contextlib
 import glob
-import json
 import os
 import threading
 import time
@@ -27,6 +27,8 @@ from huggingface_hub.errors import (
 from ..errors import MoEColabError
 from ..machine.folders import cache_folder, shipped_model, store_name
 from ..machine.memory import VRAM_RESERVE
+from ..store.manifest import NAME as MANIFEST
+from ..store.manifest import Manifest
 from ..units import human
 from .card import card, table
 from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
@@ -80,7 +82,7 @@ class ModelInfo:
     def memory_bytes(self) -> int | None:
         """The least on the device (with no GPU, in host memory): everything but the experts, one
         slot in every layer, and the spares."""
-        return self.sizes and self.sizes.least_memory()
+        return self.sizes and self.sizes.memory.least()
 
     @property
     def wait_seconds(self) -> float | None:
@@ -211,15 +213,13 @@ def describe(source: str | None, problem: str = "", **facts) -> ModelInfo:
 
 
 def packed_sizes(name: str) -> Sizes | None:
-    """Of the finished store in the cache folder that says that it was made of a checkpoint of this
-    name, if there is one. (Whether the checkpoint has changed since is seen when it is loaded.)"""
-    for manifest in cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"):
-        try:
-            body = json.loads(manifest.read_text(encoding="utf-8"))
-            if body["source"]["id"] == name:
-                return store_sizes(body)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: packed again when it is loaded
+    """The sizes of a finished store in the cache folder that was made of a checkpoint of this name,
+    if there is one. (Loading checks whether the checkpoint has changed since.)"""
+    for path in cache_folder().glob(f"{glob.escape(store_name(name))}-*/{MANIFEST}"):
+        with contextlib.suppress(MoEColabError):  # damaged, or old: packed again by loading
+            manifest = Manifest.load(path.parent)
+            if manifest.source["id"] == name:
+                return store_sizes(manifest)
     return None
 
 

@@ -82,9 +82,9 @@ class Preflight:
             kind, free, left_alone = "GPU memory", self.gpu.free, VRAM_RESERVE
         if free is None:
             return Verdict(None, None, "the driver does not say how much GPU memory is free")
-        slots = sizes.slots_within(free - left_alone)
+        slots = max(sizes.memory.slots_within(free - left_alone))
         if slots < 1:
-            need = human(sizes.least_memory() + left_alone)
+            need = human(sizes.memory.least() + left_alone)
             return Verdict(False, 0, f"needs {need} of {kind}, and {human(free)} are free")
         usual = sizes.experts_per_layer // 2  # what "auto" takes on a CPU
         if not self.on_gpu and slots < usual:

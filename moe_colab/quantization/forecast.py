@@ -116,7 +116,7 @@ def forecast(
     if model.sizes is None:
         raise MoEColabError(f"the size of {model.title} is not known: {model.problem}")
     sizes, weights = model.sizes, model.sizes.experts // 2  # of 16 bits
-    store = weights * kept_bytes((1, ROWS_OF), form) // ROWS_OF + sizes.dense
+    store = weights * kept_bytes((1, ROWS_OF), form) // ROWS_OF + sizes.memory.dense
     return Forecast(
         model=model,
         store_bytes=store,
