@@ -1,6 +1,6 @@
-"""What goes where: how many slots fit, and which experts have their home in host memory.
+"""Placement: how many slots fit on the device, and which experts have their home in host memory.
 
-Knows sizes and memory. Knows no transformers model; the pool uses what is made here.
+Knows sizes, memory and homes; knows no transformers model and no pool.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def make_homes(
     device: torch.device,
     pinned: Pinned | None = None,
 ) -> list[list]:
-    """Copies in host memory of as many experts as `ram` bytes hold, spread over the layers; the
-    others stay on disk, as do the `pinned` ones, which need no copy. Without a limit: what is
-    free beside a CUDA device, and nothing on a CPU, where the page cache serves."""
+    """The homes of all experts by layer: copies in host memory of as many as `ram` bytes hold,
+    spread over the layers, and the disk for the others, and for `pinned` ones, which need no
+    copy. Without a limit, the copies take what is free beside a GPU, and nothing on a CPU, where
+    the page cache does the same."""
     if ram is None:
         ram = 0 if device.type == "cpu" else max(0, available_memory() - RAM_RESERVE)
     elif ram > available_memory():
@@ -108,15 +109,17 @@ def make_homes(
 
 
 def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
+    """A copy of an expert in host memory, which is page-locked for a GPU."""
     memory = host_memory(home.nbytes, device)
     buffer = memoryview(memory.numpy())
     for _ in home.fill(buffer):
         pass
-    home.forget()  # or the expert would be in host memory twice
+    home.forget()  # else the page cache holds it as well
     return HostHome(buffer, memory)
 
 
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    """uint8 [nbytes] of host memory, page-locked if `device` is a GPU."""
     if device.type != "cuda":
         return host_slab(nbytes)
     from .cuda import pinned_memory
@@ -125,7 +128,7 @@ def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device, what torch holds without using it included."""
+    """Bytes that are free on the device, with what torch has reserved and does not use."""
     if device.type != "cuda":
         return available_memory()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -138,10 +138,10 @@ def test_errors_are_told_and_go_away(view, monkeypatch):
         raise MoEColabError("quantizing needs the hqq package")
 
     with monkeypatch.context() as patch:
-        patch.setattr(matrix_preview, "choose", broken)
+        patch.setattr(matrix_preview, "choose_scales", broken)
         view.expert_bits.value = 3
         assert "needs the hqq package" in view.status.value and view.error is None
-        patch.setattr(matrix_preview, "choose", lambda *_: 1 / 0)
+        patch.setattr(matrix_preview, "choose_scales", lambda *_: 1 / 0)
         view.expert_bits.value = 4
         assert "ZeroDivisionError" in view.status.value
         assert isinstance(view.error, ZeroDivisionError)
