@@ -1,8 +1,8 @@
-"""The safetensors files of a checkpoint, each brought to where it can be read when it is wanted.
+"""Shards: the safetensors files of a checkpoint, each delivered when it is needed.
 
-Knows two kinds: those of a folder are there; those of a hub's model are downloaded one after the
-other, ahead of the work, and deleted when no work needs them, so that two lie on the disk at the
-most. Does not know what the work is, nor how bytes come off the network.
+Knows two kinds. The files of a folder are there. Those of a model on the hub are downloaded one
+after the other, ahead of the work, and deleted when no later work needs them, so that at most two
+are on the disk. Does not know what the work is, nor how a file is downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .tensors import TORCH_DTYPES
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
 HEADERS_AT_ONCE = 8
 MAX_FILES = 2  # on the disk at once, unless a job needs more; the one that arrives counts
-# Names of GPTQ, AWQ, MXFP4, fp8, compressed-tensors, bitsandbytes and HQQ.
+# Names of tensors in GPTQ, AWQ, MXFP4, fp8, compressed-tensors, bitsandbytes and HQQ checkpoints.
 CODES = re.compile(
     r"\.(qweight|qzeros|weight_scale_inv|weight_packed|SCB|W_q)$|_(blocks|scales)$"
     r"|\.weight\.(absmax|quant_)"
@@ -49,23 +49,24 @@ class Shards(Protocol):
     """The safetensors files of a checkpoint."""
 
     def entries(self) -> dict[str, TensorEntry]:
-        """Every tensor of every file by name, before any weights move. Where a tensor's bytes lie
-        is true when its file has been delivered; the dictionary is the same one then."""
+        """Every tensor of every file by name, before any download. Path and bytes of a tensor are
+        right once its file was delivered, in the same dictionary."""
 
     def fingerprint(self) -> str:
-        """Changes when the weights do; asks for no headers and reads no weights."""
+        """A text that changes when the weights do. Reads no headers and no weights."""
 
     def extra_disk(self) -> int:
-        """Bytes of disk that delivering takes at the most, for a while."""
+        """Bytes of disk that the delivery takes at the most, until it ends."""
 
     def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
-        """Each job once, when all files that it reads can be read; it is done when the next one is
-        asked for. `folder`: for downloaded files; it is removed at the end, and what a stopped or
-        killed delivery has left in it is used by the next one. Close it: it may have a thread."""
+        """Yields each job once, in another order, when all its files can be read; it is done when
+        the next one is asked for. `folder`: for downloads; it is removed at the end, and files
+        that a stopped or killed delivery has left there are used by the next. Close the iterator,
+        which may have a thread."""
 
 
 class FolderShards:
-    """Those of a folder on this machine."""
+    """The files of a checkpoint folder on this machine."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -73,10 +74,10 @@ class FolderShards:
     def entries(self) -> dict[str, TensorEntry]:
         if not (self.folder / INDEX).is_file() and not (self.folder / SINGLE).is_file():
             other = [path.name for pattern in OTHER_WEIGHTS for path in self.folder.glob(pattern)]
-            found = f"only {other[0]}" if other else "none"
+            weights = f"only {other[0]}" if other else "none"
             raise MoEColabError(
                 f"{self.folder} needs its weights as {SINGLE} or in shards with {INDEX}; it has "
-                f"{found}."
+                f"{weights}."
             )
         entries = {}
         for file in weight_files(self.folder):
@@ -95,7 +96,8 @@ class FolderShards:
 
 
 class HubShards:
-    """Those of a model on the hub. What is in the hub's cache folder is read there, and stays."""
+    """The files of a model on the hub. Those in the hub's cache folder are read there and never
+    deleted. `away`: the names of the others, which are downloaded."""
 
     def __init__(self, snapshot: Snapshot, progress: bool = True):
         self.snapshot, self.progress = snapshot, progress
@@ -219,13 +221,15 @@ def signature(entries: Mapping[str, TensorEntry]) -> dict[str, tuple[str, tuple[
 
 
 def remove(place: Path, name: str) -> None:
+    """Delete a file, whole or partial."""
     for path in (place / name, place / (name + PART)):
         path.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------- what cannot be read
+# ---------------------------------------------------------------------- quantized weights
 def refuse_quantized(entries: Mapping[str, TensorEntry]) -> None:
-    """Raises MoEColabError where a tensor is not of plain numbers, whatever config.json says."""
+    """Raises MoEColabError where a tensor holds codes instead of numbers, whatever config.json
+    says."""
     for name, entry in entries.items():
         if entry.dtype not in TORCH_DTYPES:
             raise MoEColabError(
@@ -240,6 +244,6 @@ def refuse_quantized(entries: Mapping[str, TensorEntry]) -> None:
             )
         if CODES.search(name):
             raise MoEColabError(
-                f"{name} belongs to weights that are quantized in a way that moe_colab cannot "
-                "read: use the original weights."
+                f"{name} belongs to quantized weights, which moe_colab cannot read: use the "
+                "original weights."
             )

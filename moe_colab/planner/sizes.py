@@ -1,9 +1,8 @@
-"""How many bytes a model's parts take, told from the headers of its safetensors files.
+"""Sizes of a model's parts in bytes, from the headers of its safetensors files.
 
-Knows the header's format, the names that checkpoints give to experts, and the hub's way of sending
-a part of a file. Reads no weights and builds no model: that takes torch, and these numbers are
-wanted before. `checkpoint.py` knows exactly which tensor feeds which expert; that both agree is
-tested for every family that is promised.
+Knows headers, the names of experts in checkpoints, and the hub. Reads no weights and builds no
+model, because that needs torch. checkpoint/reader.py knows exactly which tensor belongs to which
+expert; a test checks that both agree for every supported family.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from ..store.manifest import Manifest
 from ..store.safetensors import SINGLE, TensorEntry, read_header, weight_files
 from .device_memory import DeviceMemory
 
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # beside the weights
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # the files beside the weights
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_TIMEOUT = 5.0  # seconds
 NUMBER = re.compile(r"\.(\d+)\.")
@@ -107,15 +106,15 @@ def store_sizes(manifest: Manifest) -> Sizes:
 
 
 def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
-    """True for a routed expert's tensor and for one that all experts of a layer lie in. (A shared
-    expert is called `shared_experts`; a convolution's second axis is 1.)"""
+    """Whether a tensor belongs to a routed expert, or holds all experts of a layer. (The name of a
+    shared expert is `shared_experts`; the second axis of a convolution is 1.)"""
     fused = len(shape) == 3 and shape[0] == experts and shape[1] > 1
     return ".experts." in name or fused
 
 
 # ---------------------------------------------------------------------- on this machine
 def folder_sizes(folder: Path) -> Sizes:
-    """Of a checkpoint folder. Raises MoEColabError where it is none."""
+    """The sizes of a checkpoint folder. Raises MoEColabError where it is not a whole checkpoint."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -125,21 +124,22 @@ def folder_sizes(folder: Path) -> Sizes:
 
 # ---------------------------------------------------------------------- on the hub
 def downloaded(repo_id: str) -> Path | None:
-    """The folder of an earlier download of this model, if all of its weights are there."""
+    """The folder of an earlier download of this model; None unless all of its weights are there."""
     config = try_to_load_from_cache(repo_id, "config.json")
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
     try:
         whole = all((folder / file).is_file() for file in weight_files(folder))
-    except MoEColabError:  # an index cut short
+    except MoEColabError:  # the index is damaged
         return None
     return folder if whole else None
 
 
 def hub_access(token: str | None = None) -> HfApi:
-    """With this token, or with the user's own, if there is one. On Colab huggingface_hub would
-    otherwise look among the secrets, whether that is needed or not, in whichever thread it runs."""
+    """Access to the hub with this token, or with the user's own, if there is one. On Colab without
+    a token, access is anonymous: otherwise huggingface_hub would read Colab's secrets, which asks
+    the user, from any thread."""
     own = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     has_own = any(map(os.environ.get, own)) or Path(constants.HF_TOKEN_PATH).is_file()
     anonymous = token is None and environment() == "colab" and not has_own
@@ -147,10 +147,10 @@ def hub_access(token: str | None = None) -> HfApi:
 
 
 def hub_sizes(repo_id: str) -> Sizes:
-    """Of a model on the hub: fetches its configuration, its index and the headers, no weights.
-    Raises what huggingface_hub raises, and MoEColabError."""
+    """The sizes of a model on the hub. Fetches its configuration, its index and the headers, no
+    weights. Raises MoEColabError, and huggingface_hub's errors."""
     hub = hub_access()
-    # First what is asked once and no more: the downloads try again and again, and say so.
+    # This call first: it fails at once, while downloads retry and print warnings.
     commit = hub.model_info(repo_id, timeout=HUB_TIMEOUT).sha
     config = json.loads(
         Path(hub.hf_hub_download(repo_id, "config.json", revision=commit)).read_text("utf-8")
@@ -174,7 +174,7 @@ def hub_entries(
 
 @contextlib.contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """The hub's bars."""
+    """Shows or hides huggingface_hub's progress bars inside a `with` block."""
     hide = not shown and not are_progress_bars_disabled()
     if hide:
         disable_progress_bars()

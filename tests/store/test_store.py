@@ -352,7 +352,7 @@ def test_a_store_of_an_older_format_is_to_be_made_anew(store):
     body["format"] = FORMAT - 1
     (store / NAME).write_text(json.dumps(body))
     for open_it in (Store, mc.inspect, mc.verify, mc.load):
-        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store anew"):
+        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store again"):
             open_it(store)
 
 
