@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -140,14 +140,14 @@ class HubShards:
         try:
             for files, (needs, group) in zip(plan, groups, strict=True):
                 for name in on_disk.difference(files):
-                    if download := arriving.pop(name, None):
-                        download.cancel() or download.result()
+                    if future := arriving.pop(name, None):
+                        future.cancel() or future.result()
                     remove(place, name)
                 for name in files:
                     if name not in arriving:
                         arriving[name] = pool.submit(self._fetch, name, place, stop, bar.update)
                 on_disk = set(files)
-                for name in sorted(needs):
+                for name in needs:
                     arriving[name].result()
                 yield from group
             shutil.rmtree(folder, ignore_errors=True)
@@ -158,19 +158,15 @@ class HubShards:
             wait([one for one in arriving.values() if not one.cancelled()], timeout=10)
             bar.close()
 
-    def _groups(self, jobs: Sequence[R]) -> list[tuple[frozenset[str], list[R]]]:
+    def _groups(self, jobs: Sequence[R]) -> list[tuple[list[str], list[R]]]:
         """(files to download, jobs that need exactly these). Sorted by the last file that a group
         needs, then by the earlier ones, so that those can be deleted soon."""
-        rank = {name: number for number, name in enumerate(self.away)}
 
-        def ranks(job: R) -> list[int]:
-            return sorted(rank[name] for name in job.files if name in rank)
+        def needs(job: R) -> list[str]:
+            return sorted(job.files.intersection(self.away))
 
-        ordered = sorted(jobs, key=lambda job: (max(ranks(job), default=-1), ranks(job)))
-        return [
-            (frozenset(self.away[number] for number in numbers), list(group))
-            for numbers, group in groupby(ordered, key=ranks)
-        ]
+        ordered = sorted(jobs, key=lambda job: (needs(job)[-1:], needs(job)))
+        return [(names, list(group)) for names, group in groupby(ordered, key=needs)]
 
     def _leftovers(self, folder: Path) -> set[str]:
         """The names of the files, whole or partial, that an earlier delivery of this revision has
@@ -202,7 +198,7 @@ class HubShards:
                 self.known[key] = entry
 
 
-def files_on_disk(needs: Sequence[frozenset[str]], on_disk: set[str]) -> list[list[str]]:
+def files_on_disk(needs: Sequence[Collection[str]], on_disk: set[str]) -> list[list[str]]:
     """The files to have, or to download in this order, during each group of jobs that `needs` some,
     given those that are `on_disk` at the start. A group has what it needs; what later groups need
     stays or is downloaded ahead, the soonest needed first, as long as MAX_FILES allow."""

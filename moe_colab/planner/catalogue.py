@@ -12,7 +12,6 @@ import glob
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -109,24 +108,12 @@ class ModelInfo:
         return "mc.load()" if self.source is None else f'mc.load("{self.source}")'
 
 
-class ModelList(Sequence[ModelInfo]):
+class ModelList(tuple[ModelInfo, ...]):
     """A sequence of ModelInfo that displays as a table, in text and in a notebook."""
-
-    def __init__(self, rows: Sequence[ModelInfo]):
-        self.rows = tuple(rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[ModelInfo]:
-        return iter(self.rows)
 
     def __repr__(self) -> str:
         lines = []
-        for row in self.rows:
+        for row in self:
             facts = (
                 f"size unknown: {row.problem}"
                 if row.problem
@@ -138,7 +125,7 @@ class ModelList(Sequence[ModelInfo]):
     def _repr_html_(self) -> str:
         heads = ("model", "download", "disk", "memory, at least", "experts", "first wait")
         body = []
-        for row in self.rows:
+        for row in self:
             name = (
                 f"<b>{escape(row.title)}</b><small>{escape(row.note)}</small>"
                 f"<code>{escape(row.load_with())}</code>"

@@ -7,7 +7,7 @@ download, `mc.load` when it places the model: one arithmetic for both.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..cache.spares import SPARES
 
@@ -33,12 +33,11 @@ class DeviceMemory:
     pinned: Sequence[int] = ()
     kernels: Sequence[int] = ()
     working: int = 0
-    blocks: tuple[int, ...] = field(init=False)  # one expert in a slot
 
-    def __post_init__(self) -> None:
-        kernels = self.kernels or [0] * len(self.blobs)
-        blocks = (sum(parts) for parts in zip(self.blobs, kernels, strict=True))
-        object.__setattr__(self, "blocks", tuple(blocks))
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Bytes of one slot in each layer."""
+        return tuple(map(sum, zip(self.blobs, self.kernels or [0] * len(self.blobs), strict=True)))
 
     def slot_bytes(self, slots: Sequence[int]) -> int:
         """All slots, of which every layer has so many."""

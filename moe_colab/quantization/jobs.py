@@ -17,7 +17,7 @@ import torch
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES, as_bytes, read_tensor
 from ..errors import MoEColabError
-from ..store import BlobLayout, DenseMatrix, Matrix, StoreWriter
+from ..store import BlobLayout, DenseMatrix, StoreWriter
 from ..store.safetensors import aligned_first
 from .bits import quantize_matrix
 from .hqq import choose_scales
@@ -49,7 +49,7 @@ def expert_jobs(
 
     def make(layer: int, expert: int) -> tuple[memoryview, dict[str, Any]]:
         where = f"expert {expert} in layer {layer}"
-        return checked_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
+        return make_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
 
     for number, ((module, experts), layout) in enumerate(
         zip(checkpoint.layers, layouts, strict=True)
@@ -71,7 +71,7 @@ def low_bit_jobs(
 
     def make(name: str, matrix: DenseMatrix) -> tuple[memoryview, dict[str, Any]]:
         tensors = {"weight": read_tensor(checkpoint.entries[name])}
-        return checked_blob(tensors, matrix.layout, device, matrix.modules[0])
+        return make_blob(tensors, matrix.layout, device, matrix.modules[0])
 
     if not matrices:
         return
@@ -97,52 +97,30 @@ def dense_jobs(
         yield Job(DENSE_FILE, entry.name, files, entry.nbytes, partial(make, entry.name))
 
 
-def checked_blob(
-    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None, where: str
-) -> tuple[memoryview, dict[str, Any]]:
-    """The bytes of a blob whose numbers were checked, and remarks: the errors of its matrices."""
-    check_numbers(tensors, layout, where)
-    errors: dict[str, float] = {}
-    blob = make_blob(tensors, layout, device, errors)
-    return blob, {"errors": errors} if errors else {}
-
-
 def make_blob(
     tensors: dict[str, torch.Tensor],
     layout: BlobLayout,
     device: torch.device | None = None,
-    errors: dict[str, float] | None = None,
-) -> memoryview:
-    """The bytes of a blob: matrices in their layout, zeros between them. Puts the relative error
-    of every low-bit matrix into `errors`."""
-    blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    where: str = "",
+) -> tuple[memoryview, dict[str, Any]]:
+    """The bytes of a blob, matrices in their layout and zeros between them, and remarks: the
+    relative error of every low-bit matrix. Raises MoEColabError, which names `where`, for NaN or
+    infinite weights that should be quantized."""
+    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8), {}
     for matrix in layout.matrices:
         weight = tensors[matrix.name]
-        parts = {"weight": weight}
+        fields = {"weight": weight}
         if matrix.packing != UNPACKED:
-            parts, error = quantized_fields(weight, matrix, device)
-            if errors is not None:
-                errors[matrix.name] = error
+            if not torch.isfinite(weight).all():
+                raise MoEColabError(
+                    f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
+                    "quantized: download the checkpoint again, or ask its authors."
+                )
+            weight = weight.T if matrix.packing == LOWBIT_TRANSPOSED else weight
+            fields, errors[matrix.name] = quantize_matrix(
+                weight.to(device).contiguous(), format_of(matrix), choose_scales
+            )
         for field in matrix.fields:
             raw = blob[field.offset : field.offset + field.nbytes]
-            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
-    return memoryview(blob.numpy())
-
-
-def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: str) -> None:
-    """Raises MoEColabError where a matrix that will be quantized has NaN or infinite weights."""
-    for matrix in layout.matrices:
-        if matrix.packing != UNPACKED and not torch.isfinite(tensors[matrix.name]).all():
-            raise MoEColabError(
-                f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
-                "quantized: download the checkpoint again, or ask its authors."
-            )
-
-
-def quantized_fields(
-    weight: torch.Tensor, matrix: Matrix, device: torch.device | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    """(fields, relative error) of one low-bit matrix."""
-    if matrix.packing == LOWBIT_TRANSPOSED:
-        weight = weight.T
-    return quantize_matrix(weight.to(device).contiguous(), format_of(matrix), choose_scales)
+            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(fields[field.name])
+    return memoryview(blob.numpy()), {"errors": errors} if errors else {}

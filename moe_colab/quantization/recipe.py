@@ -10,21 +10,12 @@ from typing import Any
 
 from ..errors import MoEColabError
 from ..store import BlobLayout, Field, Matrix
-from ..store.blobs import (
-    BLOB_ALIGNMENT,
-    DENSE,
-    DTYPE_BYTES,
-    EMBEDDINGS,
-    EXPERTS,
-    FIELD_ALIGNMENT,
-    align,
-)
+from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
 from .format import Format
 
 UNPACKED, LOWBIT, LOWBIT_TRANSPOSED = "none", "lowbit", "lowbit-transposed"
 """How a matrix is stored in a blob (`Matrix.packing`): as it is; as low-bit fields of [out, in]; as
 low-bit fields of [out, in] where the module has [in, out]."""
-PARTS = (EXPERTS, DENSE, EMBEDDINGS)
 
 
 @dataclass(frozen=True)

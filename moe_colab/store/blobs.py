@@ -14,18 +14,8 @@ EXPERTS, DENSE, EMBEDDINGS = "experts", "dense", "embeddings"
 decoder's blocks; the input embedding and the output head."""
 FIELD_ALIGNMENT = 256  # so that any device can use a view of a field as it is
 BLOB_ALIGNMENT = 4096  # one page, for O_DIRECT and preadv
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPE_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 """{safetensors' name of a dtype that a store may hold: its bytes}."""
 
 

@@ -64,15 +64,13 @@ class Manifest:
             raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise MoEColabError(f"{path} is damaged ({error}): make the store again.") from error
-        if isinstance(version, int) and version > FORMAT:
-            raise MoEColabError(
-                f"{folder} was made by a newer moe_colab (store format {version}, this one reads "
-                f"{FORMAT}): upgrade moe_colab, or make the store again."
+        if isinstance(version, int) and version != FORMAT:
+            age, upgrade = (
+                ("a newer", "upgrade moe_colab, or ") if version > FORMAT else ("an older", "")
             )
-        if isinstance(version, int) and version < FORMAT:
             raise MoEColabError(
-                f"{folder} was made by an older moe_colab (store format {version}, this one reads "
-                f"{FORMAT}): make the store again."
+                f"{folder} was made by {age} moe_colab (store format {version}, this one reads "
+                f"{FORMAT}): {upgrade}make the store again."
             )
         whole = _text({"digest": digest, "format": version, **body}).encode()
         if digest != _digest({"format": version, **body}) or data != whole:

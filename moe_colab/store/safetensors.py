@@ -58,17 +58,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        entries = {
-            name: TensorEntry(
-                path,
-                name,
-                t["dtype"],
-                tuple(t["shape"]),
-                *(8 + length + o for o in t["data_offsets"]),
-            )
-            for name, t in header.items()
-        }
-        for entry in entries.values():
+        entries = {}
+        for name, t in header.items():
+            start, end = (8 + length + offset for offset in t["data_offsets"])
+            entry = TensorEntry(path, name, t["dtype"], tuple(t["shape"]), start, end)
+            entries[name] = entry
             need = math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0)
             if need and need != entry.nbytes:
                 raise ValueError(f"{entry.name} has {entry.nbytes} bytes, not {need}")
@@ -103,12 +97,9 @@ def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> byt
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, nbytes in tensors:
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [offset, offset + nbytes],
-        }
-        offset += nbytes
+        end = offset + nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     length = align(8 + len(text), BLOB_ALIGNMENT) - 8
     return struct.pack("<Q", length) + text.ljust(length)

@@ -159,11 +159,8 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         for expert in range(layer.experts):
             errors = by_layer[number][expert] if by_layer else {}
             for matrix in layer.layout.matrices:
-                error = errors.get(matrix.name)
-                yield _row(EXPERTS, matrix.name, matrix, error) | {
-                    "layer": number,
-                    "expert": expert,
-                }
+                row = _row(EXPERTS, matrix.name, matrix, errors.get(matrix.name))
+                yield row | {"layer": number, "expert": expert}
     for entry in manifest.low_bit.matrices if manifest.low_bit else ():
         name, (matrix,) = entry.modules[0], entry.layout.matrices
         yield _row(entry.part, name, matrix, outside.get(name))

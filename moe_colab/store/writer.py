@@ -54,7 +54,7 @@ class StoreWriter:
                 if contents and not may_clear:
                     raise MoEColabError(
                         f"{folder} is not empty, and holds no unfinished store with these options: "
-                        "give the options it was begun with, or choose an empty folder."
+                        "give the same options again as at its start, or choose an empty folder."
                     )
                 self._start_over()
             self.journal = open(self.journal_path, "a", encoding="utf-8")
