@@ -22,7 +22,7 @@ PACKAGES = """
 WITHOUT_TORCH = PACKAGES[: PACKAGES.index("checkpoint")]
 WITHOUT_NUMPY = [
     *("cache", "store", "machine", "planner"),
-    *("checkpoint/hub.py", "checkpoint/shard_plan.py", "evaluation/allocation.py"),
+    *("checkpoint/hub.py", "evaluation/allocation.py"),
     *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
 ]
 ANYWHERE = {"errors", "units", "version"}  # the modules below all packages

@@ -27,8 +27,7 @@ from transformers import MixtralConfig
 
 from ..checkpoint.hub import is_repo_id
 from ..errors import MoEColabError
-from ..planner.sizes import header
-from ..store.safetensors import INDEX, make_header, weight_files
+from ..store.safetensors import INDEX, make_header, read_header, weight_files
 from .machine import describe
 
 SHAPES = {
@@ -181,13 +180,13 @@ def source_sizes(source: str) -> dict[str, Any]:
         from ..checkpoint.hub import announced, fetch
 
         snapshot = fetch(source, progress=False)
-        files = [list(announced(snapshot, name).values()) for name in snapshot.weights]
-        nbytes = [[size for *_, size in file] for file in files]
+        headers = [announced(snapshot, name) for name in snapshot.weights]
         on_disk = list(snapshot.weights.values())
     else:
         names = weight_files(Path(source))
-        nbytes = [[size for *_, size in header(Path(source) / name)] for name in names]
+        headers = [read_header(Path(source) / name) for name in names]
         on_disk = [(Path(source) / name).stat().st_size for name in names]
+    nbytes = [[entry.nbytes for entry in header.values()] for header in headers]
     return {
         "kind": "hub" if is_repo_id(source) else "folder",
         "bytes": sum(map(sum, nbytes)),

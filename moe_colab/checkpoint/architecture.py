@@ -1,6 +1,7 @@
-"""What model a folder's configuration describes: read, checked, and built without memory.
+"""The architecture of a checkpoint: reads and checks its configuration, builds the model without
+memory.
 
-Knows which families can be offloaded at all, and says of any other why not. Reads no weights.
+Knows which families can be offloaded, and explains why others cannot. Reads no weights.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .families import experts_modules
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The folder's configuration. Raises MoEColabError where there is none, or of a family
-    transformers does not know."""
+    """The configuration in a folder. Raises MoEColabError where there is none, where it is of a
+    family that transformers does not know, and where the weights are quantized."""
     path = folder / "config.json"
     if not path.is_file():
         raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
@@ -36,8 +37,8 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
     quantization = raw.get("quantization_config")
     if quantization:
-        named = isinstance(quantization, dict) and quantization.get("quant_method")
-        method = named or "an unnamed method"
+        name = isinstance(quantization, dict) and quantization.get("quant_method")
+        method = name or "an unnamed method"
         raise MoEColabError(
             f"{folder} is quantized with {method}, which moe_colab cannot read: use the original "
             "weights."
@@ -51,26 +52,26 @@ def load_config(folder: Path) -> PreTrainedConfig:
         )
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # each family checks its configuration in its own way
+    except Exception as error:  # each family raises its own
         raise MoEColabError(
             f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
         ) from error
 
 
 def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
-    """The model without memory for its weights. Raises MoEColabError unless it is a causal LM with
-    routed experts."""
+    """The model with its weights on the meta device, without memory. Raises MoEColabError unless it
+    is a causal language model with routed experts."""
     family = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise MoEColabError(
-            f"the family {family!r} is not a causal language model: moe_colab runs no other."
+            f"the family {family!r} is not a causal language model: moe_colab runs no others."
         )
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), experts_implementation="eager"
             )
-    except Exception as error:  # numbers that do not go together fail anywhere in a family's code
+    except Exception as error:  # numbers that do not match fail anywhere in a family's code
         raise MoEColabError(
             f"transformers cannot build this model of the family {family!r} from its config.json: "
             f"{one_line(error)}"
@@ -78,10 +79,11 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     if not experts_modules(model):
         raise MoEColabError(
             f"the family {family!r} has no routed experts that moe_colab can offload: it is a "
-            "dense model, or keeps its experts in a way of its own. Load it with transformers."
+            "dense model, or stores its experts in an unusual way. Load it with transformers."
         )
     return model
 
 
 def one_line(error: Exception) -> str:
+    """The type and message of an error, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

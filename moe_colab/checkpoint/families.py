@@ -1,8 +1,8 @@
-"""What moe_colab must know about transformers' model classes, and nothing by class name.
+"""Model families of transformers: finds experts, routers and linear layers in any of them.
 
-transformers keeps a layer's experts in one module with fused parameters and marks it with
-attributes; by those an experts module is found in any family. Its router is the `gate` or `router`
-beside it.
+Knows the attributes with which transformers marks an experts module, which holds the fused
+parameters of all experts of a layer; the router is the `gate` or `router` beside it. Knows no class
+names.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import nn
 from ..errors import MoEColabError
 
 MARKS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
-ROUTING = ("gate", "router")  # what a router is called, beside its experts
-LEAST_ROWS = 32
-ACCUMULATES_IN_FP32 = frozenset(
-    {"nemotron_h"}
-)  # model types whose eager experts sum in fp32 whatever the dtype
+ROUTING = ("gate", "router")  # the names of a router
+LEAST_ROWS = 32  # of a linear layer in low bits: fewer are not worth their scales
+TOP_K = "num_experts_per_tok moe_k moe_topk top_k_experts num_experts_per_token".split()
+# Model types whose eager experts sum in float32, whatever the dtype.
+ACCUMULATES_IN_FP32 = frozenset({"nemotron_h"})
 
 
 def is_experts(module: nn.Module) -> bool:
@@ -32,15 +32,15 @@ def experts_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def parameter_names(experts: nn.Module) -> list[str]:
-    """The parameters that one expert has a part of: the fused [E, ...] tensors of the module."""
+    """The names of the module's fused parameters [E, ...]; each expert has one part of each."""
     up = "gate_up_proj" if experts.has_gate else "up_proj"
     names = [up, "down_proj"]
     return names + [f"{name}_bias" for name in names] if experts.has_bias else names
 
 
 def expert_shapes(name: str, experts: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter of one expert. Raises MoEColabError for a module built in a way we do
-    not know."""
+    """The shape of each parameter of one expert. Raises MoEColabError for a module with other
+    parameters than moe_colab knows."""
     own = {
         key: parameter for key, parameter in experts._parameters.items() if parameter is not None
     }
@@ -53,23 +53,23 @@ def expert_shapes(name: str, experts: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def router_of(model: nn.Module, experts_name: str) -> nn.Module | None:
-    """The module that routes for these experts; its forward returns (logits, weights, indices,
-    ...)."""
+    """The router of these experts, None where it is not found; its forward returns (logits,
+    weights, indices, ...)."""
     block = model.get_submodule(experts_name.rpartition(".")[0])
     candidates = (getattr(block, name, None) for name in ROUTING)
     return next((module for module in candidates if isinstance(module, nn.Module)), None)
 
 
 def decoder_layer(model: nn.Module, experts_name: str) -> nn.Module:
-    """The numbered layer that these experts lie in; their block where no name is a number."""
+    """The numbered layer that contains these experts; their MoE block where no name is a number."""
     parts = experts_name.split(".")
     numbers = [i for i, part in enumerate(parts) if part.isdigit()]
     return model.get_submodule(".".join(parts[: numbers[-1] + 1] if numbers else parts[:-1]))
 
 
 def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of the decoder's blocks by name: attention, dense and shared experts. Left
-    out: routers, gates, and what has too few rows to be worth a scale for each."""
+    """The linear layers of the decoder's blocks by name: attention, dense layers, shared experts;
+    without routers, gates and layers of few rows."""
     names = experts_modules(model)[0][0].split(".")
     paths = (".".join(names[:length]) for length in range(1, len(names)))
     blocks = next((p for p in paths if isinstance(model.get_submodule(p), nn.ModuleList)), None)
@@ -85,7 +85,7 @@ def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def vocabulary(model: nn.Module) -> dict[str, nn.Linear | nn.Embedding]:
-    """The input embedding and the output head by name, where they are the plain ones."""
+    """The input embedding and the output head by name, where they are of torch's own classes."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     return {
         name: module
@@ -105,20 +105,14 @@ def router_logits(output: Any, experts: int) -> torch.Tensor | None:
 
 
 def sum_dtype(model_type: str, dtype: torch.dtype) -> torch.dtype:
-    """In which dtype eager adds up the experts' outputs."""
+    """The dtype in which transformers' eager code adds up the experts' outputs."""
     return torch.float32 if model_type in ACCUMULATES_IN_FP32 else dtype
 
 
 def top_k(config: Any) -> int:
-    """Experts per token, whatever the family calls it; 1 where it does not say."""
+    """Experts per token, under any name that a family uses; 1 where there is none."""
     text = config.get_text_config()
-    for name in (
-        "num_experts_per_tok",
-        "moe_k",
-        "moe_topk",
-        "top_k_experts",
-        "num_experts_per_token",
-    ):
+    for name in TOP_K:
         value = getattr(text, name, None)
         if value is not None:
             return max(value) if isinstance(value, (list, tuple)) else int(value)

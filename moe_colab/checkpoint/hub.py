@@ -1,8 +1,8 @@
-"""A model of the hub: its small files on this machine, the headers of its weights, and the weights
-file by file.
+"""Downloads from the hub: a model's small files, the headers of its weights, and its weights file
+by file.
 
-Knows huggingface_hub, who may read a model, and which files a checkpoint is read from. Does not
-know in which order they are wanted, nor when they may be deleted: `shards.py` does.
+Knows huggingface_hub, access tokens, and the files of a checkpoint. Does not know when a file is
+needed or deleted: shards.py does.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import MoEColabError
-from ..planner.sizes import SIDE_FILES, hub_access, progress_bars
-from ..store.safetensors import INDEX, SINGLE, weight_files
+from ..planner.sizes import SIDE_FILES, hub_access, hub_entries, progress_bars
+from ..store.safetensors import INDEX, SINGLE, TensorEntry, weight_files
 
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
-PART = ".part"  # what the name of a file ends with that has not come whole
-PIECE, REQUEST = 1 << 20, 1 << 30  # bytes written at once, and asked for at once
-TRIES, PAUSE = 5, 1.0  # seconds between two tries; so many may bring nothing, one after the other
+PART = ".part"  # the suffix of a file that is not complete
+PIECE, REQUEST = 1 << 20, 1 << 30  # bytes of one write, and of one request
+TRIES, PAUSE = 5, 1.0  # tries without any new byte; seconds between two tries
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One revision of a model of the hub: `revision` is its commit, `folder` where its small files
-    lie, in the hub's cache folder. `weights`: its safetensors files with their bytes, 0 where the
-    hub must not be asked. `access`: by whom it may be read."""
+    """One revision of a model on the hub: `revision` is its commit, `folder` has its small files,
+    in the hub's cache folder. `weights`: {safetensors file: bytes}, 0 in offline mode. `access`:
+    with the token that may read it."""
 
     repo_id: str
     revision: str
@@ -53,19 +53,19 @@ class Snapshot:
     access: HfApi
 
     def cached(self, name: str) -> Path | None:
-        """The file in the hub's cache folder, if an earlier download has left it there."""
+        """The path of a file in the hub's cache folder, None where it is not there."""
         path = try_to_load_from_cache(self.repo_id, name, revision=self.revision)
         return Path(path) if isinstance(path, str) else None
 
 
 def is_repo_id(source: object) -> bool:
-    """True for what looks like org/name."""
+    """Whether `source` looks like org/name."""
     return isinstance(source, str) and REPO_ID.fullmatch(source) is not None
 
 
 def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> Snapshot:
-    """The model's configuration and tokenizer on this machine; its weights stay where they are.
-    Raises MoEColabError where it is not there, or not open to this user."""
+    """A snapshot of a model: downloads its configuration and tokenizer, no weights. Raises
+    MoEColabError where the model does not exist, or this user may not read it."""
     with hub_errors(repo_id, revision), progress_bars(progress):
         if constants.HF_HUB_OFFLINE:
             return from_cache(repo_id, revision)
@@ -74,7 +74,7 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
         small = [name for name in sizes if "/" not in name and is_small_file(name)]
-        # By the name of the revision: offline, it is found by that name again.
+        # By the name that the user gave, which offline mode looks up again.
         folder = Path(access.snapshot_download(repo_id, revision=revision, allow_patterns=small))
         names = weight_files(folder)
         missing = [name for name in names if name not in sizes or "/" in name]
@@ -87,7 +87,7 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
 
 
 def from_cache(repo_id: str, revision: str | None) -> Snapshot:
-    """What an earlier download left; whether its weights are here is seen when they are wanted."""
+    """The snapshot that an earlier download left. Its weights may be missing."""
     config = try_to_load_from_cache(repo_id, "config.json", revision=revision)
     if not isinstance(config, str):
         raise not_here(repo_id)
@@ -97,33 +97,28 @@ def from_cache(repo_id: str, revision: str | None) -> Snapshot:
 
 
 def not_here(repo_id: str) -> MoEColabError:
+    """The error for what offline mode does not allow to download."""
     return MoEColabError(
-        f"{repo_id} is not on this machine, and the hub must not be asked: leave offline mode "
-        "(HF_HUB_OFFLINE) to download it."
+        f"{repo_id} is not on this machine, and offline mode is on: leave it (HF_HUB_OFFLINE) to "
+        "download the model."
     )
 
 
 def is_small_file(name: str) -> bool:
+    """Whether a file is configuration or tokenizer."""
     return any(Path(name).match(pattern) for pattern in SIDE_FILES)
 
 
 # ---------------------------------------------------------------------- weights
-Announced = dict[str, tuple[str, tuple[int, ...], int]]
-"""The tensors of a file: dtype, shape and bytes by name."""
-
-
-def announced(snapshot: Snapshot, name: str) -> Announced:
-    """What the header of a file on the hub says. Moves no weights."""
+def announced(snapshot: Snapshot, name: str) -> dict[str, TensorEntry]:
+    """The tensors of a file on the hub, by its header. Moves no weights."""
     with hub_errors(snapshot.repo_id, snapshot.revision):
         if constants.HF_HUB_OFFLINE:
             raise not_here(snapshot.repo_id)
         header = snapshot.access.parse_safetensors_file_metadata(
             snapshot.repo_id, name, revision=snapshot.revision
         )
-        return {
-            key: (t.dtype, tuple(t.shape), t.data_offsets[1] - t.data_offsets[0])
-            for key, t in header.tensors.items()
-        }
+        return hub_entries(header, snapshot.folder / name)
 
 
 def download(
@@ -133,13 +128,13 @@ def download(
     stop: threading.Event,
     arrived: Callable[[int], object],
 ) -> Path:
-    """A file of the weights, whole, in `folder`. Goes on where an earlier download of it was
-    stopped, failed or killed; raises CancelledError once `stop` is set. `arrived` is told of every
-    byte.
+    """Download one file of the weights to `folder` and return its path. Goes on where an earlier
+    download of it was stopped, failed or killed. Calls `arrived` with the bytes of every piece;
+    raises CancelledError once `stop` is set, and MoEColabError.
 
-    By requests of our own, because huggingface_hub (since 1.18) begins a file that was interrupted
-    again from its first byte and leaves what was there on the disk, and because its xet transfer
-    can keep a cache of chunks of its own: both would take disk that nobody has counted.
+    This is not huggingface_hub's own download: since 1.18 that starts an interrupted file again and
+    leaves the first part on the disk, and its xet transfer can keep a cache of chunks. Both take
+    disk that nobody counts.
     """
     path, part, size = folder / name, folder / (name + PART), snapshot.weights[name]
     with hub_errors(snapshot.repo_id, snapshot.revision, folder):
@@ -178,19 +173,19 @@ def download(
 
 
 def pieces(snapshot: Snapshot, name: str, start: int, size: int) -> Iterator[bytes]:
-    """The file's bytes from `start` on, as many as are asked for at once."""
+    """The bytes of a file from `start` on, as many as one request asks for."""
     hub = snapshot.access
     url = hf_hub_url(snapshot.repo_id, name, revision=snapshot.revision, endpoint=hub.endpoint)
     headers = {
         **build_hf_headers(token=hub.token),
         "Range": f"bytes={start}-{min(start + REQUEST, size) - 1}",
-        "Accept-Encoding": "identity",  # else a part might be one of the compressed file
+        "Accept-Encoding": "identity",  # else the range could be one of a compressed file
     }
     with get_session().stream(
         "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
     ) as response:
         hf_raise_for_status(response)
-        skip = start if response.status_code == 200 else 0  # who gives no parts gives all of it
+        skip = start if response.status_code == 200 else 0  # the server ignores ranges
         for piece in response.iter_bytes(PIECE):
             yield piece[skip:]
             skip = max(0, skip - len(piece))
@@ -198,8 +193,9 @@ def pieces(snapshot: Snapshot, name: str, start: int, size: int) -> Iterator[byt
 
 # ---------------------------------------------------------------------- access
 def with_colab_token(call: Callable[[HfApi], Any]) -> tuple[Any, HfApi]:
-    """The call's answer and the access that got it: the user's own, or, where the hub says no and
-    this is Colab, that of Colab's secret, asked for once and only then (it asks the user)."""
+    """(the call's result, the access that it worked with): the user's own access, or, if the hub
+    refuses it on Colab, access with the token in Colab's secrets. Reading a secret asks the user,
+    so it is read only then."""
     try:
         return call(hub_access()), hub_access()
     except (GatedRepoError, RepositoryNotFoundError):
@@ -210,20 +206,21 @@ def with_colab_token(call: Callable[[HfApi], Any]) -> tuple[Any, HfApi]:
 
 
 def colab_token() -> str | None:
+    """The token in Colab's secrets, None where there is none."""
     try:
         from google.colab import userdata
     except ImportError:
         return None
     try:
         return userdata.get(COLAB_SECRET) or None
-    except Exception:  # not granted, not there, or no answer: three errors of Colab's own
+    except Exception:  # Colab has three: not granted, not there, no answer
         return None
 
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -> Iterator[None]:
-    """The hub's many errors as one sentence that says what to do. `folder`: where it is written to,
-    if not to the hub's cache folder."""
+    """Turns the hub's errors into MoEColabErrors that say what to do. `folder`: where files are
+    written, if not to the hub's cache folder."""
     page = f"{os.environ.get('HF_ENDPOINT') or constants.ENDPOINT}/{repo_id}"
     try:
         yield
@@ -247,7 +244,7 @@ def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -
             "connected; a download goes on where it stopped."
         ) from error
     except HFValidationError as error:
-        raise MoEColabError(f"{repo_id} is no name that the hub allows: {error}") from error
+        raise MoEColabError(f"{repo_id} is not a name that the hub allows: {error}") from error
     except SafetensorsParsingError as error:
         raise MoEColabError(f"{repo_id} has no whole safetensors weights: {error}") from error
     except (HTTPError, ConnectionError) as error:

@@ -1,8 +1,8 @@
-"""An original checkpoint, read one expert or one dense tensor at a time.
+"""The reader of original checkpoints: one expert or one dense tensor at a time.
 
-Knows transformers' own mapping from a checkpoint's names and layouts to the model's parameters, so
-that any family and any way of storing experts (one by one, fused, transposed) is read by the same
-lines. Writes nothing; where the files of its weights come from, `shards.py` knows.
+Knows transformers' mapping from a checkpoint's names and layouts to the model's parameters, so the
+same code reads any family and any way to store experts (one by one, fused, transposed). Writes
+nothing; shards.py knows where the files are.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from .tensors import DTYPE_NAMES, read_tensor, torch_dtype
 
 @dataclass(frozen=True)
 class Names:
-    """Which of a checkpoint's tensors feed what. sources[parameter]: {pattern: checkpoint names, by
-    expert}; converters[parameter]: what turns them into it, None where they are it; dense: all
-    names that feed no expert; unchanged[parameter]: those of them that are it."""
+    """Which tensors of a checkpoint become which parameters. sources[parameter]: {pattern: names in
+    the checkpoint, by expert}; converters[parameter]: what converts these tensors, None where they
+    stay as they are; dense: all names outside the experts; unchanged[parameter]: those of `dense`
+    that stay as they are."""
 
     sources: dict[str, dict[str | None, list[str]]]
     converters: dict[str, WeightConverter | None]
@@ -54,8 +55,9 @@ class Checkpoint:
         revision: str | None = None,
         shards: Shards | None = None,
     ):
-        """name, revision: where it came from, if from elsewhere than this folder; shards: its
-        weights, if they are not in the folder."""
+        """name, revision: of the model on the hub, if the folder is a download; shards: the
+        weights, if they are not in the folder. Raises MoEColabError where it is not a whole
+        checkpoint that moe_colab can read."""
         self.folder, self.name, self.revision = folder, name or folder.resolve().name, revision
         self.config = load_config(folder)
         self.model = skeleton(self.config)
@@ -63,36 +65,37 @@ class Checkpoint:
         self.shapes = [expert_shapes(name, module) for name, module in self.layers]
         self.shards = shards or FolderShards(folder)
         if shards is None:
-            _ = self.names  # what is not whole is refused now; a hub would be asked for headers
+            _ = self.names  # checks now that it is whole; from a hub that would need headers
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ contents
     def fingerprint(self) -> str:
-        """Changes when any weight file or the configuration does; reads no weights."""
+        """A digest that changes when the configuration or any weight file does. Reads no
+        weights."""
         digest = hashlib.sha256((self.folder / "config.json").read_bytes())
         digest.update(self.shards.fingerprint().encode())
         return digest.hexdigest()
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
-        """Every tensor by the checkpoint's own name."""
+        """Every tensor by its name in the checkpoint."""
         entries = self.shards.entries()
         refuse_quantized(entries)
         return entries
 
     def dtype(self) -> torch.dtype:
-        """What the checkpoint computes in: its configuration's word, or else its experts' dtype."""
-        said = getattr(self.config.get_text_config(), "dtype", None) or getattr(
-            self.config, "dtype", None
-        )
-        if not isinstance(said, torch.dtype):
+        """The dtype to compute in: that of the configuration, or else of the experts. Raises
+        MoEColabError for a dtype that is not a float."""
+        dtype = getattr(self.config.get_text_config(), "dtype", None)
+        dtype = dtype or getattr(self.config, "dtype", None)
+        if not isinstance(dtype, torch.dtype):
             keys = next(iter(self.names.sources.values()))
-            said = torch_dtype(self.entries[next(iter(keys.values()))[0]])
-        if not said.is_floating_point or said not in DTYPE_NAMES:
+            dtype = torch_dtype(self.entries[next(iter(keys.values()))[0]])
+        if not dtype.is_floating_point or dtype not in DTYPE_NAMES:
             raise MoEColabError(
-                f"{self.folder} is kept in {said}, which moe_colab cannot compute in: use the "
+                f"{self.folder} is kept in {dtype}, which moe_colab cannot compute in: use the "
                 "original weights."
             )
-        return said
+        return dtype
 
     def side_files(self) -> list[Path]:
         """Configuration, tokenizer and generation files."""
@@ -107,7 +110,8 @@ class Checkpoint:
 
     # ------------------------------------------------------------------ reading
     def expert(self, layer: int, expert: int) -> dict[str, torch.Tensor]:
-        """One expert's parameters by name, in the checkpoint's dtype and the model's layout."""
+        """The parameters of one expert by name, in the checkpoint's dtype and the model's layout.
+        Raises MoEColabError where a tensor has another shape than the model needs."""
         module, experts = self.layers[layer]
         out = {}
         for parameter, shape in self.shapes[layer].items():
@@ -127,7 +131,7 @@ class Checkpoint:
         return out
 
     def expert_files(self, layer: int, expert: int) -> frozenset[str]:
-        """The names of the files that `expert` reads."""
+        """The names of the files that `expert()` reads."""
         module, experts = self.layers[layer]
         sources = [self.names.sources[f"{module}.{name}"] for name in self.shapes[layer]]
         keys = [
@@ -138,12 +142,13 @@ class Checkpoint:
         return frozenset(self.entries[key].path.name for key in keys)
 
     def dense_entries(self) -> list[TensorEntry]:
-        """Everything but the routed experts, under the checkpoint's own names."""
+        """All tensors outside the routed experts."""
         return [self.entries[key] for key in self.names.dense]
 
     def _converted(self, target: str, expert: int, experts: int) -> torch.Tensor:
+        """One expert's part of the parameter `target`, converted by transformers."""
         sources, converter = self.names.sources[target], self.names.converters[target]
-        if converter is None:  # already in the model's layout, all experts in one tensor
+        if converter is None:  # the tensor has all experts, in the model's layout
             ((key,),) = sources.values()
             return read_tensor(self.entries[key], row=expert)
         job = copy.deepcopy(converter)
@@ -155,7 +160,7 @@ class Checkpoint:
             job.add_tensor(target, keys[0], pattern, lambda part=part: part)
         try:
             result = job.convert(target, model=self.model, config=self.model.config)[target]
-        except Exception as error:  # it meets what is missing in many ways
+        except Exception as error:  # whatever transformers raises where a tensor is missing
             raise MoEColabError(
                 f"{target} cannot be put together from the tensors of {self.folder}: it is not a "
                 f"whole checkpoint ({one_line(error)})."
@@ -165,7 +170,8 @@ class Checkpoint:
     # ------------------------------------------------------------------ names
     @cached_property
     def names(self) -> Names:
-        """Raises MoEColabError where it is not a whole checkpoint."""
+        """Which tensors become which parameters. Raises MoEColabError where it is not a whole
+        checkpoint."""
         mapping = get_model_conversion_mapping(self.model)
         renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]

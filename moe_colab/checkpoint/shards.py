@@ -1,8 +1,8 @@
-"""The safetensors files of a checkpoint, each brought to where it can be read when it is wanted.
+"""Shards: the safetensors files of a checkpoint, each delivered when it is needed.
 
-Knows two kinds: those of a folder are there; those of a hub's model are downloaded one after the
-other, ahead of the work, and deleted when no work needs them, so that two lie on the disk at the
-most. Does not know what the work is, nor how bytes come off the network.
+Knows two kinds. The files of a folder are there. Those of a model on the hub are downloaded one
+after the other, ahead of the work, and deleted when no later work needs them, so that at most two
+are on the disk. Does not know what the work is, nor how a file is downloaded.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from ..errors import MoEColabError
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, read_header, weight_files
-from .hub import PART, Announced, Snapshot, announced, download, hub_errors
-from .shard_plan import ROOM, plan
+from .hub import PART, Snapshot, announced, download, hub_errors
 from .tensors import TORCH_DTYPES
 
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
 HEADERS_AT_ONCE = 8
-# Names of GPTQ, AWQ, MXFP4, fp8, compressed-tensors, bitsandbytes and HQQ.
+MAX_FILES = 2  # on the disk at once, unless a job needs more; the one that arrives counts
+# Names of tensors in GPTQ, AWQ, MXFP4, fp8, compressed-tensors, bitsandbytes and HQQ checkpoints.
 CODES = re.compile(
     r"\.(qweight|qzeros|weight_scale_inv|weight_packed|SCB|W_q)$|_(blocks|scales)$"
     r"|\.weight\.(absmax|quant_)"
@@ -34,36 +34,39 @@ CODES = re.compile(
 WHOLE_NUMBERS = ("U8", "I8", "I16", "I32")
 
 
-class Job(Protocol):
+class Reader(Protocol):
+    """A piece of work that reads weights, such as packing one expert."""
+
     @property
     def files(self) -> frozenset[str]:
-        """The names of the files it reads."""
+        """The names of the files that it reads."""
 
 
-J = TypeVar("J", bound=Job)
+R = TypeVar("R", bound=Reader)
 
 
 class Shards(Protocol):
     """The safetensors files of a checkpoint."""
 
     def entries(self) -> dict[str, TensorEntry]:
-        """Every tensor of every file by name, before any weights move. Where a tensor's bytes lie
-        is true when its file has been delivered; the dictionary is the same one then."""
+        """Every tensor of every file by name, before any download. Path and bytes of a tensor are
+        right once its file was delivered, in the same dictionary."""
 
     def fingerprint(self) -> str:
-        """Changes when the weights do; asks for no headers and reads no weights."""
+        """A text that changes when the weights do. Reads no headers and no weights."""
 
     def extra_disk(self) -> int:
-        """Bytes of disk that delivering takes at the most, for a while."""
+        """Bytes of disk that the delivery takes at the most, until it ends."""
 
-    def deliver(self, jobs: Sequence[J], folder: Path) -> Iterator[J]:
-        """Each job once, when all files that it reads can be read; it is done when the next one is
-        asked for. `folder`: for downloaded files; it is removed at the end, and what a stopped or
-        killed delivery has left in it is used by the next one. Close it: it may have a thread."""
+    def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
+        """Yields each job once, in another order, when all its files can be read; it is done when
+        the next one is asked for. `folder`: for downloads; it is removed at the end, and files
+        that a stopped or killed delivery has left there are used by the next. Close the iterator,
+        which may have a thread."""
 
 
 class FolderShards:
-    """Those of a folder on this machine."""
+    """The files of a checkpoint folder on this machine."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -71,10 +74,10 @@ class FolderShards:
     def entries(self) -> dict[str, TensorEntry]:
         if not (self.folder / INDEX).is_file() and not (self.folder / SINGLE).is_file():
             other = [path.name for pattern in OTHER_WEIGHTS for path in self.folder.glob(pattern)]
-            found = f"only {other[0]}" if other else "none"
+            weights = f"only {other[0]}" if other else "none"
             raise MoEColabError(
                 f"{self.folder} needs its weights as {SINGLE} or in shards with {INDEX}; it has "
-                f"{found}."
+                f"{weights}."
             )
         entries = {}
         for file in weight_files(self.folder):
@@ -88,19 +91,20 @@ class FolderShards:
     def extra_disk(self) -> int:
         return 0
 
-    def deliver(self, jobs: Sequence[J], folder: Path) -> Iterator[J]:
+    def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
         yield from jobs
 
 
 class HubShards:
-    """Those of a model on the hub. What is in the hub's cache folder is read there, and stays."""
+    """The files of a model on the hub. Those in the hub's cache folder are read there and never
+    deleted. `away`: the names of the others, which are downloaded."""
 
     def __init__(self, snapshot: Snapshot, progress: bool = True):
         self.snapshot, self.progress = snapshot, progress
         cached = {name: snapshot.cached(name) for name in sorted(snapshot.weights)}
         self.cached = {name: path for name, path in cached.items() if path}
         self.away = [name for name, path in cached.items() if not path]
-        self.headers: dict[str, Announced] = {}
+        self.headers: dict[str, dict[str, TensorEntry]] = {}
         self.known: dict[str, TensorEntry] = {}
 
     def entries(self) -> dict[str, TensorEntry]:
@@ -108,89 +112,80 @@ class HubShards:
             with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
                 headers = pool.map(lambda name: announced(self.snapshot, name), self.away)
                 self.headers = dict(zip(self.away, headers, strict=True))
-            files = [self._header(name) for name in sorted(self.snapshot.weights)]
-            self.known = {key: entry for file in files for key, entry in file.items()}
+            headers = self.headers | {n: read_header(path) for n, path in self.cached.items()}
+            for name in sorted(headers):
+                self.known |= headers[name]
         return self.known
 
     def fingerprint(self) -> str:
         return self.snapshot.revision
 
     def extra_disk(self) -> int:
-        return sum(sorted(self.snapshot.weights[name] for name in self.away)[-ROOM:])
+        return sum(sorted(self.snapshot.weights[name] for name in self.away)[-MAX_FILES:])
 
-    def deliver(self, jobs: Sequence[J], folder: Path) -> Iterator[J]:
+    def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
         self.entries()
         groups, place, arriving = self._groups(jobs), folder / self.snapshot.revision, {}
-        steps, leaves = plan([needs for needs, _ in groups], self._clear(folder, groups))
+        on_disk, size = self._leftovers(folder), self.snapshot.weights
+        plan = files_on_disk([needs for needs, _ in groups], on_disk)
         bar = tqdm(
             desc=f"downloading {self.snapshot.repo_id}",
-            total=sum(self.snapshot.weights[step.name] for step in steps),
-            disable=not self.progress or not steps,
+            total=sum(
+                size[n] for had, has in pairwise([set(), *plan]) for n in has if n not in had
+            ),
+            disable=not self.progress or not any(plan),
             **{"unit": "B", "unit_scale": True, "leave": False},
         )
         stop, pool = threading.Event(), ThreadPoolExecutor(1, "shards")
         try:
-            for done, (needs, group) in enumerate(groups):
-                for name in leaves[done]:
+            for files, (needs, group) in zip(plan, groups, strict=True):
+                for name in on_disk.difference(files):
+                    if future := arriving.pop(name, None):
+                        future.cancel() or future.result()
                     remove(place, name)
-                while steps and steps[0].after <= done:
-                    name = steps.popleft().name
-                    arriving[name] = pool.submit(self._bring, name, place, stop, bar.update)
-                for name in sorted(needs):
+                for name in files:
+                    if name not in arriving:
+                        arriving[name] = pool.submit(self._fetch, name, place, stop, bar.update)
+                on_disk = set(files)
+                for name in needs:
                     arriving[name].result()
                 yield from group
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            # It ends with the piece that is on its way, or writes nothing more.
+            # A running download stops at its next piece; it writes nothing after that.
             wait([one for one in arriving.values() if not one.cancelled()], timeout=10)
             bar.close()
 
-    def _header(self, name: str) -> dict[str, TensorEntry]:
-        if name in self.cached:
-            return read_header(self.cached[name])
-        path = self.snapshot.folder / name  # where it is not, but the name is right
-        return {
-            key: TensorEntry(path, key, dtype, shape, 0, nbytes)
-            for key, (dtype, shape, nbytes) in self.headers[name].items()
-        }
+    def _groups(self, jobs: Sequence[R]) -> list[tuple[list[str], list[R]]]:
+        """(files to download, jobs that need exactly these). Sorted by the last file that a group
+        needs, then by the earlier ones, so that those can be deleted soon."""
 
-    def _groups(self, jobs: Sequence[J]) -> list[tuple[frozenset[str], list[J]]]:
-        """The jobs by the files that must be downloaded for them, in the order of the last one that
-        they need, which is worked on when it comes, then of the earlier ones, which can go then."""
-        rank = {name: number for number, name in enumerate(self.away)}
+        def needs(job: R) -> list[str]:
+            return sorted(job.files.intersection(self.away))
 
-        def ranks(job: J) -> list[int]:
-            return sorted(rank[name] for name in job.files if name in rank)
+        ordered = sorted(jobs, key=lambda job: (needs(job)[-1:], needs(job)))
+        return [(names, list(group)) for names, group in groupby(ordered, key=needs)]
 
-        ordered = sorted(jobs, key=lambda job: (max(ranks(job), default=-1), ranks(job)))
-        return [
-            (frozenset(self.away[number] for number in numbers), list(group))
-            for numbers, group in groupby(ordered, key=ranks)
-        ]
-
-    def _clear(self, folder: Path, groups: list[tuple[frozenset[str], list[J]]]) -> set[str]:
-        """Deletes what a killed delivery has left and nobody needs; the names of the rest."""
-        needed = {name for needs, _ in groups for name in needs}
+    def _leftovers(self, folder: Path) -> set[str]:
+        """The names of the files, whole or partial, that an earlier delivery of this revision has
+        left; those of other revisions are deleted."""
         with hub_errors(self.snapshot.repo_id, self.snapshot.revision, folder):
             for place in folder.iterdir() if folder.is_dir() else ():
                 if place.name != self.snapshot.revision:
                     shutil.rmtree(place)
-            left = {path.name.removesuffix(PART) for path in folder.glob("*/*")}
-            for name in left - needed:
-                remove(folder / self.snapshot.revision, name)
-        return left & needed
+        return {path.name.removesuffix(PART) for path in folder.glob("*/*")}
 
-    def _bring(
+    def _fetch(
         self, name: str, place: Path, stop: threading.Event, arrived: Callable[[int], object]
     ) -> None:
+        """Download one file, check its header against the announced one, and note the places of its
+        tensors."""
         path = download(self.snapshot, name, place, stop, arrived)
         try:
             entries = read_header(path)
-            if {k: (e.dtype, e.shape, e.nbytes) for k, e in entries.items()} != (
-                self.headers[name]
-            ):
+            if signature(entries) != signature(self.headers[name]):
                 raise MoEColabError(
                     f"{name} of {self.snapshot.repo_id} came with other tensors than the hub has "
                     "announced: try again later."
@@ -203,14 +198,34 @@ class HubShards:
                 self.known[key] = entry
 
 
+def files_on_disk(needs: Sequence[Collection[str]], on_disk: set[str]) -> list[list[str]]:
+    """The files to have, or to download in this order, during each group of jobs that `needs` some,
+    given those that are `on_disk` at the start. A group has what it needs; what later groups need
+    stays or is downloaded ahead, the soonest needed first, as long as MAX_FILES allow."""
+    plan = []
+    for number, names in enumerate(needs):
+        later = dict.fromkeys(name for group in needs[number:] for name in sorted(group))
+        files = sorted(later, key=lambda name: (name not in names, name not in on_disk))
+        plan.append(files[: max(MAX_FILES, len(names))])
+        on_disk = set(plan[-1])
+    return plan
+
+
+def signature(entries: Mapping[str, TensorEntry]) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Dtype, shape and bytes of each tensor, wherever its file is."""
+    return {key: (entry.dtype, entry.shape, entry.nbytes) for key, entry in entries.items()}
+
+
 def remove(place: Path, name: str) -> None:
+    """Delete a file, whole or partial."""
     for path in (place / name, place / (name + PART)):
         path.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------- what cannot be read
+# ---------------------------------------------------------------------- quantized weights
 def refuse_quantized(entries: Mapping[str, TensorEntry]) -> None:
-    """Raises MoEColabError where a tensor is not of plain numbers, whatever config.json says."""
+    """Raises MoEColabError where a tensor holds codes instead of numbers, whatever config.json
+    says."""
     for name, entry in entries.items():
         if entry.dtype not in TORCH_DTYPES:
             raise MoEColabError(
@@ -225,6 +240,6 @@ def refuse_quantized(entries: Mapping[str, TensorEntry]) -> None:
             )
         if CODES.search(name):
             raise MoEColabError(
-                f"{name} belongs to weights that are quantized in a way that moe_colab cannot "
-                "read: use the original weights."
+                f"{name} belongs to quantized weights, which moe_colab cannot read: use the "
+                "original weights."
             )

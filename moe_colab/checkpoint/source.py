@@ -1,4 +1,5 @@
-"""Where a model comes from: a checkpoint folder, the small model in assets/, or the hub."""
+"""Sources of models: a checkpoint folder, the small model in assets/, or the hub. Knows names and
+folders; reads no weights."""
 
 from __future__ import annotations
 
@@ -17,33 +18,36 @@ from .shards import HubShards
 def open_checkpoint(
     source: str | os.PathLike[str] | None, revision: str | None, progress: bool
 ) -> Checkpoint:
-    """The checkpoint that `source` names; of one on the hub, the weights stay there until they are
-    wanted. Raises MoEColabError for a store."""
+    """The checkpoint that `source` names. The weights of a model on the hub are downloaded later,
+    when they are needed. Raises MoEColabError for a store."""
     if is_repo_id(source) and not os.path.exists(source):
         snapshot = fetch(source, revision, progress)
         shards = HubShards(snapshot, progress)
         return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision, shards)
     folder = find_source(source)
     if is_store(folder):
-        raise MoEColabError(f"{folder} is a store already: name the checkpoint it was made from.")
+        raise MoEColabError(
+            f"{folder} is a store already: name the checkpoint from which it was made."
+        )
     return Checkpoint(folder)
 
 
 def find_source(source: str | os.PathLike[str] | None) -> Path:
-    """The folder that `source` names. Raises MoEColabError where it is none, or an empty one."""
+    """The folder that `source` names. Raises MoEColabError where it is not a folder, or is
+    empty."""
     if source in (None, SHIPPED):
         return shipped_model()
     try:
         folder = Path(source).expanduser()
     except (TypeError, RuntimeError) as error:
         raise MoEColabError(f"{source!r} names no folder: {error}.") from error
-    if source == "" or not os.path.exists(folder):  # False also for what no file can be called
+    if source == "" or not os.path.exists(folder):  # False also for impossible names
         raise MoEColabError(
             f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "
             "machine, or a model of the hub as org/name."
         )
     if not folder.is_dir():
-        raise MoEColabError(f"{source} is a file: name the folder that it lies in.")
+        raise MoEColabError(f"{source} is a file: name its folder.")
     if not any(folder.iterdir()):
         raise MoEColabError(f"{source} is an empty folder: name a store or a checkpoint folder.")
     return folder

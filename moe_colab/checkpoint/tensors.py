@@ -1,8 +1,8 @@
-"""safetensors files, read tensor by tensor and written in our own order.
+"""Tensors from safetensors files, one at a time, and their bytes.
 
-Knows the file format. Reads with pread instead of mmap: mapped pages count as resident memory, and
-a checkpoint is larger than the host. The library's writer sorts by name and aligns to 8 bytes only;
-ours keeps the order it is given and starts the data at a page. The library reads what we write.
+Knows torch's dtypes and the entries of headers; knows no names. Reads into memory of its own
+instead of mapping files: mapped pages count as resident memory, and a checkpoint is larger than the
+host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def read_tensor(entry: TensorEntry, row: int | None = None) -> torch.Tensor:
-    """The tensor, or its part `[row]` along the first axis, in memory of its own."""
+    """A tensor, or its part `[row]` along the first axis, in new memory."""
     shape, start, nbytes = entry.shape, entry.start, entry.nbytes
     if row is not None:
         shape, nbytes = shape[1:], nbytes // shape[0]
@@ -40,12 +40,12 @@ def read_tensor(entry: TensorEntry, row: int | None = None) -> torch.Tensor:
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor."""
+    """The bytes of a contiguous CPU tensor, without a copy."""
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 def torch_dtype(entry: TensorEntry) -> torch.dtype:
-    """Raises MoEColabError for a dtype that moe_colab cannot read."""
+    """The torch dtype of a tensor. Raises MoEColabError for one that moe_colab cannot read."""
     if entry.dtype not in TORCH_DTYPES:
         raise MoEColabError(
             f"{entry.path} holds {entry.name} as {entry.dtype}, which moe_colab cannot read."

@@ -30,13 +30,13 @@ from ..checkpoint.source import open_checkpoint
 from ..checkpoint.tensors import DTYPE_NAMES, read_tensor
 from ..errors import MoEColabError
 from ..offload.load import load
-from ..quantization.bits import quantize as quantize_matrix
+from ..quantization.bits import quantize_matrix
 from ..quantization.devices import pick_device
 from ..quantization.format import Format
-from ..quantization.hqq import choose
+from ..quantization.hqq import choose_scales
 from ..quantization.quantize import quantize
 from ..quantization.recipe import Recipe, expert_name
-from ..quantization.targets import low_bit
+from ..quantization.targets import low_bit_targets
 from ..store import Store, Summary
 from ..units import parse_bytes
 from .allocation import Option, best_options
@@ -206,7 +206,7 @@ def relative_errors(
         counts[name] += weight.numel()
         norms[name] += square
         for form in formats:
-            _, error = quantize_matrix(weight.to(device), form, choose)
+            _, error = quantize_matrix(weight.to(device), form, choose_scales)
             errors[name, form] += error**2 * square
     return {
         name: (n, {f: (errors[name, f] / max(norms[name], 1e-60)) ** 0.5 for f in formats})
@@ -223,7 +223,7 @@ def all_weights(checkpoint: Checkpoint, form: Format) -> Iterator[tuple[str, tor
                 if weight.dim() == 2:
                     across = weight.T.contiguous() if experts.is_transposed else weight
                     yield expert_name(layer, name), across
-    for key, matrix in low_bit(checkpoint, Recipe(dense=form)).items():
+    for key, matrix in low_bit_targets(checkpoint, Recipe(dense=form)).items():
         yield matrix.modules[0], read_tensor(checkpoint.entries[key])
 
 
@@ -245,7 +245,7 @@ def expert_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[t
 
 def attention_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[tuple[Way, ...]]:
     """For every matrix of the attention, each in a blob of its own, all formats."""
-    by_form = {form: low_bit(checkpoint, Recipe(dense=form)) for form in formats}
+    by_form = {form: low_bit_targets(checkpoint, Recipe(dense=form)) for form in formats}
     for key, matrix in by_form[formats[0]].items():
         name = matrix.modules[0]
         yield tuple(({name: form}, low[key].layout.nbytes) for form, low in by_form.items())

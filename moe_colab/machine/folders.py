@@ -1,7 +1,7 @@
-"""Where we are and where things lie: Kaggle, Colab or elsewhere; the shipped model, what was
-measured, packed stores.
+"""Folders and environment: Kaggle, Colab or elsewhere; the shipped assets; the cache folder for
+stores.
 
-Knows folders and the environment only, so that it can be asked before torch is imported.
+Knows paths and environment variables; knows no torch and no models.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from ..errors import MoEColabError
 
 
 def environment() -> str:
-    """ "kaggle", "colab" or "local". Kaggle's image is made from Colab's and carries its marks,
-    so it is asked first."""
+    """ "kaggle", "colab" or "local"."""
+    # First Kaggle: its image is made from Colab's, and has Colab's variables too.
     if os.environ.get("KAGGLE_KERNEL_RUN_TYPE"):
         return "kaggle"
     return "colab" if os.environ.get("COLAB_RELEASE_TAG") else "local"
 
 
 def shipped_model() -> Path:
-    """The small model that comes with moe_colab."""
+    """The checkpoint folder of the small model that comes with moe_colab."""
     return shipped("tiny-moe")
 
 
 def evaluation_folder() -> Path:
-    """The evaluation text that comes with moe_colab."""
+    """The folder of the evaluation text that comes with moe_colab."""
     return shipped("evaluation")
 
 
 def benchmark(name: str) -> dict[str, Any]:
-    """What was measured: the content of assets/benchmarks/`name`.json, which comes with moe_colab.
-    Raises MoEColabError where there is none of this name."""
+    """The results of a benchmark that come with moe_colab: the content of
+    assets/benchmarks/`name`.json. Raises MoEColabError where there is no benchmark of this name."""
     folder = shipped("benchmarks")
     names = sorted(path.stem for path in folder.glob("*.json"))
     if name not in names:
@@ -43,12 +43,13 @@ def benchmark(name: str) -> dict[str, Any]:
 
 
 def shipped_trace() -> Path:
-    """The trace of the small model that comes with moe_colab."""
+    """The file of the small model's trace that comes with moe_colab."""
     return shipped("traces") / "four_domains.npz"
 
 
 def shipped(asset: str) -> Path:
-    """A folder of the package's assets: installed with it, or beside it in a checkout."""
+    """One folder of the assets, which are installed in the package, or beside it in a checkout.
+    Raises MoEColabError where it is missing."""
     package = Path(__file__).parents[1]
     candidates = (package / "assets" / asset, package.parent / "assets" / asset)
     folder = next((path for path in candidates if path.is_dir()), None)
@@ -58,8 +59,8 @@ def shipped(asset: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where stores of plain checkpoints are kept: MOE_COLAB_CACHE, or moe_colab in the user's cache
-    folder."""
+    """The folder for stores of `mc.load` and `mc.quantized`: MOE_COLAB_CACHE, or moe_colab in the
+    user's cache folder."""
     root = os.environ.get("MOE_COLAB_CACHE")
     if root:
         return Path(root)
@@ -67,5 +68,5 @@ def cache_folder() -> Path:
 
 
 def store_name(checkpoint: str) -> str:
-    """How the folder of a checkpoint's store begins, in the cache folder."""
+    """How the name of a checkpoint's store begins in the cache folder."""
     return checkpoint.replace("/", "--")

@@ -1,4 +1,5 @@
-"""What this machine has, memory and disk, and how much of it is left alone."""
+"""Memory and disk of this machine, and how much of them moe_colab leaves free. Knows the system and
+its containers; knows no GPU and no model."""
 
 from __future__ import annotations
 
@@ -13,13 +14,12 @@ DISK_HEADROOM = 64 << 20
 
 
 def available_memory() -> int:
-    """Bytes of host memory that can still be taken: what the machine has left, or what its
-    container allows."""
+    """Bytes of host memory that are free: on the machine, or in its container if that is less."""
     return min([psutil.virtual_memory().available, *(free for _, free in _container_limits())])
 
 
 def total_memory() -> int:
-    """Bytes of host memory that the machine has, or that its container allows."""
+    """Bytes of host memory of the machine, or of its container if that is less."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _container_limits())])
 
 
@@ -30,12 +30,12 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-# Where Linux tells the limits of a container, and which of them hold for this process.
+# Linux: limits of control groups (containers), and the groups of this process.
 CONTROL_GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def _container_limits() -> list[tuple[int, int]]:
-    """(limit, limit minus use) of every memory control group that this process is in."""
+    """(limit, free) bytes of every memory control group of this process."""
     out = []
     root = CONTROL_GROUPS
     try:
@@ -61,8 +61,7 @@ def _container_limits() -> list[tuple[int, int]]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Bytes of the group's use that are only cached file pages: the kernel gives them up when
-    asked."""
+    """Bytes of a group's use that are cached file pages, which the kernel can free."""
     try:
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
@@ -73,7 +72,8 @@ def _reclaimable(group: Path) -> int:
 
 
 def _read_number(path: Path) -> int | None:
+    """The number in a file, None where it is absent or "max", which is no limit."""
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # absent, or "max": no limit
+    except (OSError, ValueError):
         return None

@@ -80,21 +80,16 @@ class Offload:
         self.make_link: Callable[[torch.device], Link] | None = None  # for the next pool, if set
         settings = settings.checked(self.experts)
         self.whole_layer = settings.whole_layer
-        self._blocks = placement.block_bytes(self.entries, dtype, device, settings.kernels)
-        self._working = lowbit_modules.working_bytes(model, settings.kernels)
+        working = lowbit_modules.working_bytes(model, settings.kernels)
+        self._memory = placement.device_memory(
+            *(self.entries, settings.pinned, dense_bytes(model), working),
+            *(dtype, device, settings.kernels),
+        )
         if settings.slots == AUTO:
-            slots = placement.fitting_slots(
-                self.entries,
-                self._blocks,
-                settings.pinned,
-                settings.vram,
-                dense_bytes(model),
-                families.top_k(model.config),
-                device,
-                self._working,
-            )
+            top_k = families.top_k(model.config)
+            slots = placement.fitting_slots(self._memory, settings.vram, top_k, device)
             settings = replace(settings, slots=slots)
-        placement.check_room(self._blocks, settings.slots, settings.pinned, device, self._working)
+        placement.check_free_memory(self._memory, settings.slots, device)
         ram = settings.ram
         if ram is None and all(n >= e for n, e in zip(settings.slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot and needs no copy in host memory
@@ -124,7 +119,7 @@ class Offload:
             self.pool.close()
             homes = self.pool.homes
             try:
-                placement.check_room(self._blocks, slots, before.pinned, self.device, self._working)
+                placement.check_free_memory(self._memory, slots, self.device)
                 runtime.pool = self._make_pool(slots, homes)
             except BaseException:
                 runtime.pool = self._make_pool(before.slots, homes)
@@ -207,14 +202,8 @@ class Offload:
         MoEColabError once closed."""
         with self.runtime.lock:
             self.pool.check_open()
-            settings = self.runtime.settings
-            return placement.places(
-                self._blocks,
-                settings.slots,
-                settings.pinned,
-                self.pool.homes,
-                dense_bytes(self._model()),
-            )
+            slots, pinned = self.runtime.settings.slots, self.runtime.settings.pinned
+            return placement.memory_table(self._memory, slots, pinned, self.pool.homes)
 
     @property
     def store_bytes(self) -> int:

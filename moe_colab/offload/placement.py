@@ -1,6 +1,6 @@
-"""What goes where: how many slots fit, and which experts have their home in host memory.
+"""Placement: how many slots fit on the device, and which experts have their home in host memory.
 
-Knows sizes and memory. Knows no transformers model; the pool uses what is made here.
+Knows sizes, memory and homes; knows no transformers model and no pool.
 """
 
 from __future__ import annotations
@@ -10,74 +10,69 @@ from typing import Any
 
 import torch
 
-from ..cache.homes import DiskHome, HostHome
-from ..cache.spares import SPARES
+from ..cache.homes import DiskHome, Home, HostHome
 from ..errors import MoEColabError
 from ..machine.memory import RAM_RESERVE, VRAM_RESERVE, available_memory
+from ..planner.device_memory import DeviceMemory
 from ..store import LayerEntry
 from ..units import human
 from .slots import host_slab, prepared_bytes
 
-Resident = Sequence[Sequence[int]]
+Pinned = Sequence[Sequence[int]]
 """The experts of each layer whose home is the device."""
 
 
-def block_bytes(
-    layers: Sequence[LayerEntry], dtype: torch.dtype, device: torch.device, kernels: str
-) -> list[int]:
-    """What room for one expert takes in each layer: its blob, and what multiplying keeps beside
-    it."""
-    prepared = {
-        layout: prepared_bytes(layout, dtype, device, kernels)
-        for layout in {layer.layout for layer in layers}
-    }
-    return [layer.layout.nbytes + prepared[layer.layout] for layer in layers]
+def device_memory(
+    layers: Sequence[LayerEntry],
+    pinned: Pinned,
+    dense: int,
+    working: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: str,
+) -> DeviceMemory:
+    """What the model takes on the device, with what `kernels` keep beside each expert; `dense` and
+    `working` are the bytes of everything else and of its products."""
+    layouts = {layer.layout for layer in layers}
+    prepared = {layout: prepared_bytes(layout, dtype, device, kernels) for layout in layouts}
+    return DeviceMemory(
+        blobs=[layer.layout.nbytes for layer in layers],
+        experts=[layer.experts for layer in layers],
+        dense=dense,
+        pinned=[len(experts) for experts in pinned],
+        kernels=[prepared[layer.layout] for layer in layers],
+        working=working,
+    )
 
 
 def fitting_slots(
-    layers: Sequence[LayerEntry],
-    blocks: Sequence[int],
-    resident: Resident,
-    vram: int | None,
-    dense: int,
-    top_k: int,
-    device: torch.device,
-    working: int = 0,
+    memory: DeviceMemory, vram: int | None, top_k: int, device: torch.device
 ) -> list[int]:
-    """As many slots a layer, of `blocks` bytes each, as `vram` bytes hold beside the `dense` bytes
-    of the rest of the model and the `working` bytes that it takes besides; without a limit, what
-    the GPU has left, or half the experts on a CPU. Raises MoEColabError where not even one
-    fits."""
+    """As many slots a layer as fit when the whole model takes `vram` bytes. Without a limit: as
+    many as fit into what is free on a GPU, or half the experts on a CPU, `top_k` at least. Raises
+    MoEColabError where not even one fits."""
     if vram is None and device.type == "cpu":
-        return [max(min(top_k, layer.experts), layer.experts // 2) for layer in layers]
-    budget = free_memory(device) - VRAM_RESERVE if vram is None else vram - dense
-    beside = beside_slots(blocks, resident) + working
-    slots = (budget - beside) // sum(blocks)
-    if slots < 1:
-        need = dense + beside + sum(blocks)
+        return [max(min(top_k, experts), experts // 2) for experts in memory.experts]
+    budget = free_memory(device) - VRAM_RESERVE + memory.dense if vram is None else vram
+    slots = memory.slots_within(budget)
+    if not any(slots):
         raise MoEColabError(
-            f"one slot a layer needs {human(need)} with the {human(dense)} of everything else, "
-            "more than there is: use a larger vram=..., or a checkpoint with fewer bits."
+            f"one slot a layer needs {human(memory.least())} with the {human(memory.dense)} of "
+            "everything else, more than there is: use a larger vram=..., or a checkpoint with "
+            "fewer bits."
         )
-    return [min(int(slots), layer.experts) for layer in layers]
+    return slots
 
 
-def check_room(
-    blocks: Sequence[int],
-    slots: Sequence[int],
-    resident: Resident,
-    device: torch.device,
-    working: int = 0,
-) -> None:
-    """Raises MoEColabError where the slots do not fit into the memory that is free now, with the
-    `working` bytes that the rest of the model will take."""
-    need = sum(n * block for n, block in zip(slots, blocks, strict=True))
-    need += beside_slots(blocks, resident) + working
-    free = free_memory(device)
+def check_free_memory(memory: DeviceMemory, slots: Sequence[int], device: torch.device) -> None:
+    """Raises MoEColabError where the slots do not fit into the memory that is free now. The dense
+    part is loaded already; the rest is not."""
+    need, free = memory.beside_dense(slots), free_memory(device)
     if need > free:
+        one = human(memory.slot_bytes([1] * len(slots)))
         raise MoEColabError(
-            f"these slots need {human(need)} on {device} ({human(sum(blocks))} for one "
-            f"slot in every layer), but {human(free)} are free: use fewer slots."
+            f"these slots need {human(need)} on {device} ({one} for one slot in every layer), but "
+            f"{human(free)} are free: use fewer slots."
         )
 
 
@@ -85,11 +80,12 @@ def make_homes(
     disk: Sequence[Sequence[DiskHome]],
     ram: int | None,
     device: torch.device,
-    resident: Resident | None = None,
+    pinned: Pinned | None = None,
 ) -> list[list]:
-    """Copies in host memory of as many experts as `ram` bytes hold, spread over the layers; the
-    others stay on disk, as do the `resident` ones, which need no copy. Without a limit: what is
-    free beside a CUDA device, and nothing on a CPU, where the page cache serves."""
+    """The homes of all experts by layer: copies in host memory of as many as `ram` bytes hold,
+    spread over the layers, and the disk for the others, and for `pinned` ones, which need no
+    copy. Without a limit, the copies take what is free beside a GPU, and nothing on a CPU, where
+    the page cache does the same."""
     if ram is None:
         ram = 0 if device.type == "cpu" else max(0, available_memory() - RAM_RESERVE)
     elif ram > available_memory():
@@ -97,12 +93,12 @@ def make_homes(
             f"ram={human(ram)} was asked for, but {human(available_memory())} are free."
         )
     homes: list[list] = [list(layer) for layer in disk]
-    resident = resident or [()] * len(disk)
+    pinned = pinned or [()] * len(disk)
     for expert, number in sorted(
         (expert, number)
         for number, layer in enumerate(disk)
         for expert in range(len(layer))
-        if expert not in resident[number]
+        if expert not in pinned[number]
     ):
         home = homes[number][expert]
         if home.nbytes > ram:
@@ -113,21 +109,17 @@ def make_homes(
 
 
 def in_host_memory(home: DiskHome, device: torch.device) -> HostHome:
+    """A copy of an expert in host memory, which is page-locked for a GPU."""
     memory = host_memory(home.nbytes, device)
     buffer = memoryview(memory.numpy())
     for _ in home.fill(buffer):
         pass
-    home.forget()  # or the expert would be in host memory twice
+    home.forget()  # else the page cache holds it as well
     return HostHome(buffer, memory)
 
 
-def beside_slots(blocks: Sequence[int], resident: Resident) -> int:
-    """Spares for every size of block, and the blocks of experts at home on the device."""
-    pinned = sum(len(experts) * block for experts, block in zip(resident, blocks, strict=True))
-    return pinned + SPARES * sum(set(blocks))
-
-
 def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
+    """uint8 [nbytes] of host memory, page-locked if `device` is a GPU."""
     if device.type != "cuda":
         return host_slab(nbytes)
     from .cuda import pinned_memory
@@ -136,34 +128,28 @@ def host_memory(nbytes: int, device: torch.device) -> torch.Tensor:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on the device, what torch holds without using it included."""
+    """Bytes that are free on the device, with what torch has reserved and does not use."""
     if device.type != "cuda":
         return available_memory()
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + held
 
 
-def places(
-    blocks: Sequence[int],
-    slots: Sequence[int],
-    resident: Resident,
-    homes: Sequence[Sequence[Any]],
-    dense: int,
+def memory_table(
+    memory: DeviceMemory, slots: Sequence[int], pinned: Pinned, homes: Sequence[Sequence[Home]]
 ) -> list[dict[str, Any]]:
-    """Where the bytes of a model lie: rows of place ("device", "host", "disk"), part and bytes; a
-    part that has none is left out. blocks: what room for one expert takes, by layer; homes: of
-    every expert; dense: bytes of all but the experts."""
+    """Where the bytes of a model are: rows of place ("device", "host", "disk"), part and bytes; a
+    part without bytes is left out. homes: of every expert, by layer."""
     tiers = {"host": 0, "disk": 0}
     for number, layer in enumerate(homes):
         for expert, home in enumerate(layer):
-            if expert not in resident[number]:  # the device is its home
+            if expert not in pinned[number]:  # its home is the device
                 tiers[home.tier] += home.nbytes
-    stay = beside_slots(blocks, resident) - (spares := beside_slots(blocks, [()] * len(blocks)))
     parts = (
-        ("device", "all but the experts", dense),
-        ("device", "slots", sum(n * block for n, block in zip(slots, blocks, strict=True))),
-        ("device", "experts that stay", stay),
-        ("device", "spares", spares),
+        ("device", "all but the experts", memory.dense),
+        ("device", "slots", memory.slot_bytes(slots)),
+        ("device", "experts that stay", memory.pinned_bytes()),
+        ("device", "spares", memory.spare_bytes()),
         ("host", "experts", tiers["host"]),
         ("disk", "experts", tiers["disk"]),
     )

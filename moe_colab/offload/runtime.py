@@ -19,10 +19,10 @@ from ..cache.links import Link
 from ..cache.policies import make_policy, policy_name
 from ..cache.pool import Pool
 from ..cache.settings import PrefetchSettings
+from ..cache.spares import SPARES
 from ..cache.stats import Ledger
 from ..errors import MoEColabError
 from ..store import LayerEntry
-from .placement import SPARES
 from .prefetch import Prefetcher
 from .settings import Settings
 from .slots import Block, allocate

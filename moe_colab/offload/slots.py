@@ -1,6 +1,6 @@
-"""Device memory for experts: slabs of equal blocks, and typed views into a block.
+"""Blocks of device memory for experts: slabs of equal blocks, and typed views into a block.
 
-Knows layouts and devices. Knows no experts, policies or loads: the pool says what lies in a block.
+Knows layouts and devices; knows no policies and no loads. The pool decides what a block holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from ..errors import MoEColabError
 from ..quantization.format import Shape
 from ..quantization.kernels import Dispatcher, LowBitWeight, dispatcher_for
 from ..quantization.kernels.dispatch import AUTO
-from ..quantization.recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
+from ..quantization.recipe import LOWBIT_TRANSPOSED, UNPACKED, format_of
 from ..store.blobs import BlobLayout, Field, Matrix
 from ..units import human
 
 
 class Block:
-    """Room for one expert: `tensor` uint8 [nbytes] on the device; `buffer`, the same memory, where
-    a host can write; `dispatcher`: chooses the kernels for its low-bit matrices."""
+    """Memory for one expert: `tensor` uint8 [nbytes] on the device; `buffer` is the same memory for
+    the host to write to, None on a GPU. `dispatcher` chooses the kernels for low-bit matrices."""
 
     def __init__(self, tensor: torch.Tensor, dispatcher: Dispatcher):
         self.tensor, self._dispatcher = tensor, dispatcher
@@ -30,23 +30,23 @@ class Block:
         self._expert: object = None
 
     def views(self, layout: BlobLayout, expert: object) -> dict[str, torch.Tensor | LowBitWeight]:
-        """The matrices that lie here, by name; views, made once per layout. `expert`: whose they
-        are, so that what is prepared from them is prepared anew for another one's."""
+        """The block's matrices by name, as views that are made once per layout. When `expert`
+        differs from the last call's, kernels prepare the low-bit matrices again."""
         views = self._views.get(layout)
         if views is None:
             views = {matrix.name: self._matrix(matrix) for matrix in layout.matrices}
             self._views[layout] = views
         if expert != self._expert:
             self._expert = expert
-            for one in self._views.values():
-                for view in one.values():
+            for matrices in self._views.values():
+                for view in matrices.values():
                     if isinstance(view, LowBitWeight):
                         view.renew()
         return views
 
     def _matrix(self, matrix: Matrix) -> torch.Tensor | LowBitWeight:
         fields = {field.name: self._view(field) for field in matrix.fields}
-        if matrix.packing == PLAIN:
+        if matrix.packing == UNPACKED:
             return fields["weight"]
         return LowBitWeight(fields, format_of(matrix), across(matrix), self._dispatcher)
 
@@ -56,7 +56,7 @@ class Block:
 
 
 def host_slab(nbytes: int) -> torch.Tensor:
-    """uint8 [nbytes] of host memory that starts at a page and is taken only once written."""
+    """uint8 [nbytes] of host memory, aligned to pages; a page is taken when it is first written."""
     try:
         return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=torch.uint8)
     except OSError as error:
@@ -66,7 +66,7 @@ def host_slab(nbytes: int) -> torch.Tensor:
 
 
 def across(matrix: Matrix) -> Shape:
-    """[out, in] of a low-bit matrix, however its module keeps it."""
+    """[out, in] of a low-bit matrix; its module may have [in, out]."""
     transposed = matrix.packing == LOWBIT_TRANSPOSED
     return tuple(reversed(matrix.shape)) if transposed else matrix.shape
 
@@ -74,19 +74,19 @@ def across(matrix: Matrix) -> Shape:
 def prepared_bytes(
     layout: BlobLayout, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
 ) -> int:
-    """What multiplying keeps beside a block of this layout, at the most. Tries the kernels where
-    this process has not yet."""
+    """Bytes that kernels keep beside a block of this layout, at the most. Runs the kernels'
+    self-tests, if this process has not yet."""
     dispatcher = dispatcher_for(kernels)
     return sum(
         dispatcher.prepared_bytes(format_of(matrix), across(matrix), dtype, device)
         for matrix in layout.matrices
-        if matrix.packing != PLAIN
+        if matrix.packing != UNPACKED
     )
 
 
 def allocate(count: int, nbytes: int, device: torch.device, kernels: str = AUTO) -> list[Block]:
-    """`count` blocks in one piece; on a CPU they start at a page and take memory only once
-    written. `kernels`: "auto" or "plain"."""
+    """`count` blocks of `nbytes` in one slab, which a CPU takes only when it is written. `kernels`:
+    "auto" or "plain"."""
     dispatcher = dispatcher_for(kernels)
     if count == 0:
         return []

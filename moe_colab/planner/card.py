@@ -1,7 +1,7 @@
-"""How a card looks in a notebook: one block of HTML with its own style, light and dark.
+"""Cards for notebooks: one block of HTML with its own style, light and dark.
 
-Knows nothing of what is in it. Every output of Colab is a document of its own, so each card brings
-the style along; colour is never the only sign.
+Knows HTML; knows nothing of what a card shows. Every output of Colab is a separate document, so
+each card contains the style. Colour is never the only sign.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ background:var(--line);overflow:hidden}}
 </style>"""
 
 Cell = str | tuple[str, int]
-"""HTML of a cell, and over how many columns it goes."""
+"""The HTML of a cell, or (HTML, number of columns) for a wider one."""
 
 
 def card(title: str, body: str, foot: str, where: str = "") -> str:
-    """`body` is HTML; everything else is text."""
+    """The HTML of a card. `body` is HTML, the rest plain text; `where` is a dim part of the
+    title."""
     place = f" <span>· {escape(where)}</span>" if where else ""
     return (
         f'{STYLE}<div class="moecard"><div class="moecard-head">{escape(title)}{place}</div>{body}'
@@ -63,17 +64,17 @@ def card(title: str, body: str, foot: str, where: str = "") -> str:
 
 
 def tiles(facts: Sequence[tuple[str, str, str]]) -> str:
-    """(what, value, remark) side by side."""
+    """Facts, (name, value, remark) in plain text, as tiles side by side."""
     cells = (
-        f"<div><small>{escape(what)}</small><b>{escape(value)}</b><small>{escape(remark)}</small>"
+        f"<div><small>{escape(name)}</small><b>{escape(value)}</b><small>{escape(remark)}</small>"
         "</div>"
-        for what, value, remark in facts
+        for name, value, remark in facts
     )
     return f'<div class="moecard-tiles">{"".join(cells)}</div>'
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    """Cells are HTML."""
+    """A table with heads in plain text and cells in HTML."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
@@ -83,14 +84,15 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def bar(part: float) -> str:
-    """A share of one, drawn beside the words that say it."""
+    """A bar filled to `part` of its length, 0 to 1. Hidden from screen readers: write the number
+    beside it."""
     return (
         f'<div class="moecard-bar" aria-hidden="true"><i style="width:{100 * part:.0f}%"></i></div>'
     )
 
 
 def mark(good: bool | None) -> str:
-    """A sign and its colour, for yes, no and unknown."""
+    """A coloured sign for yes, no, or None for unknown."""
     if good is None:
         return "<b>?</b>"
     return '<span class="moecard-yes">✓</span>' if good else '<span class="moecard-no">✗</span>'
@@ -98,5 +100,7 @@ def mark(good: bool | None) -> str:
 
 def _cell(cell: Cell) -> str:
     content, columns = (cell, 1) if isinstance(cell, str) else cell
-    content = re.sub(r"(\d) ([kMG]?B)\b", r"\1&nbsp;\2", content)  # a number keeps its unit
+    content = re.sub(
+        r"(\d) ([kMG]?B)\b", r"\1&nbsp;\2", content
+    )  # keeps number and unit on one line
     return f'<td colspan="{columns}">{content}</td>' if columns > 1 else f"<td>{content}</td>"

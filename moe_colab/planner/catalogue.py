@@ -1,17 +1,17 @@
-"""The models to begin with: how large they are, what they need, how long one waits for them.
+"""The catalogue of models to begin with: their sizes, what they need, how long the first load
+takes.
 
-Knows their names and nothing else by heart: every number comes from the headers of the weights, or
-is an estimate that says so. Knows no GPU; what fits this machine is the preflight card's word.
+Knows their names; every number is read from the headers of the weights, or is marked as an
+estimate. Knows no GPU: the preflight card decides what fits this machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
-import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -27,11 +27,13 @@ from huggingface_hub.errors import (
 from ..errors import MoEColabError
 from ..machine.folders import cache_folder, shipped_model, store_name
 from ..machine.memory import VRAM_RESERVE
+from ..store.manifest import NAME as MANIFEST
+from ..store.manifest import Manifest
 from ..units import human
 from .card import card, table
 from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
 
-SHIPPED = "shipped"  # what a form field says for load()'s None
+SHIPPED = "shipped"  # the name of load()'s None in a form field
 CATALOGUE = {
     None: ("the small model", "comes with moe_colab; answers at once, knows little"),
     "ibm-granite/granite-3.1-1b-a400m-instruct": ("Granite 3.1 1B", "a real chat model, small"),
@@ -46,14 +48,14 @@ MEMORY = (
     "Memory is the GPU's, where another "
     f"{human(VRAM_RESERVE)} are left alone, or the host's where there is no GPU."
 )
-_known: dict[tuple[str | None, str], Sizes] = {}  # by endpoint and name: headers do not change
+_known: dict[tuple[str | None, str], Sizes] = {}  # by endpoint and name
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model of the list. `source` is what `mc.load` takes; `sizes` is None where it could not
-    be learned, and `problem` says why. `here`: nothing must be downloaded; `packed`: a store of it
-    lies in the cache folder."""
+    """One model of the list. `source` is the argument for `mc.load`; `sizes` is None where it is
+    not known, and `problem` says why. `here`: nothing must be downloaded; `packed`: the cache
+    folder has a store of it."""
 
     source: str | None
     title: str
@@ -65,26 +67,26 @@ class ModelInfo:
 
     @property
     def download_bytes(self) -> int | None:
-        """Still to come over the network."""
+        """Bytes that must be downloaded."""
         return self.sizes and (0 if self.here or self.packed else self.sizes.download)
 
     @property
     def disk_bytes(self) -> int | None:
-        """Needed at the most: the store, and the two largest files of a download, which are
-        deleted once they are packed."""
+        """Bytes needed on the disk at the most: the store, and the two largest files of a
+        download, which are deleted after packing."""
         if self.sizes is None or self.packed:
             return self.sizes and 0
         return self.sizes.store() + (0 if self.here else self.sizes.shards)
 
     @property
     def memory_bytes(self) -> int | None:
-        """The least on the device (with no GPU, in host memory): everything but the experts, one
-        slot in every layer, and the spares."""
-        return self.sizes and self.sizes.least_memory()
+        """Bytes needed at least on the GPU (in host memory without one): everything but the
+        experts, one slot in every layer, and the spares."""
+        return self.sizes and self.sizes.memory.least()
 
     @property
     def wait_seconds(self) -> float | None:
-        """An estimate, until it can be loaded for the first time."""
+        """An estimate of the time until it can be used: download and packing."""
         if self.sizes is None:
             return None
         packing = 0 if self.packed else self.sizes.store()
@@ -98,31 +100,20 @@ class ModelInfo:
 
     @property
     def choice(self) -> str:
-        """What a form field calls it; `source_of` is the way back."""
+        """Its name in a form field; `source_of` is the inverse."""
         return self.source or SHIPPED
 
     def load_with(self) -> str:
+        """The code that loads it."""
         return "mc.load()" if self.source is None else f'mc.load("{self.source}")'
 
 
-class ModelList(Sequence[ModelInfo]):
-    """Rows of ModelInfo; shows itself as a table, in text and in a notebook."""
-
-    def __init__(self, rows: Sequence[ModelInfo]):
-        self.rows = tuple(rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[ModelInfo]:
-        return iter(self.rows)
+class ModelList(tuple[ModelInfo, ...]):
+    """A sequence of ModelInfo that displays as a table, in text and in a notebook."""
 
     def __repr__(self) -> str:
         lines = []
-        for row in self.rows:
+        for row in self:
             facts = (
                 f"size unknown: {row.problem}"
                 if row.problem
@@ -134,7 +125,7 @@ class ModelList(Sequence[ModelInfo]):
     def _repr_html_(self) -> str:
         heads = ("model", "download", "disk", "memory, at least", "experts", "first wait")
         body = []
-        for row in self.rows:
+        for row in self:
             name = (
                 f"<b>{escape(row.title)}</b><small>{escape(row.note)}</small>"
                 f"<code>{escape(row.load_with())}</code>"
@@ -147,7 +138,7 @@ class ModelList(Sequence[ModelInfo]):
 
 
 def facts_of(row: ModelInfo) -> list[tuple[str, str]]:
-    """(name, value) of what a row tells, for a row whose sizes are known."""
+    """(name, value) of the columns, for a model whose sizes are known."""
     sizes = row.sizes
     kind = f"{sizes.layers} layers × {sizes.experts_per_layer}"
     return [
@@ -160,7 +151,7 @@ def facts_of(row: ModelInfo) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """95 as "~2 min"."""
+    """Seconds to read: 95 is "~2 min"."""
     if seconds < 1:
         return "a second"
     if seconds < 60:
@@ -179,16 +170,16 @@ def source_of(choice: str | os.PathLike[str] | None) -> str | os.PathLike[str] |
 
 def models(*more: str, timeout: float = 10.0, refresh: bool = False) -> ModelList:
     """The models to begin with, and `more` of the hub ("org/name") or on this machine (checkpoint
-    folders). Sizes come from the headers of the weights, over the network for those that are not
-    here: at most `timeout` seconds for all of them, and a row that could not be looked up says so.
-    Nothing but headers and configuration is fetched; `refresh` fetches them again."""
+    folders). Sizes are read from the headers of the weights, over the network for models that are
+    not here. That takes at most `timeout` seconds altogether; a row without an answer says so. Only
+    headers and configuration are fetched; `refresh` fetches them again."""
     sources = [*CATALOGUE, *(source for source in more if source not in CATALOGUE)]
     rows: list[ModelInfo | None] = [None] * len(sources)
 
     def look_up(number: int) -> None:
         rows[number] = info(sources[number], refresh)
 
-    # Daemons, not a pool: one that hangs must keep neither the list nor the interpreter waiting.
+    # Daemon threads, not a pool: one that hangs must not block the list or the end of the program.
     threads = [
         threading.Thread(target=look_up, args=(number,), daemon=True)
         for number in range(len(sources))
@@ -209,26 +200,25 @@ UNREACHABLE = "the hub cannot be reached"
 
 
 def describe(source: str | None, problem: str = "", **facts) -> ModelInfo:
+    """A row with the catalogue's title and note."""
     title, note = CATALOGUE.get(source, (source, "your choice"))
     return ModelInfo(source, title, note, problem=problem, **facts)
 
 
 def packed_sizes(name: str) -> Sizes | None:
-    """Of the finished store in the cache folder that says that it was made of a checkpoint of this
-    name, if there is one. (Whether the checkpoint has changed since is seen when it is loaded.)"""
-    for manifest in cache_folder().glob(f"{glob.escape(store_name(name))}-*/moe_colab.json"):
-        try:
-            body = json.loads(manifest.read_text(encoding="utf-8"))
-            if body["source"]["id"] == name:
-                return store_sizes(body)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: packed again when it is loaded
+    """The sizes of a finished store in the cache folder that was made of a checkpoint of this name,
+    if there is one. (Loading checks whether the checkpoint has changed since.)"""
+    for path in cache_folder().glob(f"{glob.escape(store_name(name))}-*/{MANIFEST}"):
+        with contextlib.suppress(MoEColabError):  # damaged, or old: packed again by loading
+            manifest = Manifest.load(path.parent)
+            if manifest.source["id"] == name:
+                return store_sizes(manifest)
     return None
 
 
 def info(source: str | None, refresh: bool) -> ModelInfo:
-    """The row of one model. Whatever goes wrong is told in it: one bad row must not cost the
-    others."""
+    """The row of one model. Raises nothing: the row says what went wrong, so that the others are
+    shown."""
     try:
         folder = shipped_model() if source is None else Path(source).expanduser()
         if source is None or folder.is_dir():
@@ -244,7 +234,7 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
         key = (os.environ.get("HF_ENDPOINT"), source)
         if refresh or key not in _known:
             if constants.HF_HUB_OFFLINE:
-                return describe(source, "the hub must not be asked (HF_HUB_OFFLINE)")
+                return describe(source, "not here, and offline mode is on (HF_HUB_OFFLINE)")
             _known[key] = hub_sizes(source)
         return describe(source, sizes=_known[key])
     except GatedRepoError:
@@ -255,6 +245,6 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
         problem = "it has no safetensors weights, and moe_colab reads no others"
     except MoEColabError as error:
         problem = str(error)
-    except Exception as error:  # the hub's errors are many, and differ from version to version
+    except Exception as error:  # the hub has many errors, which differ between versions
         return describe(source, f"{UNREACHABLE} ({type(error).__name__})")
     return describe(source, problem)

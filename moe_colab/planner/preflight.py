@@ -1,7 +1,7 @@
-"""What this machine can run, told within seconds and before torch is imported.
+"""The preflight card: what this machine can run, within seconds and before torch is imported.
 
-Knows the driver's nvidia-smi, the machine's memory and disk, and the list of models. Judges by the
-rules that loading goes by; loads nothing.
+Knows nvidia-smi, the machine's memory and disk, and the list of models. Uses the arithmetic of
+loading (device_memory.py); loads nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..units import human
 from .card import bar, card, mark, table, tiles
 from .catalogue import ASSUMED, ModelInfo, ModelList, models
 
-ASK_GPU = "--query-gpu=name,memory.total,memory.free"
+GPU_QUERY = "--query-gpu=name,memory.total,memory.free"
 NO_GPU = (
-    "No GPU that torch can use: the model runs on the CPU. What it says and what is counted (hits, "
-    "loads, bytes) is the same; only the seconds are not those of a GPU."
+    "No GPU that torch can use: the model runs on the CPU. Its text and the counts (hits, loads, "
+    "bytes) are the same; only the seconds are not those of a GPU."
 )
 GET_GPU = {
     "colab": " Runtime › Change runtime type › T4 GPU gives you one.",
@@ -43,7 +43,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model fits, None where that is unknown; how many slots a layer do; and why."""
+    """Whether a model fits, None where that is unknown; how many slots a layer fit; and why."""
 
     fits: bool | None
     slots: int | None
@@ -52,8 +52,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Preflight:
-    """This machine and the models: bytes that are free now, and a verdict for each model. Shows
-    itself as a card in a notebook and as text elsewhere."""
+    """This machine and the models: bytes that are free now, and a verdict for each model. Displays
+    as a card in a notebook and as text elsewhere."""
 
     where: str
     gpu: Gpu | None
@@ -67,10 +67,11 @@ class Preflight:
 
     @property
     def on_gpu(self) -> bool:
-        """Where `mc.load(device="auto")` will put the model."""
+        """Whether `mc.load(device="auto")` will use the GPU."""
         return self.gpu is not None and self.torch_has_cuda
 
     def verdict(self, model: ModelInfo) -> Verdict:
+        """Whether this machine can load a model, by disk and memory."""
         sizes = model.sizes
         if sizes is None:
             return Verdict(None, None, model.problem)
@@ -82,9 +83,9 @@ class Preflight:
             kind, free, left_alone = "GPU memory", self.gpu.free, VRAM_RESERVE
         if free is None:
             return Verdict(None, None, "the driver does not say how much GPU memory is free")
-        slots = sizes.slots_within(free - left_alone)
+        slots = max(sizes.memory.slots_within(free - left_alone))
         if slots < 1:
-            need = human(sizes.least_memory() + left_alone)
+            need = human(sizes.memory.least() + left_alone)
             return Verdict(False, 0, f"needs {need} of {kind}, and {human(free)} are free")
         usual = sizes.experts_per_layer // 2  # what "auto" takes on a CPU
         if not self.on_gpu and slots < usual:
@@ -94,7 +95,7 @@ class Preflight:
         return Verdict(True, slots, self.homes(model, slots))
 
     def homes(self, model: ModelInfo, slots: int) -> str:
-        """Where the experts wait that are in no slot of the GPU."""
+        """Where the experts are that have no slot on the GPU, in words."""
         if slots >= model.sizes.experts_per_layer:
             return "every expert has a slot on the GPU"
         share = max(0, self.ram_free - RAM_RESERVE) / model.sizes.experts
@@ -103,10 +104,10 @@ class Preflight:
         return f"{share:.0%} of the experts wait in RAM, the others on disk"
 
     def facts(self) -> list[tuple[str, str, str]]:
-        """(what, value, remark) of this machine."""
+        """(name, value, remark) of this machine's parts."""
         gpu = ("GPU", "none", "")
         if self.gpu is not None:
-            memory = "memory unknown" if self.gpu.free is None else free_of(*self.memory())
+            memory = "memory unknown" if self.gpu.free is None else free_of(self.gpu)
             gpu = ("GPU", self.gpu.name, memory)
             if not self.torch_has_cuda:
                 gpu = ("GPU", self.gpu.name, "this torch was built without CUDA")
@@ -117,24 +118,22 @@ class Preflight:
             ("CPU", f"{self.cores} core{'s' if self.cores != 1 else ''}", ""),
         ]
 
-    def memory(self) -> tuple[int, int]:
-        return self.gpu.free, self.gpu.total or self.gpu.free
-
     def remark(self) -> str:
+        """What to know, and to do, where there is no GPU."""
         if self.on_gpu:
             return ""
         return NO_GPU + (GET_GPU.get(self.where, "") if self.gpu is None else "")
 
     def text(self) -> str:
         lines = [f"Preflight: {self.where}"]
-        lines += [f"  {what:5}{value} {remark}".rstrip() for what, value, remark in self.facts()]
+        lines += [f"  {name:5}{value} {remark}".rstrip() for name, value, remark in self.facts()]
         lines += [self.remark()] if self.remark() else []
         for model in self.models:
             verdict = self.verdict(model)
             sign = {True: "+", False: "-", None: "?"}[verdict.fits]
-            said = f"{answer(verdict)}{slots_of(verdict, model)}: {verdict.why}"
+            result = f"{answer(verdict)}{slots_of(verdict, model)}: {verdict.why}"
             wait = f"; first wait {model.wait()}" if verdict.fits is not False else ""
-            lines.append(f"{sign} {model.title}, {model.load_with()}\n    {said}{wait}")
+            lines.append(f"{sign} {model.title}, {model.load_with()}\n    {result}{wait}")
         return "\n".join([*lines, ASSUMED])
 
     def __repr__(self) -> str:
@@ -168,14 +167,14 @@ def slots_of(verdict: Verdict, model: ModelInfo) -> str:
     return f" with up to {verdict.slots} of {model.sizes.experts_per_layer} slots a layer"
 
 
-def free_of(free: int, total: int) -> str:
-    return f"{human(free)} free of {human(total)}"
+def free_of(gpu: Gpu) -> str:
+    return f"{human(gpu.free)} free of {human(gpu.total or gpu.free)}"
 
 
-# ---------------------------------------------------------------------- asking the machine
+# ---------------------------------------------------------------------- this machine
 def preflight(*more: str, timeout: float = 10.0) -> Preflight:
-    """Look at this machine and at the models of `moe_colab.models(*more)`; the hub is given
-    `timeout` seconds. Imports no torch."""
+    """A card of what this machine can run, for the models of `moe_colab.models(*more)`, which gives
+    the hub `timeout` seconds. Imports no torch."""
     gpu = find_gpu()
     return Preflight(
         where=environment(),
@@ -191,14 +190,15 @@ def preflight(*more: str, timeout: float = 10.0) -> Preflight:
 
 
 def find_gpu(timeout: float = 5.0) -> Gpu | None:
-    """By the driver's own program, which is there wherever a GPU can be used."""
+    """The first visible GPU, by nvidia-smi, which is part of the driver; None where there is
+    none."""
     which = []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         first = os.environ["CUDA_VISIBLE_DEVICES"].split(",")[0].strip()
         if not first or first.startswith("-"):
             return None
         which = [f"--id={first}"]
-    command = ["nvidia-smi", *which, ASK_GPU, "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", *which, GPU_QUERY, "--format=csv,noheader,nounits"]
     try:
         out = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
     except (OSError, subprocess.TimeoutExpired):
@@ -210,12 +210,14 @@ def find_gpu(timeout: float = 5.0) -> Gpu | None:
     return Gpu(name, mebibytes(total), mebibytes(free))
 
 
-def mebibytes(said: str) -> int | None:
-    return int(said) << 20 if said.isdigit() else None  # "[N/A]" where memory is shared
+def mebibytes(text: str) -> int | None:
+    """Bytes of so many MiB; None for "[N/A]", which nvidia-smi prints where memory is shared."""
+    return int(text) << 20 if text.isdigit() else None
 
 
 def torch_has_cuda() -> bool:
-    """By the name of the installed version, which says so where it is built for the CPU alone."""
+    """Whether the installed torch supports CUDA, by the name of its version, without importing
+    it."""
     try:
         return not metadata.version("torch").endswith("+cpu")
     except metadata.PackageNotFoundError:

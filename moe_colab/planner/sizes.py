@@ -1,9 +1,8 @@
-"""How many bytes a model's parts take, told from the headers of its safetensors files.
+"""Sizes of a model's parts in bytes, from the headers of its safetensors files.
 
-Knows the header's format, the names that checkpoints give to experts, and the hub's way of sending
-a part of a file. Reads no weights and builds no model: that takes torch, and these numbers are
-wanted before. `checkpoint.py` knows exactly which tensor feeds which expert; that both agree is
-tested for every family that is promised.
+Knows headers, the names of experts in checkpoints, and the hub. Reads no weights and builds no
+model, because that needs torch. checkpoint/reader.py knows exactly which tensor belongs to which
+expert; a test checks that both agree for every supported family.
 """
 
 from __future__ import annotations
@@ -12,144 +11,135 @@ import contextlib
 import json
 import os
 import re
-import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.utils import (
+    SafetensorsFileMetadata,
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
 )
 
-from ..cache.spares import SPARES
 from ..errors import MoEColabError
 from ..machine.folders import environment
-from ..store.safetensors import weight_files
+from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
+from ..store.manifest import Manifest
+from ..store.safetensors import SINGLE, TensorEntry, read_header, weight_files
+from .device_memory import DeviceMemory
 
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # beside the weights
+SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # the files beside the weights
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_TIMEOUT = 5.0  # seconds
 NUMBER = re.compile(r"\.(\d+)\.")
 
-Tensor = tuple[str, tuple[int, ...], int]
-"""Name, shape and bytes."""
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """A checkpoint in bytes: `download` all of it, `experts` those of the layers that are run,
-    `dense` everything else that is run, `slot` one expert in every layer, `largest` the largest
-    expert. `layers` MoE layers have `experts_per_layer` experts each. `shards`: the two largest
-    files, which is what lies on the disk at once of a download."""
+    """Bytes of a checkpoint or a store: `download` is all of it, `experts` the routed experts of
+    the layers that are run, `memory` what is needed on a device, `shards` the two largest files,
+    which are on the disk at once during a download."""
 
     download: int
     experts: int
-    dense: int
-    slot: int
-    largest: int
-    layers: int
-    experts_per_layer: int
+    memory: DeviceMemory
     shards: int = 0
 
+    @property
+    def layers(self) -> int:
+        """The number of MoE layers."""
+        return len(self.memory.blobs)
+
+    @property
+    def experts_per_layer(self) -> int:
+        """The number of experts in the largest layer."""
+        return max(self.memory.experts)
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest expert."""
+        return max(self.memory.blobs)
+
     def store(self) -> int:
-        """What is left of it in a store."""
-        return self.experts + self.dense
-
-    def least_memory(self) -> int:
-        """With one slot in every layer, and the spares."""
-        return self.dense + self.slot + SPARES * self.largest
-
-    def slots_within(self, nbytes: int) -> int:
-        """Slots a layer that `nbytes` hold beside everything else; 0 where not even one fits."""
-        room = nbytes - self.dense - SPARES * self.largest
-        return max(0, min(self.experts_per_layer, room // self.slot))
+        """Bytes of a store of it, without quantizing."""
+        return self.experts + self.memory.dense
 
 
-def measure(files: Iterable[Sequence[Tensor]], config: dict[str, Any]) -> Sizes:
-    """Of the tensors of every file. Raises MoEColabError for a model without routed experts."""
+def measure(files: Iterable[Iterable[TensorEntry]], config: dict[str, Any]) -> Sizes:
+    """The sizes of a checkpoint, from the tensors of every file. Raises MoEColabError for a model
+    without routed experts."""
     text = {**config, **(config.get("text_config") or {})}
     count = next((text[key] for key in EXPERT_COUNTS if isinstance(text.get(key), int)), 0)
     run = text.get("num_hidden_layers") or text.get("num_layers")
     dense, layers, shards = 0, Counter(), []
     for file in files:
-        shards.append(sum(nbytes for _, _, nbytes in file))
-        for name, shape, nbytes in file:
-            found = NUMBER.search(name)
-            if count and found and is_expert(name, shape, count):
-                layer = int(found[1])
-                if run is None or layer < run:  # beyond: for guessing ahead, which is not run
-                    layers[layer] += nbytes
+        shards.append(0)
+        for entry in file:
+            shards[-1] += entry.nbytes
+            number = NUMBER.search(entry.name)
+            if count and number and is_expert(entry.name, entry.shape, count):
+                layer = int(number[1])
+                if run is None or layer < run:  # later ones (multi-token prediction) are not run
+                    layers[layer] += entry.nbytes
             else:
-                dense += nbytes
+                dense += entry.nbytes
     if not layers:
         raise MoEColabError("it has no routed experts that moe_colab can offload.")
-    one = [nbytes // count for nbytes in layers.values()]
-    total, two, moe = sum(shards), sum(sorted(shards)[-2:]), sum(layers.values())
-    return Sizes(total, moe, dense, sum(one), max(one), len(layers), count, two)
+    blobs = tuple(align(layers[number] // count, BLOB_ALIGNMENT) for number in sorted(layers))
+    memory = DeviceMemory(blobs, (count,) * len(blobs), dense)
+    return Sizes(sum(shards), sum(layers.values()), memory, sum(sorted(shards)[-2:]))
 
 
-def store_sizes(manifest: dict[str, Any]) -> Sizes:
-    """Of a finished store, from what its moe_colab.json says. Raises ValueError, KeyError or
-    TypeError where that is something else."""
-    layers = [(layer["experts"], layer["layout"]["nbytes"]) for layer in manifest["layers"]]
-    dense, slot = manifest["dense"]["nbytes"], sum(nbytes for _, nbytes in layers)
-    moe, largest = sum(count * n for count, n in layers), max(nbytes for _, nbytes in layers)
-    return Sizes(dense + moe, moe, dense, slot, largest, len(layers), layers[0][0])
+def store_sizes(manifest: Manifest) -> Sizes:
+    """The sizes of a finished store; nothing of it is left to download."""
+    blobs = tuple(layer.layout.nbytes for layer in manifest.layers)
+    experts = tuple(layer.experts for layer in manifest.layers)
+    matrices = manifest.low_bit.matrices if manifest.low_bit else ()
+    largest = max((matrix.layout.parameters() for matrix in matrices), default=0)
+    working = largest * DTYPE_BYTES[manifest.dtype]
+    memory = DeviceMemory(blobs, experts, manifest.dense_bytes(), working=working)
+    return Sizes(manifest.total_bytes(), manifest.expert_bytes(), memory)
 
 
 def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
-    """True for a routed expert's tensor and for one that all experts of a layer lie in. (A shared
-    expert is called `shared_experts`; a convolution's second axis is 1.)"""
+    """Whether a tensor belongs to a routed expert, or holds all experts of a layer. (The name of a
+    shared expert is `shared_experts`; the second axis of a convolution is 1.)"""
     fused = len(shape) == 3 and shape[0] == experts and shape[1] > 1
     return ".experts." in name or fused
 
 
 # ---------------------------------------------------------------------- on this machine
 def folder_sizes(folder: Path) -> Sizes:
-    """Of a checkpoint folder. Raises MoEColabError where it is none."""
+    """The sizes of a checkpoint folder. Raises MoEColabError where it is not a whole checkpoint."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files = [header(folder / file) for file in weight_files(folder)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (OSError, ValueError) as error:
         raise MoEColabError(f"{folder} is not a whole checkpoint: {error}.") from error
-    return measure(files, config)
-
-
-def header(path: Path) -> list[Tensor]:
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > os.fstat(file.fileno()).st_size:
-            raise ValueError(f"{path.name} is not a safetensors file")
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    return [
-        (name, tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in entries.items()
-    ]
+    return measure([read_header(folder / file).values() for file in weight_files(folder)], config)
 
 
 # ---------------------------------------------------------------------- on the hub
 def downloaded(repo_id: str) -> Path | None:
-    """The folder of an earlier download of this model, if all of its weights are there."""
+    """The folder of an earlier download of this model; None unless all of its weights are there."""
     config = try_to_load_from_cache(repo_id, "config.json")
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
     try:
         whole = all((folder / file).is_file() for file in weight_files(folder))
-    except MoEColabError:  # an index cut short
+    except MoEColabError:  # the index is damaged
         return None
     return folder if whole else None
 
 
 def hub_access(token: str | None = None) -> HfApi:
-    """With this token, or with the user's own, if there is one. On Colab huggingface_hub would
-    otherwise look among the secrets, whether that is needed or not, in whichever thread it runs."""
+    """Access to the hub with this token, or with the user's own, if there is one. On Colab without
+    a token, access is anonymous: otherwise huggingface_hub would read Colab's secrets, which asks
+    the user, from any thread."""
     own = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     has_own = any(map(os.environ.get, own)) or Path(constants.HF_TOKEN_PATH).is_file()
     anonymous = token is None and environment() == "colab" and not has_own
@@ -157,28 +147,34 @@ def hub_access(token: str | None = None) -> HfApi:
 
 
 def hub_sizes(repo_id: str) -> Sizes:
-    """Of a model on the hub: fetches its configuration, its index and the headers, no weights.
-    Raises what huggingface_hub raises, and MoEColabError."""
+    """The sizes of a model on the hub. Fetches its configuration, its index and the headers, no
+    weights. Raises MoEColabError, and huggingface_hub's errors."""
     hub = hub_access()
-    # First what is asked once and no more: the downloads try again and again, and say so.
+    # This call first: it fails at once, while downloads retry and print warnings.
     commit = hub.model_info(repo_id, timeout=HUB_TIMEOUT).sha
     config = json.loads(
         Path(hub.hf_hub_download(repo_id, "config.json", revision=commit)).read_text("utf-8")
     )
     files = hub.get_safetensors_metadata(repo_id, revision=commit).files_metadata.values()
-    tensors = [
-        [
-            (name, tuple(entry.shape), entry.data_offsets[1] - entry.data_offsets[0])
-            for name, entry in file.tensors.items()
-        ]
-        for file in files
-    ]
-    return measure(tensors, config)
+    return measure([hub_entries(file).values() for file in files], config)
+
+
+def hub_entries(
+    header: SafetensorsFileMetadata, path: Path = Path(SINGLE)
+) -> dict[str, TensorEntry]:
+    """The tensors of a file on the hub, as if it lay at `path`; the bytes of each are counted from
+    0."""
+    return {
+        name: TensorEntry(
+            path, name, t.dtype, tuple(t.shape), 0, t.data_offsets[1] - t.data_offsets[0]
+        )
+        for name, t in header.tensors.items()
+    }
 
 
 @contextlib.contextmanager
 def progress_bars(shown: bool) -> Iterator[None]:
-    """The hub's bars."""
+    """Shows or hides huggingface_hub's progress bars inside a `with` block."""
     hide = not shown and not are_progress_bars_disabled()
     if hide:
         disable_progress_bars()

@@ -1,8 +1,13 @@
-"""One matrix in 2, 3, 4 or 8 bits a weight: codes, scales and zeros, packed and unpacked.
+"""Low-bit matrices: quantizing, packing, unpacking and dequantizing one of 2, 3, 4 or 8 bits.
 
-Knows bits, groups and tensors; knows no experts, no store and not who chose the scales. A weight is
-(code - zero) * scale, with one scale and zero for every group. Legend: N rows (out), K columns
-(in), G weights a group.
+Knows bits, groups and tensors; knows no experts, no store, and no method to choose scales. A weight
+is (code - zero) * scale, with one scale and one zero for every group. Legend: N rows (out), K
+columns (in); [grid] is the shape of the scales, see `Format.grid`.
+
+Codes are packed in bit planes: those of 3 bits in a plane of their 2 low bits and one of the high
+bit. Up to 4 bits, scales and zeros are quantized too (double quantization, as in QLoRA): each is a
+byte, with one step and one offset for a row of the grid. The field "lines" [rows of the grid, 4]
+holds them: step and offset of the scales, step and offset of the zeros.
 """
 
 from __future__ import annotations
@@ -15,63 +20,68 @@ from .format import PLANES, UNITS, Format, Shape
 
 KINDS = {"U8": torch.uint8, "BF16": torch.bfloat16, "F32": torch.float32}
 
-Grids = tuple[torch.Tensor, torch.Tensor]
+Scales = tuple[torch.Tensor, torch.Tensor]
 """Scales and zeros, float32 [grid]."""
+ChooseScales = Callable[[torch.Tensor, Format], Scales]
+"""Finds them for a float32 matrix [N, K]."""
 
 
-# ---------------------------------------------------------------------- there
-def quantize(
-    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
+# ---------------------------------------------------------------------- quantize
+def quantize_matrix(
+    weight: torch.Tensor, form: Format, choose_scales: ChooseScales
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """The fields of `weight` [N, K], and what is lost: the norm of the difference over that of the
-    weights. `choose` gives float scales and zeros [grid] for a float32 matrix. It takes room for a
-    few copies of one piece of the matrix."""
+    """(fields, relative error) of `weight` [N, K]; the error is the norm of the difference over the
+    norm of the weights. Works piece by piece: it takes memory for the fields and a few copies of
+    one piece."""
     shape = tuple(weight.shape)
     fields = {
         name: torch.empty(dims, dtype=KINDS[kind], device=weight.device)
         for name, (kind, dims) in form.fields(shape).items()
     }
-    lost = total = 0.0
+    error = total = 0.0
     for piece, dims in form.pieces(shape):
         part = form.part(weight, piece).float().contiguous().view(dims)
-        kept = quantize_piece(part, form, choose)
-        for name, values in kept.items():
+        packed = quantize_piece(part, form, choose_scales)
+        for name, values in packed.items():
             into = form.field(fields[name], name, shape, piece)
             into.copy_(values.view(into.shape))
         total += part.square().sum(dtype=torch.float64).item()
-        back = dequantize(kept, form, dims, torch.float32)
-        lost += back.sub_(part).square_().sum(dtype=torch.float64).item()
-    return fields, (lost / max(total, 1e-60)) ** 0.5
+        back = dequantize(packed, form, dims, torch.float32)
+        error += back.sub_(part).square_().sum(dtype=torch.float64).item()
+    return fields, (error / max(total, 1e-60)) ** 0.5
 
 
 def quantize_piece(
-    weight: torch.Tensor, form: Format, choose: Callable[[torch.Tensor, Format], Grids]
+    weight: torch.Tensor, form: Format, choose_scales: ChooseScales
 ) -> dict[str, torch.Tensor]:
-    """Codes are rounded anew with the scales as they are kept, so that little of their rounding is
-    left in the weights."""
-    kept = keep_grid(form, *choose(weight, form))
-    scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, kept))
+    """The fields of one piece. The codes are rounded with the scales as they are stored, and so
+    make up for most of the scales' own rounding."""
+    scales = quantize_scales(form, *choose_scales(weight, form))
+    scale, zero = (part.unsqueeze(2 * form.axis) for part in dequantize_scales(form, scales))
     codes = form.grouped(weight) / scale + zero
     codes = codes.round_().clamp_(0, 2**form.bits - 1).to(torch.uint8)
-    return {**pack(codes.view(weight.shape), form), **kept}
+    return {**pack_codes(codes.view(weight.shape), form), **scales}
 
 
-def keep_grid(form: Format, scale: torch.Tensor, zero: torch.Tensor) -> dict[str, torch.Tensor]:
+def quantize_scales(
+    form: Format, scale: torch.Tensor, zero: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The fields that store scales and zeros [grid]; floats at 8 bits, whose codes are too fine for
+    coarse scales."""
     if form.bits == 8:
         return {"scale": scale.float(), "zero": zero.float()}
-    kept, lines = {}, []
+    fields, lines = {}, []
     for name, values in (("scale", scale.float()), ("zero", zero.float())):
         low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
         offset, step = low.bfloat16(), ((high - low) / 255).bfloat16()
         safe = step.float().where(step > 0, 1.0)
-        kept[name] = ((values - offset.float()) / safe).round().clamp(0, 255).to(torch.uint8)
+        fields[name] = ((values - offset.float()) / safe).round().clamp(0, 255).to(torch.uint8)
         lines += [step, offset]
-    kept["lines"] = torch.cat(lines, 1)
-    return kept
+    return fields | {"lines": torch.cat(lines, 1)}
 
 
-def pack(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
-    """uint8 codes [N, K] as planes of bytes."""
+def pack_codes(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
+    """uint8 codes [N, K] as bit planes, uint8 [bytes] each."""
     planes, below = {}, 0
     for name, bits in PLANES[form.bits].items():
         plane = codes >> below & 2**bits - 1
@@ -81,9 +91,9 @@ def pack(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
 
 
 def pack_rows(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
-    """Axis 1. A unit of u bytes holds neighbours of one row: column (u/2) i + 2 j + h of the unit
-    lies in its 32-bit word j, at bit 16 h + bits i. So a kernel gets two codes with one mask and
-    one shift, in the natural order of the activations."""
+    """Packs a plane along axis 1. A unit of u bytes holds neighbours of one row: column (u/2) i +
+    2 j + h of the unit is in its 32-bit word j, at bit 16 h + bits i. So a kernel gets two codes
+    with one mask and one shift, in the natural order of the activations."""
     pieces = plane.view(*split(plane.shape, bits)).to(torch.int32)  # [N, units, i, words, 2]
     shifts = bits * torch.arange(16 // bits, device=plane.device, dtype=torch.int32)
     halves = (pieces << shifts[:, None, None]).sum(2, dtype=torch.int32)
@@ -91,7 +101,8 @@ def pack_rows(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
 
 
 def pack_columns(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
-    """Axis 0. A byte holds codes of one group, the first in its highest bits: hqq's own packing."""
+    """Packs a plane along axis 0, as hqq does: a byte holds codes of one group, the first in its
+    highest bits."""
     parts = plane.view(8 // bits, group * bits // 8, -1)
     packed = torch.zeros_like(parts[0])
     for part in parts:
@@ -100,13 +111,14 @@ def pack_columns(plane: torch.Tensor, bits: int, group: int) -> torch.Tensor:
 
 
 def split(shape: Shape, bits: int) -> Shape:
+    """(N, units in a row, codes in half a word, words in a unit, 2) of a plane [N, K]."""
     rows, columns = shape
     unit = next(unit for unit in UNITS if columns * bits // 8 % unit == 0)
     return (rows, columns * bits // 8 // unit, 16 // bits, unit // 4, 2)
 
 
-# ---------------------------------------------------------------------- and back
-def unpack(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
+# ---------------------------------------------------------------------- dequantize
+def unpack_codes(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
     """The codes, int16 [N, K]."""
     codes, below = None, 0
     for name, bits in PLANES[form.bits].items():
@@ -129,8 +141,8 @@ def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) 
     return packed >> shifts[:, None, None] & 2**bits - 1
 
 
-def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> Grids:
-    """(scales, zeros), float32 [grid]."""
+def dequantize_scales(form: Format, fields: Mapping[str, torch.Tensor]) -> Scales:
+    """Scales and zeros from the fields that store them."""
     if form.bits == 8:
         return fields["scale"], fields["zero"]
     lines = fields["lines"].float()
@@ -141,12 +153,9 @@ def grids(form: Format, fields: Mapping[str, torch.Tensor]) -> Grids:
 
 
 def dequantize(
-    fields: Mapping[str, torch.Tensor],
-    form: Format,
-    shape: Shape,
-    dtype: torch.dtype,
+    fields: Mapping[str, torch.Tensor], form: Format, shape: Shape, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The weights [N, K] in `dtype`, computed in float32. Takes room for the result and for a few
+    """The weights [N, K] in `dtype`, computed in float32. Takes memory for the result and a few
     copies of one piece of it."""
     weight = torch.empty(shape, dtype=dtype, device=fields["scale"].device)
     for piece, dims in form.pieces(shape):
@@ -154,8 +163,8 @@ def dequantize(
             name: form.field(values, name, shape, piece).contiguous()
             for name, values in fields.items()
         }
-        scale, zero = (part.unsqueeze(2 * form.axis) for part in grids(form, parts))
-        codes = form.grouped(unpack(parts, form, dims).float())
+        scale, zero = (part.unsqueeze(2 * form.axis) for part in dequantize_scales(form, parts))
+        codes = form.grouped(unpack_codes(parts, form, dims).float())
         into = form.part(weight, piece)
         into.copy_(codes.sub_(zero).mul_(scale).view(into.shape))
     return weight

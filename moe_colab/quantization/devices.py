@@ -1,4 +1,5 @@
-"""Which device, which dtype: what a user asked for against what the machine can do."""
+"""Device and dtype of a model: checks what the user asks for against what the machine can do. Knows
+torch and CUDA; knows no model."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ COMPUTE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16"
 
 
 def pick_device(device: str | torch.device) -> torch.device:
+    """The device that the user names; "auto" is the GPU, if there is one. Raises MoEColabError for
+    a device that is not there."""
     if str(device) == "auto":
         return (
             torch.device("cuda", torch.cuda.current_device())
@@ -38,7 +41,8 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    """A dtype to compute in, None for "auto"."""
+    """The dtype that the user names, None for "auto". Raises MoEColabError for one that models
+    cannot compute in."""
     name = str(dtype).removeprefix("torch.")
     if name == "auto":
         return None
@@ -50,12 +54,13 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """By compute capability: torch's own answer is also True where bfloat16 is only emulated, as on
-    a T4."""
+    """Whether the device computes in bfloat16. Asks for the compute capability, because torch says
+    yes where bfloat16 is only emulated, as on a T4."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def check_device_dtype(device: torch.device, dtype: torch.dtype) -> None:
+    """Raises MoEColabError where the device cannot compute in `dtype`."""
     if dtype is torch.bfloat16 and not has_bfloat16(device):
         raise MoEColabError(
             f"{torch.cuda.get_device_name(device)} cannot compute in bfloat16: use dtype='float16'."
@@ -63,7 +68,8 @@ def check_device_dtype(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def usable_dtype(own: torch.dtype, wanted: torch.dtype | None, device: torch.device) -> torch.dtype:
-    """What the experts of a checkpoint kept in `own` are packed in; `wanted` None is "auto"."""
+    """The dtype in which a checkpoint of dtype `own` is packed; `wanted` None is "auto". Raises
+    MoEColabError where the device cannot compute in it."""
     if wanted is None:
         return torch.float16 if own is torch.bfloat16 and not has_bfloat16(device) else own
     check_device_dtype(device, wanted)

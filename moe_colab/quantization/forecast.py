@@ -1,7 +1,7 @@
-"""What quantizing a model will take: disk, memory and minutes, told before anything is downloaded.
+"""Forecast of quantizing: the disk, memory and minutes that a model will take, before a download.
 
-Knows what the headers of a checkpoint say, this machine's disk and memory, and how fast one small
-matrix was quantized on it just now. Quantizes nothing that is kept.
+Knows a checkpoint's headers, this machine's disk and memory, and how fast it quantizes one small
+matrix; knows nothing of packing.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from ..machine.memory import available_memory, free_disk
 from ..planner.card import card, mark, tiles
 from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info, source_of
 from ..units import human
-from .bits import quantize
+from .bits import quantize_matrix
 from .devices import pick_device
-from .format import Format, kept_bytes
-from .hqq import choose
+from .format import Format, stored_bytes
+from .hqq import choose_scales
 
-TRIAL = (1024, 1024)  # a matrix whose quantizing is timed
-ROWS_OF = 4096  # columns that a row is taken to have, for what its line of scales costs
-WORKING = 1_500_000_000  # bytes that quantizing stays under, with the largest expert on top
+TRIAL = (1024, 1024)  # the shape of the matrix whose quantizing is timed
+COLUMNS = 4096  # assumed of every matrix, to count what a row's scales take
+WORKING = 1_500_000_000  # bytes that quantizing takes at the most, beside the largest expert
 ASSUMED = (
     f"Estimates: {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download are assumed; the speed of quantizing "
-    "was measured on this machine just now. All but the experts is counted at full size."
+    "was measured on this machine just now. The dense part is counted at full size."
 )
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Bytes and seconds that quantizing one model takes; `disk_bytes` at the most, with the two
-    files of a download that lie there at once; `weights_a_second` as measured on this machine.
-    Shows itself as a card in a notebook, and as text elsewhere."""
+    """Bytes and seconds that quantizing one model will take. `disk_bytes`: the most at any time,
+    which is the store and the two largest files of a download; `weights`: of the routed experts;
+    `weights_a_second`: measured on this machine. Displays as a card in a notebook, as text
+    elsewhere."""
 
     model: ModelInfo
     store_bytes: int
@@ -55,7 +56,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """The download and the work overlap: the longer of the two."""
+        """The longer of download and quantizing, which overlap."""
         return max(self.download_bytes / DOWNLOAD_SPEED, self.weights / self.weights_a_second)
 
     def check(self) -> None:
@@ -71,32 +72,28 @@ class Forecast:
                 )
 
     def facts(self) -> list[tuple[str, str, str]]:
-        """(what, value, remark)"""
+        """(name, value, remark) of what the card shows."""
         download = ("none", "it is here")
         if self.download_bytes:
             download = (human(self.download_bytes), "file by file, each deleted when done")
         speed = f"{self.weights_a_second / 1e6:.1f} million weights a second"
         return [
             ("download", *download),
-            (
-                "store",
-                f"about {human(self.store_bytes)}",
-                f"of {human(self.model.sizes.store())}",
-            ),
+            ("store", f"about {human(self.store_bytes)}", f"of {human(self.model.sizes.store())}"),
             ("disk", human(self.disk_bytes), f"{human(self.disk_free)} are free"),
             ("memory", f"about {human(self.memory_bytes)}", f"{human(self.memory_free)} are free"),
             ("time", duration(self.seconds), speed),
         ]
 
     def __repr__(self) -> str:
-        said = "fits" if self.fits else "does not fit"
-        lines = [f"Quantizing {self.model.title}: {said}"]
+        answer = "fits" if self.fits else "does not fit"
+        lines = [f"Quantizing {self.model.title}: {answer}"]
         lines += [f"  {what:9}{value} ({remark})" for what, value, remark in self.facts()]
         return "\n".join([*lines, ASSUMED])
 
     def _repr_html_(self) -> str:
-        said = "fits this machine" if self.fits else "does not fit this machine"
-        body = f'<p class="moecard-say">{mark(self.fits)} {said}</p>' + tiles(self.facts())
+        answer = "fits this machine" if self.fits else "does not fit this machine"
+        body = f'<p class="moecard-say">{mark(self.fits)} {answer}</p>' + tiles(self.facts())
         return card(f"Quantizing {self.model.title}", body, ASSUMED)
 
 
@@ -113,12 +110,12 @@ def forecast(
     Raises MoEColabError where the model's size cannot be learned, where no row of 4096 weights
     could be kept so, and where hqq is not installed."""
     form = Format(expert_bits, group_size)
-    form.check("a row", (1, ROWS_OF))
+    form.check("a row", (1, COLUMNS))
     model = info(source_of(source), refresh=False)
     if model.sizes is None:
         raise MoEColabError(f"the size of {model.title} is not known: {model.problem}")
     sizes, weights = model.sizes, model.sizes.experts // 2  # of 16 bits
-    store = weights * kept_bytes((1, ROWS_OF), form) // ROWS_OF + sizes.dense
+    store = weights * stored_bytes((1, COLUMNS), form) // COLUMNS + sizes.memory.dense
     return Forecast(
         model=model,
         store_bytes=store,
@@ -133,11 +130,11 @@ def forecast(
 
 
 def speed(form: Format, device: torch.device) -> float:
-    """Weights a second that are quantized, on a matrix of random weights; the second time counts,
-    when all is imported and warm. Only the time to read and write them comes on top."""
+    """Weights quantized in a second, measured on a matrix of random weights; without reading and
+    writing. The first of two runs is a warm-up."""
     matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0)).to(device)
     for _ in range(2):
         start = time.perf_counter()
-        quantize(matrix, form, choose)  # ends with a number on the host: the device is done
+        quantize_matrix(matrix, form, choose_scales)  # returns a number, so it waits for the device
         seconds = time.perf_counter() - start
     return matrix.numel() / seconds

@@ -1,8 +1,8 @@
-"""What a store is made of, and how each part is made from a checkpoint: experts, low-bit matrices,
-and tensors as they are.
+"""Packing jobs: each makes one part of a store from a checkpoint, an expert, a low-bit matrix or a
+tensor as it is.
 
-Knows the checkpoint, layouts and the quantizing of one matrix. Writes nothing, and does not know in
-which order the parts are wanted.
+Knows the checkpoint, layouts and the quantizing of one matrix. Writes no weights, and does not know
+the order of the work.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES, as_bytes, read_tensor
 from ..errors import MoEColabError
-from ..store import BlobLayout, DenseMatrix, Matrix, StoreWriter
+from ..store import BlobLayout, DenseMatrix, StoreWriter
 from ..store.safetensors import aligned_first
-from .bits import quantize as quantize_matrix
-from .hqq import choose
-from .recipe import LOWBIT_TRANSPOSED, PLAIN, format_of
+from .bits import quantize_matrix
+from .hqq import choose_scales
+from .recipe import LOWBIT_TRANSPOSED, UNPACKED, format_of
 
-# Never model.safetensors: plain transformers would load it, with random experts.
+# Not model.safetensors, which transformers alone would load, with random experts.
 DENSE_FILE = "dense.safetensors"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor of one of the store's files. `files`: those of the checkpoint that it is made
-    from; `nbytes`: its size in the store; `make` gives its bytes, and remarks to be kept."""
+    """Makes the tensor `part` of the store's `file`. `files`: the checkpoint's files that it reads;
+    `nbytes`: its size in the store; `make` returns its bytes, and remarks for the journal."""
 
     file: str
     part: str
@@ -45,9 +45,11 @@ def expert_jobs(
     layouts: list[BlobLayout],
     device: torch.device | None,
 ) -> Iterator[Job]:
+    """One job for every expert."""
+
     def make(layer: int, expert: int) -> tuple[memoryview, dict[str, Any]]:
         where = f"expert {expert} in layer {layer}"
-        return checked_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
+        return make_blob(checkpoint.expert(layer, expert), layouts[layer], device, where)
 
     for number, ((module, experts), layout) in enumerate(
         zip(checkpoint.layers, layouts, strict=True)
@@ -65,11 +67,11 @@ def low_bit_jobs(
     matrices: dict[str, DenseMatrix],
     device: torch.device | None,
 ) -> Iterator[Job]:
-    """The matrices outside the experts that get fewer bits."""
+    """One job for every low-bit matrix outside the experts; `matrices` by tensor name."""
 
     def make(name: str, matrix: DenseMatrix) -> tuple[memoryview, dict[str, Any]]:
         tensors = {"weight": read_tensor(checkpoint.entries[name])}
-        return checked_blob(tensors, matrix.layout, device, matrix.modules[0])
+        return make_blob(tensors, matrix.layout, device, matrix.modules[0])
 
     if not matrices:
         return
@@ -83,7 +85,7 @@ def low_bit_jobs(
 def dense_jobs(
     checkpoint: Checkpoint, writer: StoreWriter, matrices: dict[str, DenseMatrix]
 ) -> Iterator[Job]:
-    """Everything but the experts and these `matrices`, as it is."""
+    """One job for every other tensor, which stays as it is: all but experts and `matrices`."""
 
     def make(name: str) -> tuple[memoryview, dict[str, Any]]:
         return as_bytes(read_tensor(checkpoint.entries[name])), {}
@@ -95,52 +97,30 @@ def dense_jobs(
         yield Job(DENSE_FILE, entry.name, files, entry.nbytes, partial(make, entry.name))
 
 
-def checked_blob(
-    tensors: dict[str, torch.Tensor], layout: BlobLayout, device: torch.device | None, where: str
-) -> tuple[memoryview, dict[str, Any]]:
-    """`make_blob`, and what is to be remarked of it."""
-    check_numbers(tensors, layout, where)
-    errors: dict[str, float] = {}
-    blob = make_blob(tensors, layout, device, errors)
-    return blob, {"errors": errors} if errors else {}
-
-
 def make_blob(
     tensors: dict[str, torch.Tensor],
     layout: BlobLayout,
     device: torch.device | None = None,
-    errors: dict[str, float] | None = None,
-) -> memoryview:
-    """Matrices laid out as the layout says, zeros between. `errors` is given
-    what quantizing has cost: by matrix, the norm of the difference over that of the weights."""
-    blob = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    where: str = "",
+) -> tuple[memoryview, dict[str, Any]]:
+    """The bytes of a blob, matrices in their layout and zeros between them, and remarks: the
+    relative error of every low-bit matrix. Raises MoEColabError, which names `where`, for NaN or
+    infinite weights that should be quantized."""
+    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8), {}
     for matrix in layout.matrices:
         weight = tensors[matrix.name]
-        parts = {"weight": weight}
-        if matrix.packing != PLAIN:
-            parts, error = low_bits(weight, matrix, device)
-            if errors is not None:
-                errors[matrix.name] = error
+        fields = {"weight": weight}
+        if matrix.packing != UNPACKED:
+            if not torch.isfinite(weight).all():
+                raise MoEColabError(
+                    f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
+                    "quantized: download the checkpoint again, or ask its authors."
+                )
+            weight = weight.T if matrix.packing == LOWBIT_TRANSPOSED else weight
+            fields, errors[matrix.name] = quantize_matrix(
+                weight.to(device).contiguous(), format_of(matrix), choose_scales
+            )
         for field in matrix.fields:
             raw = blob[field.offset : field.offset + field.nbytes]
-            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(parts[field.name])
-    return memoryview(blob.numpy())
-
-
-def check_numbers(tensors: dict[str, torch.Tensor], layout: BlobLayout, where: str) -> None:
-    """Raises MoEColabError where a matrix that is to be quantized holds what is no number."""
-    for matrix in layout.matrices:
-        if matrix.packing != PLAIN and not torch.isfinite(tensors[matrix.name]).all():
-            raise MoEColabError(
-                f"{matrix.name} of {where} holds NaN or infinite weights, which cannot be "
-                "quantized: download the checkpoint again, or tell whoever made it."
-            )
-
-
-def low_bits(
-    weight: torch.Tensor, matrix: Matrix, device: torch.device | None
-) -> tuple[dict[str, torch.Tensor], float]:
-    """(fields, relative error)."""
-    if matrix.packing == LOWBIT_TRANSPOSED:
-        weight = weight.T
-    return quantize_matrix(weight.to(device).contiguous(), format_of(matrix), choose)
+            raw.view(TORCH_DTYPES[field.dtype]).view(field.shape).copy_(fields[field.name])
+    return memoryview(blob.numpy()), {"errors": errors} if errors else {}

@@ -1,7 +1,7 @@
-"""A checkpoint becomes a store: once, one expert at a time, going on where it was stopped.
+"""Packing: writes a store from a checkpoint, one expert at a time; a stopped packing goes on later.
 
-Knows the checkpoint and the store's writer. Holds one expert, or one other tensor, in memory; works
-in the order in which the checkpoint's files come; changes nothing in the checkpoint.
+Knows the checkpoint, the jobs and the store's writer; knows no model that runs. Holds one expert,
+or one other tensor, in memory; works in the order in which the checkpoint's files arrive.
 """
 
 from __future__ import annotations
@@ -27,17 +27,15 @@ from ..store.writer import SHARDS, update_files
 from ..units import human
 from .jobs import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
 from .recipe import Recipe
-from .targets import low_bit
+from .targets import low_bit_targets
 
 
 def cached_store(
     checkpoint: Checkpoint, dtype: torch.dtype | None = None, progress: bool = True
 ) -> Store:
-    """The store of a checkpoint, packed on first use and whenever the checkpoint changed.
-
-    dtype: what the experts are packed in, None for the checkpoint's own. Two processes may ask at
-    once: one packs, the other waits and finds it done.
-    """
+    """The store of a checkpoint in the cache folder, packed at first use and whenever the
+    checkpoint has changed. dtype: of the packed experts, None for the checkpoint's own. If two
+    processes call this at once, one packs and the other waits."""
     source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{store_name(checkpoint.name)}-{key}"
@@ -75,11 +73,11 @@ def pack(
     device: torch.device | None = None,
     may_clear: bool = True,
 ) -> Manifest:
-    """Write `folder` as a store of the checkpoint that computes in `dtype`, kept as it is or in
-    fewer bits as `recipe` says, quantized on `device`. Goes on where an earlier packing of the same
-    checkpoint with the same recipe was stopped; what another one has left there is cleared if it
-    `may_clear`. Raises MoEColabError where the disk is too small or the recipe does not fit, before
-    writing."""
+    """Write `folder` as a store of the checkpoint that computes in `dtype`, in the formats of
+    `recipe`, quantized on `device`. Goes on where an earlier packing of the same checkpoint with
+    the same recipe was stopped; clears what another packing has left there only if `may_clear`.
+    Raises MoEColabError, before writing, where the disk is too small or the recipe does not
+    fit."""
     recipe = recipe or Recipe()
     source = {
         "id": checkpoint.name,
@@ -92,7 +90,7 @@ def pack(
             zip(checkpoint.layers, checkpoint.shapes, strict=True)
         )
     ]
-    matrices = low_bit(checkpoint, recipe)
+    matrices = low_bit_targets(checkpoint, recipe)
     _check_disk(checkpoint, folder, layouts, matrices)
     if recipe != Recipe():
         source["recipe"] = recipe.as_dict()
@@ -102,7 +100,7 @@ def pack(
         jobs = list(expert_jobs(checkpoint, writer, layouts, device))
         jobs += low_bit_jobs(checkpoint, writer, matrices, device)
         jobs += dense_jobs(checkpoint, writer, matrices)
-        _do(checkpoint, writer, jobs, progress)
+        _run_jobs(checkpoint, writer, jobs, progress)
         side = checkpoint.side_files()
         for path in side:
             if not writer.has_file(path.name):
@@ -118,8 +116,8 @@ def pack(
 
 
 # ---------------------------------------------------------------------- the work
-def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
-    """Those that no earlier packing has done, in the order in which the shards come."""
+def _run_jobs(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: bool) -> None:
+    """Do the jobs that no earlier packing has done, in the order in which their files arrive."""
     missing = [job for job in jobs if not writer.has(job.file, job.part)]
     bar = tqdm(
         desc=f"packing {checkpoint.name}",
@@ -131,18 +129,18 @@ def _do(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], progress: 
     delivery = checkpoint.shards.deliver(missing, writer.folder / SHARDS)
     with bar, contextlib.closing(delivery):
         for job in delivery:
-            _write(writer, job)
+            _run_job(writer, job)
             bar.update(job.nbytes)
 
 
-def _write(writer: StoreWriter, job: Job) -> None:
-    """Of its own, so that nothing of a job is in memory when the next one is made."""
+def _run_job(writer: StoreWriter, job: Job) -> None:
+    """Do one job. A function of its own, so that its tensors are freed before the next job."""
     data, remarks = job.make()
     writer.write(job.file, job.part, data, **remarks)
 
 
 def _report(writer: StoreWriter, recipe: dict) -> bytes:
-    """What the quantizing has cost: of the experts by layer and expert, of the rest by module."""
+    """The relative errors as JSON: of experts by layer and expert, of other matrices by module."""
 
     def errors(entry: BlobFile) -> list[dict[str, float]]:
         parts = (entry.part(number) for number in range(len(entry.layouts())))
@@ -159,8 +157,8 @@ def _report(writer: StoreWriter, recipe: dict) -> bytes:
 
 
 def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
-    """The finished store of this very checkpoint, if there is one; an outdated one counts for
-    nothing, and one whose damage shows when it is opened."""
+    """The finished store of this checkpoint, None where there is none, or it is outdated, or it
+    cannot be opened."""
     if not (folder / NAME).exists():
         return None
     try:
@@ -176,6 +174,7 @@ def _check_disk(
     layouts: list[BlobLayout],
     matrices: dict[str, DenseMatrix],
 ) -> None:
+    """Raises MoEColabError where the store would not fit on the disk."""
     kept = (entry for entry in checkpoint.dense_entries() if entry.name not in matrices)
     need = sum(entry.nbytes for entry in kept) + DISK_HEADROOM
     need += sum(matrix.layout.nbytes for matrix in matrices.values())
@@ -183,11 +182,11 @@ def _check_disk(
     for (_, experts), layout in zip(checkpoint.layers, layouts, strict=True):
         need += align(experts.num_experts * layout.nbytes, 1 << 20)
     free = free_disk(folder)
-    if folder.is_dir():  # what an earlier packing took already
+    if folder.is_dir():  # of an earlier packing
         free += sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     if need > free:
         raise MoEColabError(
             f"the store needs {human(need)} of disk in {folder.parent} and {human(free)} are free: "
-            "make room, or choose a folder on a larger disk (for what load() packs, by "
+            "make room, or choose a folder on a larger disk (for stores of load(), set "
             "MOE_COLAB_CACHE)."
         )

@@ -1,5 +1,5 @@
-"""A checkpoint becomes a store of fewer bits: `mc.quantize`. Knows sources, recipes and packing;
-chooses no scales itself."""
+"""Quantizing a checkpoint into a store of fewer bits: `mc.quantize`, and `mc.quantized`, which
+keeps the store in the cache folder. Knows sources, recipes and packing; knows no scales."""
 
 from __future__ import annotations
 
@@ -44,24 +44,26 @@ def quantize(
     revision: str | None = None,
     progress: bool = True,
 ) -> Summary:
-    """Write the folder `store`: the model of `source` in fewer bits, by HQQ. `load(store)` runs it.
+    """Write the model of `source` in fewer bits, by HQQ, into the folder `store`; `load(store)`
+    runs it.
 
     source: None or "shipped" for the small model, a checkpoint folder, or "org/name" of the hub at
     `revision`.
-    Each of the bits: 2, 3, 4, 8, or 16 to keep. expert_bits: of the routed experts.
-    attention_bits: of all other linear layers in the decoder's blocks, so of shared experts and
-    dense layers too; routers, gates, norms and biases stay as they are, and so does what the
-    checkpoint stores otherwise than the model uses it, or what no group fits: the report's frame
-    shows it. embedding_bits: 16, 8 or 4, of the input embedding and the output head, always along
-    axis 1. group_size: weights that share a scale and a zero: 16, 32, 64 or 128; smaller is better
-    and larger on disk; None: for each matrix the largest of 64, 32 and 16 that fits it. axis: 1
-    groups neighbours in a row, 0 strides down a column. overrides: other formats for some
-    matrices, see `Recipe`. device: where the scales are searched. dtype: what the model will
-    compute in; "auto" is the checkpoint's own, float16 for bfloat16 on a GPU that has none.
+    Bits are 2, 3, 4 or 8, or 16 for weights that stay as they are. expert_bits: of the routed
+    experts. attention_bits: of all other linear layers in the decoder's blocks, shared experts and
+    dense layers among them. Routers, gates, norms and biases always stay, and so do matrices that
+    no group fits or that the checkpoint stores in another form than the model uses: the report's
+    frame shows them. embedding_bits: 16, 8 or 4, of the input embedding and the output head, always
+    along axis 1. group_size: how many weights share a scale and a zero, 16, 32, 64 or 128; a
+    smaller group is more exact and takes more bytes; None: for each matrix the largest of 64, 32
+    and 16 that fits it. axis: 1 groups neighbours in a row, 0 groups weights of a column.
+    overrides: other formats for some matrices, see `Recipe`. device: where scales are computed.
+    dtype: the model will compute in it; "auto" is the checkpoint's own, but float16 instead of
+    bfloat16 on a GPU without bfloat16.
 
-    One expert or other matrix at a time is in memory. Killed and called again with the same options
-    it goes on; a folder with a store or half a store of other options, or with anything else, is
-    left alone. Raises MoEColabError.
+    Only one expert or other matrix is in memory at a time. If it is killed, call it again with the
+    same options to go on. A folder that holds a store, part of a store with other options, or
+    anything else is not touched. Raises MoEColabError.
     """
     target, wanted, folder = pick_device(device), pick_dtype(dtype), Path(store).expanduser()
     if embedding_bits not in EMBEDDING_BITS:
@@ -86,7 +88,8 @@ def quantize(
 
 
 def format_of_bits(bits: int, group_size: int | None, axis: int) -> Format | None:
-    """None for 16, which keeps. Raises MoEColabError where there is no such format."""
+    """The format of so many bits, None for 16. Raises MoEColabError where there is no such
+    format."""
     if bits == KEEP:
         return None
     form = Format(bits, group_size, axis)
@@ -97,12 +100,12 @@ def format_of_bits(bits: int, group_size: int | None, axis: int) -> Format | Non
 def quantized(
     source: str | os.PathLike[str] | None = None, *, progress: bool = True, **settings: Any
 ) -> Summary:
-    """The report of a store of `source` in the cache folder, made with these keywords of
-    `mc.quantize` if it is not there yet. A checkpoint that has changed gets a store of its own.
-    Raises MoEColabError."""
+    """The report of a store of `source` in the cache folder, quantized with these keywords of
+    `mc.quantize` at the first call. A changed checkpoint gets another store. Raises
+    MoEColabError."""
     checkpoint = open_checkpoint(source, settings.get("revision"), progress)
-    made_of = {"of": checkpoint.fingerprint(), **settings}
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True, default=repr).encode()).hexdigest()
+    options = {"of": checkpoint.fingerprint(), **settings}
+    key = hashlib.sha256(json.dumps(options, sort_keys=True, default=repr).encode()).hexdigest()
     folder = cache_folder() / "quantized" / f"{store_name(checkpoint.name)}-{key[:12]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):

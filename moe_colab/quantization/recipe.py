@@ -1,5 +1,5 @@
-"""Which bits every matrix of a model gets, and the blob layout that follows. Knows formats and
-layouts; quantizes nothing."""
+"""The recipe of a store: which format every matrix of a model gets, and the blob layout that
+follows. Knows formats and layouts; knows no weights."""
 
 from __future__ import annotations
 
@@ -10,31 +10,22 @@ from typing import Any
 
 from ..errors import MoEColabError
 from ..store import BlobLayout, Field, Matrix
-from ..store.blobs import (
-    BLOB_ALIGNMENT,
-    DENSE,
-    DTYPE_BYTES,
-    EMBEDDINGS,
-    EXPERTS,
-    FIELD_ALIGNMENT,
-    align,
-)
+from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
 from .format import Format
 
-PLAIN, LOWBIT, LOWBIT_TRANSPOSED = "none", "lowbit", "lowbit-transposed"
-"""How a matrix lies in a blob: as it is computed with; as low-bit fields of [out, in]; as these of
-a matrix that its module keeps as [in, out]."""
-PARTS = (EXPERTS, DENSE, EMBEDDINGS)
+UNPACKED, LOWBIT, LOWBIT_TRANSPOSED = "none", "lowbit", "lowbit-transposed"
+"""How a matrix is stored in a blob (`Matrix.packing`): as it is; as low-bit fields of [out, in]; as
+low-bit fields of [out, in] where the module has [in, out]."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The formats of a model's parts, None to keep a part: `experts`, the matrices of every routed
-    expert; `dense`, those of the decoder's blocks outside them (attention, shared experts);
-    `embeddings`, the input embedding and the output head. `overrides` maps patterns to another
-    format, or None, for single matrices: an expert's are called "experts.LAYER.MATRIX", the others
-    by their module, as in {"experts.0.*": Format(4), "*.down_proj": Format(3, 64), "lm_head":
-    None}; the first pattern that fits counts."""
+    """The formats of a model's parts, None for a part that stays as it is: `experts`, the matrices
+    of every routed expert; `dense`, the other matrices of the decoder's blocks (attention, shared
+    experts); `embeddings`, the input embedding and the output head. `overrides` maps patterns of
+    names to another format, or None: an expert's matrix has the name "experts.LAYER.MATRIX", any
+    other the name of its module, as in {"experts.0.*": Format(4), "*.down_proj": Format(3, 64),
+    "lm_head": None}. The first pattern that matches is used."""
 
     experts: Format | None = None
     dense: Format | None = None
@@ -42,20 +33,21 @@ class Recipe:
     overrides: Mapping[str, Format | None] = field(default_factory=dict)
 
     def format(self, part: str, *names: str) -> Format | None:
-        """Of a matrix of a part; two `names` if a head is tied to the embedding."""
+        """The format of a matrix in `part`; it has two `names` if it is a head that is tied to the
+        embedding."""
         for pattern, form in self.overrides.items():
             if any(fnmatchcase(name, pattern) for name in names):
                 return form
         return getattr(self, part)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; overrides as pairs, for their order counts."""
+        """The recipe for JSON. Overrides are pairs, because their order matters."""
         overrides = [[name, form and asdict(form)] for name, form in self.overrides.items()]
         return {**asdict(self), "overrides": overrides}
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises MoEColabError for a format that is none, and for an override of no matrix among
-        `names`."""
+        """Raises MoEColabError for a format that does not exist, and for an override that matches
+        none of the matrices' `names`."""
         for form in (self.experts, self.dense, self.embeddings, *self.overrides.values()):
             if form is not None:
                 form.check_choice()
@@ -63,58 +55,60 @@ class Recipe:
         for pattern in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise MoEColabError(
-                    f"the override {pattern!r} fits no matrix: an expert's are called as "
-                    f"{names[0]!r}, the others by their module, as {names[-1]!r}."
+                    f"the override {pattern!r} matches no matrix: name an expert's matrix as in "
+                    f"{names[0]!r}, and any other by its module, as in {names[-1]!r}."
                 )
 
     def layout(
         self, layer: int, shapes: Mapping[str, tuple[int, ...]], dtype: str, transposed: bool
     ) -> BlobLayout:
-        """Of one layer's experts: `shapes` of its parameters, `dtype` of what is kept. Biases are
-        always kept. Raises MoEColabError where a format does not fit a matrix."""
+        """The layout of one layer's experts. shapes: of the parameters of one expert; dtype: of the
+        matrices that stay as they are, as biases always do. Raises MoEColabError where a format
+        does not fit a matrix."""
         matrices = []
         for name, shape in shapes.items():
             form = self.format(EXPERTS, expert_name(layer, name)) if len(shape) == 2 else None
             if form is None:
-                matrices.append(kept(name, shape, dtype))
+                matrices.append(unpacked_matrix(name, shape, dtype))
             else:
                 across = tuple(reversed(shape)) if transposed else tuple(shape)
-                form = form.chosen(across)
+                form = form.with_group(across)
                 form.check(f"{name} of layer {layer}", across)
-                matrices.append(low_bit(name, shape, form, transposed))
+                matrices.append(low_bit_matrix(name, shape, form, transposed))
         return blob_layout(matrices, BLOB_ALIGNMENT)
 
     def dense_layout(
         self, part: str, modules: Sequence[str], shape: tuple[int, int]
     ) -> BlobLayout | None:
-        """Of one matrix [out, in] outside the experts, called "weight" in its blob; None where it
-        is kept, as one that no group fits is, if none was asked for. Embeddings are looked up by
-        rows: their groups lie along axis 1. Raises MoEColabError where a format does not fit."""
+        """The layout of one matrix [out, in] outside the experts, which is called "weight" in its
+        blob. None where it stays as it is: by the recipe, or because no usual group fits it and
+        none was asked for. Raises MoEColabError where a format does not fit."""
         form = self.format(part, *modules)
         if form is None:
             return None
-        chosen = form.chosen(shape)
-        if form.group is None and not chosen.fits(shape):
+        grouped = form.with_group(shape)
+        if form.group is None and not grouped.fits(shape):
             return None
-        chosen.check(modules[0], shape)
-        if part == EMBEDDINGS and chosen.axis != 1:
+        grouped.check(modules[0], shape)
+        if part == EMBEDDINGS and grouped.axis != 1:
             raise MoEColabError(f"{modules[0]} is looked up by rows: give it a format of axis 1.")
-        # Not to a page: read once, into memory of its own; in a small model pages would be a bit.
-        return blob_layout([low_bit("weight", shape, chosen, False)], FIELD_ALIGNMENT)
+        # Not aligned to pages: it is read once, and pages would add up in a small model.
+        return blob_layout([low_bit_matrix("weight", shape, grouped, False)], FIELD_ALIGNMENT)
 
 
 def expert_name(layer: int, matrix: str) -> str:
-    """What a recipe calls a matrix of a layer's experts."""
+    """The name that a recipe uses for a matrix of a layer's experts."""
     return f"{EXPERTS}.{layer}.{matrix}"
 
 
-def kept(name: str, shape: tuple[int, ...], dtype: str) -> Matrix:
+def unpacked_matrix(name: str, shape: tuple[int, ...], dtype: str) -> Matrix:
+    """A matrix that is stored as it is."""
     whole = Field("weight", dtype, tuple(shape), 0)
-    return Matrix(name, tuple(shape), 8 * DTYPE_BYTES[dtype], None, None, PLAIN, (whole,))
+    return Matrix(name, tuple(shape), 8 * DTYPE_BYTES[dtype], None, None, UNPACKED, (whole,))
 
 
-def low_bit(name: str, shape: tuple[int, ...], form: Format, transposed: bool) -> Matrix:
-    """`shape` is the module's, [in, out] where `transposed`."""
+def low_bit_matrix(name: str, shape: tuple[int, ...], form: Format, transposed: bool) -> Matrix:
+    """A matrix in low bits. `shape` is the module's, [in, out] where `transposed`."""
     across = tuple(reversed(shape)) if transposed else tuple(shape)
     fields = (Field(part, kind, dims, 0) for part, (kind, dims) in form.fields(across).items())
     packing = LOWBIT_TRANSPOSED if transposed else LOWBIT
@@ -122,8 +116,8 @@ def low_bit(name: str, shape: tuple[int, ...], form: Format, transposed: bool) -
 
 
 def blob_layout(matrices: Iterable[Matrix], alignment: int) -> BlobLayout:
-    """These matrices one behind the other, each of their fields in its place, in a blob of a
-    multiple of `alignment` bytes."""
+    """The layout of a blob with these matrices in order. Gives every field its offset; the blob's
+    size is a multiple of `alignment` bytes."""
     offset, placed = 0, []
     for matrix in matrices:
         fields = []

@@ -1,5 +1,4 @@
-"""Which matrices outside the experts are kept in fewer bits: those that a recipe names, of those
-that can be.
+"""Target modules: the modules outside the experts whose weights a recipe keeps in low bits.
 
 Knows a checkpoint's names and the model's modules; reads and quantizes nothing.
 """
@@ -20,9 +19,10 @@ from .recipe import Recipe, expert_name
 
 
 @dataclass(frozen=True)
-class Source:
-    """A matrix [out, in]: the tensor `key` of the checkpoint is the weight of `modules`, two where
-    a head is tied to the embedding."""
+class Target:
+    """A weight [out, in] outside the experts that could be in low bits: the tensor `key` of the
+    checkpoint, used by `modules`, which are two where a head is tied to the embedding. `part` is
+    "dense" or "embeddings"."""
 
     part: str
     modules: tuple[str, ...]
@@ -30,51 +30,52 @@ class Source:
     shape: tuple[int, int]
 
 
-def low_bit(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, DenseMatrix]:
-    """By the checkpoint's name of each. Raises MoEColabError where the recipe does not fit this
-    model."""
+def low_bit_targets(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, DenseMatrix]:
+    """The low-bit matrices that `recipe` asks for, by the names of their tensors in the checkpoint.
+    Raises MoEColabError where the recipe does not fit this model."""
     if recipe == Recipe():
         return {}
-    found = sources(checkpoint)
-    outside = [name for source in found for name in source.modules]
-    recipe.check([*expert_names(checkpoint), *outside])
+    candidates = targets(checkpoint)
+    modules = [name for target in candidates for name in target.modules]
+    recipe.check([*expert_names(checkpoint), *modules])
     out = {}
-    for source in found:
-        layout = recipe.dense_layout(source.part, source.modules, source.shape)
+    for target in candidates:
+        layout = recipe.dense_layout(target.part, target.modules, target.shape)
         if layout is not None:
-            out[source.key] = DenseMatrix(source.part, source.modules, layout)
+            out[target.key] = DenseMatrix(target.part, target.modules, layout)
     if recipe.embeddings and not any(matrix.part == EMBEDDINGS for matrix in out.values()):
         raise MoEColabError(
             f"the embedding and head of this {checkpoint.config.model_type} model cannot be kept "
-            "in fewer bits: they are of a class of their own, of a size that no group fits, or not "
+            "in fewer bits: their class is unusual, no group fits their size, or they are not "
             "stored as they are used; use embedding_bits=16."
         )
     return out
 
 
-def sources(checkpoint: Checkpoint) -> list[Source]:
-    """What can be kept in fewer bits: linear layers of the decoder's blocks, embedding and head
-    whose weight is one tensor of the checkpoint as it is."""
+def targets(checkpoint: Checkpoint) -> list[Target]:
+    """All weights outside the experts that could be in low bits: of linear layers in the decoder's
+    blocks, of embedding and head, where the checkpoint stores them as one tensor, unchanged."""
     kinds = ((DENSE, block_linears(checkpoint.model)), (EMBEDDINGS, vocabulary(checkpoint.model)))
     parts = {f"{name}.weight": part for part, modules in kinds for name in modules}
-    shared: dict[int, list[str]] = defaultdict(list)  # names of one parameter
+    shared: dict[int, list[str]] = defaultdict(list)  # by parameter: its names
     for name, parameter in checkpoint.model.named_parameters(remove_duplicate=False):
         shared[id(parameter)].append(name)
-    found = []
+    out = []
     for names in shared.values():
         keys = {name: checkpoint.names.unchanged.get(name, []) for name in names}
-        there = [name for name in names if keys[name]]
+        stored = [name for name in names if keys[name]]
         if not all(name in parts for name in names) or any(len(k) > 1 for k in keys.values()):
             continue
-        for name in there:  # tied weights may be there twice all the same: then each is its own
-            users = names if len(there) == 1 else [name]
-            source = _source(checkpoint, parts[name], users, keys[name][0])
-            found += [source] if source is not None else []
-    return found
+        for name in stored:  # a checkpoint may store tied weights twice: then they are two targets
+            users = names if len(stored) == 1 else [name]
+            target = _target(checkpoint, parts[name], users, keys[name][0])
+            out += [target] if target is not None else []
+    return out
 
 
-def _source(checkpoint: Checkpoint, part: str, users: list[str], key: str) -> Source | None:
-    """Raises MoEColabError for a tensor of another shape than the model's."""
+def _target(checkpoint: Checkpoint, part: str, users: list[str], key: str) -> Target | None:
+    """The target of the tensor `key`, None where it holds no floats. Raises MoEColabError where its
+    shape is not the model's."""
     entry = checkpoint.entries[key]
     if not torch_dtype(entry).is_floating_point:
         return None
@@ -83,11 +84,11 @@ def _source(checkpoint: Checkpoint, part: str, users: list[str], key: str) -> So
         raise MoEColabError(
             f"{key} in {checkpoint.folder} is {entry.shape}; the model needs {needed}."
         )
-    return Source(part, tuple(name.removesuffix(".weight") for name in users), key, needed)
+    return Target(part, tuple(name.removesuffix(".weight") for name in users), key, needed)
 
 
 def expert_names(checkpoint: Checkpoint) -> Iterable[str]:
-    """Of every matrix of the experts, as a recipe calls them."""
+    """The names of all the experts' matrices in a recipe."""
     for layer, shapes in enumerate(checkpoint.shapes):
         for name, shape in shapes.items():
             if len(shape) == 2:

@@ -1,4 +1,4 @@
-"""The store on disk: a folder with one contiguous blob per expert, so that a load is one read."""
+"""Stores on disk: a folder with one contiguous blob per expert, so that a load is one read."""
 
 from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, Field, LayerEntry, Matrix
 from .manifest import FileEntry, Manifest

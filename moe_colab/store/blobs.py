@@ -1,5 +1,5 @@
-"""Blobs: the bytes of one expert, or of one matrix outside the experts, and the files in which they
-lie one behind the other. Knows names, shapes and offsets; reads no tensors."""
+"""Blobs: the bytes of one expert, or of one matrix outside the experts, and the files that hold
+them. Knows names, shapes and offsets; knows no tensors and reads nothing."""
 
 from __future__ import annotations
 
@@ -10,26 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 EXPERTS, DENSE, EMBEDDINGS = "experts", "dense", "embeddings"
-"""The parts of a model that may be kept in low bits: the routed experts; the other matrices of the
+"""The parts of a model that can be in low bits: the routed experts; the other matrices of the
 decoder's blocks; the input embedding and the output head."""
-FIELD_ALIGNMENT = 256  # a view at a field's offset needs no repacking on any device
-BLOB_ALIGNMENT = 4096  # one page: what O_DIRECT and preadv like
-DTYPE_BYTES = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-"""safetensors' names of the dtypes that a store may hold."""
+FIELD_ALIGNMENT = 256  # so that any device can use a view of a field as it is
+BLOB_ALIGNMENT = 4096  # one page, for O_DIRECT and preadv
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPE_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""{safetensors' name of a dtype that a store may hold: its bytes}."""
 
 
 def align(offset: int, alignment: int) -> int:
+    """The next multiple of `alignment`, or `offset` if it is one."""
     return -(-offset // alignment) * alignment
 
 
@@ -49,9 +40,9 @@ class Field:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One weight (or bias) in a blob. `shape` is what it computes with; `fields` is how it is
-    stored: 16 or 32 `bits` in one field "weight", or packed codes with their scales, in groups of
-    `group` along `axis`."""
+    """One weight (or bias) in a blob. `shape` is that of the module's parameter. `fields` store it:
+    16 or 32 `bits` in one field "weight", or packed codes with their scales, in groups of `group`
+    along `axis`; `packing` is one of the names in quantization/recipe.py."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,12 +55,14 @@ class Matrix:
 
 @dataclass(frozen=True)
 class BlobLayout:
-    """How a blob of `nbytes` is laid out: every expert of one layer, or one matrix outside them."""
+    """The layout of a blob of `nbytes`: of every expert in one layer, or of a matrix outside the
+    experts."""
 
     matrices: tuple[Matrix, ...]
     nbytes: int
 
     def parameters(self) -> int:
+        """The number of weights and biases."""
         return sum(math.prod(matrix.shape) for matrix in self.matrices)
 
     @classmethod
@@ -87,8 +80,7 @@ class BlobLayout:
 
 @dataclass(frozen=True)
 class BlobFile(ABC):
-    """A file of blobs, one behind the other from `data_offset` on, and their digests in this
-    order."""
+    """A file of blobs, in order and without gaps from `data_offset` on, with their digests."""
 
     file: str
     data_offset: int
@@ -98,22 +90,23 @@ class BlobFile(ABC):
 
     @abstractmethod
     def layouts(self) -> Sequence[BlobLayout]:
-        """Of each blob."""
+        """The layout of every blob, in file order."""
 
     @abstractmethod
     def part(self, number: int) -> str:
-        """A blob's name in the file."""
+        """The name of a blob's tensor in the file."""
 
     def label(self, number: int) -> str:
-        """What people are told that it is."""
+        """The name of a blob in messages."""
         return self.part(number)
 
     def offset(self, number: int) -> int:
+        """The first byte of a blob in the file."""
         return self.data_offset + sum(layout.nbytes for layout in self.layouts()[:number])
 
     @property
     def nbytes(self) -> int:
-        """Of all blobs."""
+        """Bytes of all blobs together."""
         return sum(layout.nbytes for layout in self.layouts())
 
     @property
@@ -123,7 +116,8 @@ class BlobFile(ABC):
 
 @dataclass(frozen=True)
 class LayerEntry(BlobFile):
-    """The experts of one MoE layer, a blob each: `module` is its experts module in the model."""
+    """The experts of one MoE layer, one blob each. `module`: the name of the experts module in the
+    model."""
 
     module: str
     experts: int
@@ -142,14 +136,14 @@ class LayerEntry(BlobFile):
         return self.data_offset + number * self.layout.nbytes
 
     def parameters(self) -> int:
-        """Weights of one expert."""
+        """The number of one expert's weights and biases."""
         return self.layout.parameters()
 
 
 @dataclass(frozen=True)
 class DenseMatrix:
-    """A low-bit matrix outside the experts: `modules` compute with it, two where a head is tied to
-    the embedding; `part` is "dense" or "embeddings"."""
+    """A low-bit matrix outside the experts. `modules` use it, two where a head is tied to the
+    embedding; `part` is "dense" or "embeddings"."""
 
     part: str
     modules: tuple[str, ...]
@@ -158,7 +152,7 @@ class DenseMatrix:
 
 @dataclass(frozen=True)
 class DenseEntry(BlobFile):
-    """All low-bit matrices outside the experts, a blob each."""
+    """All low-bit matrices outside the experts, one blob each."""
 
     matrices: tuple[DenseMatrix, ...]
 

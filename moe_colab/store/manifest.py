@@ -1,5 +1,5 @@
-"""What a store holds, as written in its moe_colab.json. Knows names and digests; how blobs lie,
-blobs.py says."""
+"""The manifest of a store: what it holds, as written in its moe_colab.json. Knows names, digests
+and layouts; reads no weights."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import MoEColabError
 from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
 
 NAME = "moe_colab.json"
-REPORT = "quantization.json"  # what the quantizing has cost
+REPORT = "quantization.json"  # the relative errors of quantizing
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file that is read as a whole."""
+    """A file without blobs, which is read as a whole."""
 
     name: str
     nbytes: int
@@ -30,10 +30,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that moe_colab.json says. `source`: id, revision and fingerprint of the checkpoint;
-    `dtype`: what the model computes in; `dense`: everything that is kept as it is outside the
-    routed experts; `files`: configuration, tokenizer, generation files; `low_bit`: the matrices
-    outside the experts that are kept in fewer bits, if any."""
+    """The content of moe_colab.json. `source`: id, revision and fingerprint of the checkpoint;
+    `dtype`: the model computes in it; `dense`: the file of all tensors outside the routed experts
+    that are stored as they are; `files`: configuration, tokenizer, generation files; `low_bit`: the
+    low-bit matrices outside the experts, if any."""
 
     source: dict[str, Any]
     family: str
@@ -44,16 +44,17 @@ class Manifest:
     low_bit: DenseEntry | None = None
 
     def dump(self) -> str:
+        """The text of moe_colab.json, with a digest of itself."""
         body = {"format": FORMAT, **asdict(self)}
         return _text({"digest": _digest(body), **body})
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Raises MoEColabError where the manifest is missing, newer or older than this program, or
-        altered."""
+        """The manifest of a store's folder. Raises MoEColabError where it is missing, altered, or
+        of another version of the format."""
         path = folder / NAME
         try:
-            data = path.read_bytes()  # as text, "\r" would be read as "\n"
+            data = path.read_bytes()  # reading text would change "\r" into "\n"
             body = json.loads(data)
             digest = body.pop("digest")
             version = body.pop("format")
@@ -62,21 +63,19 @@ class Manifest:
         except OSError as error:
             raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise MoEColabError(f"{path} is damaged ({error}); make the store anew.") from error
-        if isinstance(version, int) and version > FORMAT:
-            raise MoEColabError(
-                f"{folder} was made by a newer moe_colab (store format {version}, this one reads "
-                f"{FORMAT}): upgrade moe_colab, or make the store anew."
+            raise MoEColabError(f"{path} is damaged ({error}): make the store again.") from error
+        if isinstance(version, int) and version != FORMAT:
+            age, upgrade = (
+                ("a newer", "upgrade moe_colab, or ") if version > FORMAT else ("an older", "")
             )
-        if isinstance(version, int) and version < FORMAT:
             raise MoEColabError(
-                f"{folder} was made by an older moe_colab (store format {version}, this one reads "
-                f"{FORMAT}): make the store anew."
+                f"{folder} was made by {age} moe_colab (store format {version}, this one reads "
+                f"{FORMAT}): {upgrade}make the store again."
             )
         whole = _text({"digest": digest, "format": version, **body}).encode()
         if digest != _digest({"format": version, **body}) or data != whole:
             raise MoEColabError(
-                f"{path} was altered: its digest does not match; make the store anew."
+                f"{path} was altered, its digest does not match: make the store again."
             )
         files = tuple(FileEntry(**entry) for entry in body["files"])
         return cls(
@@ -90,13 +89,15 @@ class Manifest:
         )
 
     def blob_files(self) -> tuple[BlobFile, ...]:
+        """One for each MoE layer, then the low-bit matrices outside the experts."""
         return self.layers if self.low_bit is None else (*self.layers, self.low_bit)
 
     def expert_bytes(self) -> int:
+        """Bytes of all routed experts."""
         return sum(layer.nbytes for layer in self.layers)
 
     def dense_bytes(self) -> int:
-        """Everything but the routed experts."""
+        """Bytes of everything but the routed experts."""
         return self.total_bytes() - self.expert_bytes()
 
     def total_bytes(self) -> int:
@@ -116,7 +117,7 @@ def _dense_entry(data: Mapping[str, Any]) -> DenseEntry:
 
 
 def _digests(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written of a blob file but its blobs."""
+    """The fields of a BlobFile, without its layouts."""
     rest = {key: value for key, value in data.items() if key not in ("layout", "matrices")}
     return {**rest, "crc32": tuple(data["crc32"]), "sha256": tuple(data["sha256"])}
 

@@ -1,5 +1,5 @@
-"""Opening a store: is it whole, what does it hold, where is each expert. Knows files; knows no
-slots and no model."""
+"""The reader of stores: opens one, checks that it is whole, and finds every expert in it. Knows
+files and digests; knows no slots and no model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .writer import JOURNAL
 
 
 def is_store(folder: Path) -> bool:
-    """True for a store, finished or not."""
+    """Whether the folder is a store, finished or not."""
     return (folder / NAME).exists() or (folder / JOURNAL).exists()
 
 
 def store_folder(store: str | os.PathLike[str]) -> Path:
-    """The folder that a user names as a store. Raises MoEColabError where it is none."""
+    """The folder that a user names as a store. Raises MoEColabError where it is not a folder."""
     try:
         folder = Path(store)
     except TypeError as error:
@@ -32,17 +32,17 @@ def store_folder(store: str | os.PathLike[str]) -> Path:
 
 
 class Store:
-    """A finished store. Opening checks the manifest, every file's presence and size, every header,
-    and the content of all that is read as a whole; each blob (an expert, a low-bit matrix) is
-    checked when it is first read: `homes` of the experts by layer, `dense_homes` of the matrices
-    outside them. Raises MoEColabError otherwise."""
+    """A finished store. `homes`: where the experts are read, by layer; `dense_homes`: the same for
+    low-bit matrices outside them. Opening checks the manifest, the presence and size of every
+    file, every header, and the content of files without blobs; a blob is checked when it is first
+    read. Raises MoEColabError where something is missing or differs."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         if (self.folder / JOURNAL).exists() and not (self.folder / NAME).exists():
             raise MoEColabError(
-                f"{self.folder} is an unfinished store: start the command that makes it again to "
-                "go on."
+                f"{self.folder} is an unfinished store: run the command that makes it once more "
+                "to go on."
             )
         self.manifest = Manifest.load(self.folder)
         for entry in (self.manifest.dense, *self.manifest.files):
@@ -63,16 +63,16 @@ class Store:
                 crc = zlib.crc32(chunk, crc)
         if crc != entry.crc32:
             raise MoEColabError(
-                f"{path} was altered since the store was made: make the store anew."
+                f"{path} was altered since the store was made: make the store again."
             )
 
     def _check_size(self, path: Path, nbytes: int) -> None:
         if not path.is_file():
-            raise MoEColabError(f"{path} is missing: the store is not complete; make it anew.")
+            raise MoEColabError(f"{path} is missing, the store is not complete: make it again.")
         size = path.stat().st_size
         if size != nbytes:
             raise MoEColabError(
-                f"{path} has {size:,} bytes instead of {nbytes:,}: make the store anew."
+                f"{path} has {size:,} bytes instead of {nbytes:,}: make the store again."
             )
 
     def _open_blobs(self, entry: BlobFile, of: str = "") -> list[DiskHome]:
@@ -81,7 +81,7 @@ class Store:
         file = open(path, "rb", buffering=0)  # closed with the last home that reads from it
         if hashlib.sha256(file.read(entry.data_offset)).hexdigest() != entry.header_sha256:
             raise MoEColabError(
-                f"the header of {path} was altered since the store was made: make the store anew."
+                f"the header of {path} was altered since the store was made: make the store again."
             )
         return [
             DiskHome(file, entry.offset(n), layout.nbytes, entry.crc32[n], f"{entry.label(n)}{of}")

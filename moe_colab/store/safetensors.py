@@ -1,4 +1,5 @@
-"""safetensors files: headers, and the index of shards. Knows the file format; needs no torch."""
+"""safetensors files: their headers, their bytes, and the index of shards. Knows the file format;
+knows no torch."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ MAX_HEADER = 100 << 20
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The files that the weights lie in, by the folder's index; whether they are there is not
-    asked. Raises MoEColabError for an index that is none."""
+    """The names of a checkpoint's weight files, by its index. They may be missing. Raises
+    MoEColabError for an index that cannot be read."""
     if not (folder / INDEX).is_file():
         return [SINGLE]
     try:
@@ -32,8 +33,7 @@ def weight_files(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies in a file: `shape` of `dtype` (safetensors' name) in bytes `start` to
-    `end`."""
+    """One tensor in a file: `shape` of `dtype` (safetensors' name) in bytes `start` to `end`."""
 
     path: Path
     name: str
@@ -58,17 +58,11 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        entries = {
-            name: TensorEntry(
-                path,
-                name,
-                t["dtype"],
-                tuple(t["shape"]),
-                *(8 + length + o for o in t["data_offsets"]),
-            )
-            for name, t in header.items()
-        }
-        for entry in entries.values():
+        entries = {}
+        for name, t in header.items():
+            start, end = (8 + length + offset for offset in t["data_offsets"])
+            entry = TensorEntry(path, name, t["dtype"], tuple(t["shape"]), start, end)
+            entries[name] = entry
             need = math.prod(entry.shape) * DTYPE_BYTES.get(entry.dtype, 0)
             if need and need != entry.nbytes:
                 raise ValueError(f"{entry.name} has {entry.nbytes} bytes, not {need}")
@@ -98,23 +92,20 @@ def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
 
 
 def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """The header for (name, dtype, shape, nbytes) in file order, padded with spaces so that data
-    starts at a page."""
+    """The header of a file with these tensors, (name, dtype, shape, nbytes), in order. It is padded
+    with spaces so that the data starts at a page."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, dtype, shape, nbytes in tensors:
-        header[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [offset, offset + nbytes],
-        }
-        offset += nbytes
+        end = offset + nbytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     length = align(8 + len(text), BLOB_ALIGNMENT) - 8
     return struct.pack("<Q", length) + text.ljust(length)
 
 
 def aligned_first(entries: Iterable[TensorEntry]) -> list[TensorEntry]:
-    """File order for dense tensors: those of a multiple of 64 bytes first, so that they all lie on
-    64 bytes."""
+    """The tensors in an order for a file: those of a multiple of 64 bytes first, so that all of
+    these start at a multiple of 64."""
     return sorted(entries, key=lambda entry: entry.nbytes % 64 != 0)

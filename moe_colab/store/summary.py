@@ -1,4 +1,5 @@
-"""What a store holds, for people: bytes by part and real bits per weight, padding counted."""
+"""The summary of a store, for people: bytes by part and real bits per weight, padding included.
+Knows manifests and headers; reads no weights."""
 
 from __future__ import annotations
 
@@ -27,13 +28,13 @@ TITLES = {
     EXPERTS: "experts",
     DENSE: "attention and other layers in low bits",
     EMBEDDINGS: "embedding and head in low bits",
-    REST: "everything else, as it was",
+    REST: "everything else, unchanged",
 }
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes on disk, padding included, of so many weights."""
+    """One part of a model: its bytes on disk, padding included, and its number of weights."""
 
     nbytes: int
     weights: int
@@ -42,13 +43,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Summary:
-    """The facts of one store. `parts`: "experts", "dense" and "embeddings" (linear layers, and
-    embedding and head, in low bits), "rest" (all that is kept as it was outside the experts);
-    `dense_bytes` is everything but the experts. `bits` counts experts' matrices by the bits they
-    are stored in, `bits_per_weight` is that of the experts. `relative_error` is what quantizing
-    has cost by matrix, the mean over layers and experts: an expert's by its name, others by their
-    path within a block. `seconds`: what quantizing took, from `mc.quantize` only: a store does not
-    depend on when and where it was made, to the byte."""
+    """What one store holds. `parts`: "experts", "dense" and "embeddings" (linear layers, and
+    embedding and head, in low bits), "rest" (all that is unchanged outside the experts);
+    `dense_bytes` counts everything but the experts. `bits`: how many of the experts' matrices are
+    stored in so many bits; `bits_per_weight`: of the experts. `relative_error`: that of quantizing,
+    by matrix, the mean over layers and experts; an expert's matrix by its name, others by their
+    path in a block. `seconds`: the time of quantizing, from `mc.quantize` only, because stores of
+    the same options are equal to the byte."""
 
     store: str
     source: str
@@ -72,10 +73,10 @@ class Summary:
         return asdict(self)
 
     def frame(self) -> pandas.DataFrame:
-        """One row per tensor: part, layer and expert (of an expert's), matrix (its name in the
-        expert; elsewhere its module, or the checkpoint's name of what is kept as it was), bits,
-        group, axis, weights, bytes (padding to the next field left out), bits_per_weight (scales
-        and zeros counted), relative_error (nothing where it was not quantized)."""
+        """One row per tensor: part, layer and expert (if it is an expert's), matrix (its name in
+        the expert; elsewhere its module, or its name in the checkpoint if it is unchanged), bits,
+        group, axis, weights, bytes (without padding), bits_per_weight (with scales and zeros),
+        relative_error (NaN where it was not quantized)."""
         import pandas as pd
 
         rows = list(_rows(Path(self.store)))
@@ -86,8 +87,8 @@ class Summary:
     def text(self) -> str:
         blobs = " / ".join(human(n) for n in self.blob_bytes)
         bits = ", ".join(f"{count:,} at {bits} bits" for bits, count in sorted(self.bits.items()))
-        lost = [f"{name} {error:.4f}" for name, error in self.relative_error.items()]
-        lost = [f"  relative error by quantizing: {', '.join(lost)}"] if lost else []
+        errors = [f"{name} {error:.4f}" for name, error in self.relative_error.items()]
+        errors = [f"  relative error by quantizing: {', '.join(errors)}"] if errors else []
         parts = (
             f"  {TITLES[name]}: {human(part.nbytes)}, {part.weights:,} weights in "
             f"{part.bits_per_weight:.3f} bits each"
@@ -100,7 +101,7 @@ class Summary:
                 f"  all {human(self.total_bytes)}, {human(self.dense_bytes)} of it not experts",
                 *parts,
                 f"  experts' tensors: {bits}",
-                *lost,
+                *errors,
                 f"  other files: {', '.join(self.files)}",
                 *([f"  quantized in {self.seconds:.0f} s"] if self.seconds is not None else []),
             )
@@ -108,7 +109,7 @@ class Summary:
 
 
 def inspect(store: str | os.PathLike[str]) -> Summary:
-    """What a store holds, by bytes and bits. Raises MoEColabError if it is not whole."""
+    """The summary of a store. Raises MoEColabError if it is not whole."""
     folder = store_folder(store)
     manifest = Store(folder).manifest
     layers = manifest.layers
@@ -138,12 +139,12 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
 
 
 def _parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Part]]:
-    found = {EXPERTS: [layout for layer in manifest.layers for layout in layer.layouts()]}
+    layouts = {EXPERTS: [layout for layer in manifest.layers for layout in layer.layouts()]}
     for matrix in manifest.low_bit.matrices if manifest.low_bit else ():
-        found.setdefault(matrix.part, []).append(matrix.layout)
-    for name in filter(found.get, (EXPERTS, DENSE, EMBEDDINGS)):
-        nbytes = sum(layout.nbytes for layout in found[name])
-        weights = sum(layout.parameters() for layout in found[name])
+        layouts.setdefault(matrix.part, []).append(matrix.layout)
+    for name in filter(layouts.get, (EXPERTS, DENSE, EMBEDDINGS)):
+        nbytes = sum(layout.nbytes for layout in layouts[name])
+        weights = sum(layout.parameters() for layout in layouts[name])
         yield name, Part(nbytes, weights, 8 * nbytes / weights)
     rest = read_header(folder / manifest.dense.name).values()
     nbytes, weights = manifest.dense.nbytes, sum(math.prod(entry.shape) for entry in rest)
@@ -152,25 +153,22 @@ def _parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Part]]:
 
 # ---------------------------------------------------------------------- every tensor
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    manifest, lost = Store(folder).manifest, report(folder)
-    by_layer, outside = lost.get("relative_errors"), lost.get("dense", {})
+    manifest, quantizing = Store(folder).manifest, report(folder)
+    by_layer, outside = quantizing.get("relative_errors"), quantizing.get("dense", {})
     for number, layer in enumerate(manifest.layers):
         for expert in range(layer.experts):
             errors = by_layer[number][expert] if by_layer else {}
             for matrix in layer.layout.matrices:
-                error = errors.get(matrix.name)
-                yield _row(EXPERTS, matrix.name, matrix, error) | {
-                    "layer": number,
-                    "expert": expert,
-                }
+                row = _row(EXPERTS, matrix.name, matrix, errors.get(matrix.name))
+                yield row | {"layer": number, "expert": expert}
     for entry in manifest.low_bit.matrices if manifest.low_bit else ():
         name, (matrix,) = entry.modules[0], entry.layout.matrices
         yield _row(entry.part, name, matrix, outside.get(name))
     for entry in read_header(folder / manifest.dense.name).values():
         whole = Field("weight", entry.dtype, entry.shape, 0)
         bits = 8 * DTYPE_BYTES[entry.dtype]
-        kept = Matrix(entry.name, entry.shape, bits, None, None, "none", (whole,))
-        yield _row(REST, entry.name, kept, None)
+        matrix = Matrix(entry.name, entry.shape, bits, None, None, "none", (whole,))
+        yield _row(REST, entry.name, matrix, None)
 
 
 def _row(part: str, name: str, matrix: Matrix, error: float | None) -> dict[str, Any]:
@@ -190,23 +188,23 @@ def _row(part: str, name: str, matrix: Matrix, error: float | None) -> dict[str,
     }
 
 
-# ---------------------------------------------------------------------- what quantizing has cost
+# ---------------------------------------------------------------------- errors of quantizing
 def relative_errors(folder: Path) -> dict[str, float]:
-    """By matrix; empty for a store of which nothing was quantized."""
-    found: defaultdict[str, list[float]] = defaultdict(list)
-    lost = report(folder)
-    for layer in lost.get("relative_errors", ()):
+    """{matrix: mean relative error}; empty where nothing was quantized."""
+    by_name: defaultdict[str, list[float]] = defaultdict(list)
+    quantizing = report(folder)
+    for layer in quantizing.get("relative_errors", ()):
         for expert in layer:
             for name, error in expert.items():
-                found[name].append(error)
-    for module, error in lost.get("dense", {}).items():
-        found[re.sub(r".*\.\d+\.", "", module)].append(error)
-    return {name: statistics.fmean(errors) for name, errors in found.items()}
+                by_name[name].append(error)
+    for module, error in quantizing.get("dense", {}).items():
+        by_name[re.sub(r".*\.\d+\.", "", module)].append(error)
+    return {name: statistics.fmean(errors) for name, errors in by_name.items()}
 
 
 def report(folder: Path) -> dict[str, Any]:
-    """What quantizing has cost: "relative_errors" by layer, expert and matrix, "dense" by module;
-    empty where nothing was quantized."""
+    """The relative errors of a store: "relative_errors" by layer, expert and matrix, "dense" by
+    module; empty where nothing was quantized."""
     try:
         return json.loads((folder / REPORT).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""Every byte of a store against its manifest."""
+"""Verification of a store: compares every byte with the manifest. Knows files and digests; knows no
+tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from .reader import Store, store_folder
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """A store whose every byte is as it was packed."""
+    """A store without any damage: how much of it was read."""
 
     store: str
     files: int
@@ -29,8 +30,8 @@ class VerifyReport:
 
 
 def verify(store: str | os.PathLike[str]) -> VerifyReport:
-    """Read the whole store and compare every sha256. Returns what was read; raises MoEColabError
-    naming what differs."""
+    """Read the whole store and compare every sha256. Raises MoEColabError, which names what is
+    damaged."""
     folder = store_folder(store)
     manifest = Store(folder).manifest
     damaged = [
@@ -43,7 +44,7 @@ def verify(store: str | os.PathLike[str]) -> VerifyReport:
     if damaged:
         more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise MoEColabError(
-            f"{folder} is damaged: {', '.join(damaged[:5])}{more}; make the store anew."
+            f"{folder} is damaged: {', '.join(damaged[:5])}{more}; make the store again."
         )
     files = 2 + len(manifest.files) + len(manifest.blob_files())
     experts = sum(layer.experts for layer in manifest.layers)

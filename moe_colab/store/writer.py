@@ -1,9 +1,9 @@
-"""Writing a store so that a half-written one is never taken for whole, and a killed writing goes
-on.
+"""The writer of stores: an unfinished store is never taken for a finished one, and a killed writer
+goes on later.
 
-Tensors go to their place in files of their full size, in any order, and are noted in a journal, one
-line each; any other file is written under a temporary name, synced and renamed. The manifest comes
-last: without it there is no store.
+Tensors are written to their places in files of full size, in any order, and noted in a journal, one
+line each. Any other file is written under a temporary name, synced and renamed. The manifest comes
+last: without it there is no store. Knows files and journals; knows no checkpoint.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .safetensors import make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
 LOW_BIT = "dense-lowbit.safetensors"
-SHARDS = "shards"  # a folder for what is downloaded meanwhile; a finished store has none
-# What a store is made of; a folder with anything else in it is never cleared.
+SHARDS = "shards"  # a folder for downloads; a finished store has none
+# The files of a store; a folder with any other file is never cleared.
 SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
 
 Part = tuple[str, str, tuple[int, ...], int]
@@ -36,33 +36,33 @@ Part = tuple[str, str, tuple[int, ...], int]
 
 
 class StoreWriter:
-    """Writes into `folder`, going on where an earlier writing with the same `identity` was
-    stopped. What another one has left is cleared; unless `may_clear`, it is an error."""
+    """Writes into `folder`; goes on where an earlier writer with the same `identity` was stopped.
+    What another writer has left is cleared, or is an error unless `may_clear`."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], may_clear: bool = True):
         self.folder, self.identity = folder, identity
         self.records: dict[str, dict[str, Any]] = {}
-        self.parts: dict[str, dict[str, tuple[int, int]]] = {}  # by file: start and bytes of each
+        self.parts: dict[str, dict[str, tuple[int, int]]] = {}  # by file and part: start, bytes
         self.layers: list[LayerEntry] = []
         self.low_bit: DenseEntry | None = None
         self.journal_path = folder / JOURNAL
         with _disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._resume():
-                # A journal without a line is what a kill at the very beginning leaves.
-                found = [path for path in folder.iterdir() if path.stat().st_size]
-                if found and not may_clear:
+                # Empty files do not count: a kill at the beginning leaves an empty journal.
+                contents = [path for path in folder.iterdir() if path.stat().st_size]
+                if contents and not may_clear:
                     raise MoEColabError(
-                        f"{folder} is not empty, and what it holds was not begun with these "
-                        "options: give the same options again, or choose an empty folder."
+                        f"{folder} is not empty, and holds no unfinished store with these options: "
+                        "give the same options again as at its start, or choose an empty folder."
                     )
                 self._start_over()
             self.journal = open(self.journal_path, "a", encoding="utf-8")
 
     # ------------------------------------------------------------------ files written part by part
     def add_file(self, name: str, parts: Sequence[Part]) -> bytes:
-        """Make room for a file of these tensors, which are then written with `write`, in any
-        order. Returns its header."""
+        """Allocate a file of these tensors, which `write` then fills in any order. Returns its
+        header."""
         header, places = make_header(parts), {}
         end = len(header)
         for part, _, _, nbytes in parts:
@@ -78,14 +78,14 @@ class StoreWriter:
         return header
 
     def add_layer(self, module: str, experts: int, layout: BlobLayout) -> LayerEntry:
-        """Make room for the experts of a layer, which are its file's parts."""
+        """Allocate the file of a layer's experts."""
         name = f"experts-{len(self.layers):05}.safetensors"
         entry = LayerEntry(name, 0, "", (), (), module, experts, layout)
         self.layers.append(self._add_blobs(entry))
         return self.layers[-1]
 
     def add_low_bit(self, matrices: Sequence[DenseMatrix]) -> DenseEntry:
-        """Make room for the low-bit matrices outside the experts."""
+        """Allocate the file of the low-bit matrices outside the experts."""
         self.low_bit = self._add_blobs(DenseEntry(LOW_BIT, 0, "", (), (), tuple(matrices)))
         return self.low_bit
 
@@ -101,8 +101,7 @@ class StoreWriter:
         return replace(entry, data_offset=len(header), header_sha256=digest)
 
     def has(self, file: str, part: str) -> bool:
-        """True if an earlier writing finished this part, and its bytes are still the ones it
-        noted."""
+        """Whether an earlier writer finished this part, and its bytes have not changed since."""
         record, (start, nbytes) = self.records.get(f"{file}/{part}"), self.parts[file][part]
         if record is None:
             return False
@@ -111,7 +110,8 @@ class StoreWriter:
         return zlib.crc32(buffer) == record["crc32"]
 
     def write(self, file: str, part: str, data: memoryview, **remarks: Any) -> None:
-        """`remarks` are kept in the journal: `record` gives them back, after a kill too."""
+        """Write one part. `remarks` go to the journal, so `record` returns them even after a
+        kill."""
         with _disk_errors(self.folder), open(self.folder / file, "r+b", buffering=0) as out:
             out.seek(self.parts[file][part][0])
             _write_all(out, data)
@@ -119,11 +119,12 @@ class StoreWriter:
         self._note(f"{file}/{part}", **digests, **remarks)
 
     def record(self, file: str, part: str) -> dict[str, Any]:
-        """What was noted of a part: its digests and remarks."""
+        """The digests and remarks of a written part."""
         return self.records[f"{file}/{part}"]
 
     # ------------------------------------------------------------------ other files
     def has_file(self, name: str) -> bool:
+        """Whether an earlier writer finished this file, and it has not changed since."""
         record = self.records.get(name)
         return (
             record is not None
@@ -140,8 +141,8 @@ class StoreWriter:
     def finish(
         self, source: dict[str, Any], family: str, dtype: str, dense: str, files: Iterable[str]
     ) -> Manifest:
-        """Sync everything, write the manifest, and only then call it a store. `dense`: the file of
-        all that is kept as it is outside the experts."""
+        """Sync everything and write the manifest, which makes the folder a store. `dense`: the file
+        of all tensors outside the experts that are stored as they are."""
         with _disk_errors(self.folder):
             for name in self.parts:
                 with open(self.folder / name, "rb") as file:
@@ -165,7 +166,7 @@ class StoreWriter:
         )
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # a note that the full disk refused, and said so
+        with contextlib.suppress(OSError):  # the full disk was reported already
             self.journal.close()
 
     # ------------------------------------------------------------------ journal
@@ -175,9 +176,8 @@ class StoreWriter:
         lines = self.journal_path.read_text(encoding="utf-8", errors="replace").splitlines()
         notes = []
         for line in lines:
-            with contextlib.suppress(
-                ValueError
-            ):  # a line torn by the kill: that expert is written again
+            # A kill may leave a line unfinished; its part is written again.
+            with contextlib.suppress(ValueError):
                 notes.append(json.loads(line))
         if not notes or notes[0] != {"identity": self.identity}:
             return False
@@ -185,11 +185,11 @@ class StoreWriter:
         return True
 
     def _start_over(self) -> None:
-        """Clear what an earlier store or writing left. The journal gets its identity last: files
-        that were not cleared must never be taken for ours, another process may still read them."""
+        """Clear what an earlier store or writer left. The journal gets its identity last, so that
+        a file that was not cleared is never taken for one of this writer."""
         self._check_ours()
         self.journal_path.write_text("")
-        # Before the rest: what lacks a file must not look like a store.
+        # The manifest goes first: a folder that lacks files must not look like a store.
         (self.folder / NAME).unlink(missing_ok=True)
         shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
         for path in self.folder.iterdir():
@@ -198,7 +198,8 @@ class StoreWriter:
         self.journal_path.write_text(json.dumps({"identity": self.identity}) + "\n")
 
     def _check_ours(self) -> None:
-        """Raises MoEColabError where the folder holds what no store or writing of one has left."""
+        """Raises MoEColabError where the folder holds something that no store or writer has
+        left."""
         paths = sorted(self.folder.iterdir())
         foreign = [
             path
@@ -216,7 +217,7 @@ class StoreWriter:
     def _note(self, key: str, **record: Any) -> None:
         self.records[key] = record
         with _disk_errors(self.folder):
-            # A torn last line, if any, must not swallow this one.
+            # The newline comes first, because the last line may be unfinished.
             self.journal.write("\n" + json.dumps({"key": key, **record}) + "\n")
             self.journal.flush()
 
@@ -238,8 +239,8 @@ def write_whole(folder: Path, name: str, parts: Iterable[memoryview | bytes]) ->
 
 
 def update_files(folder: Path, paths: Sequence[Path]) -> bool:
-    """Make the tokenizer and other side files of a finished store equal to `paths`, beside its
-    experts; True if one had to be changed."""
+    """Make the side files (configuration, tokenizer) of a finished store equal to `paths`; True if
+    that changed any."""
     manifest = Manifest.load(folder)
     before = {entry.name: entry for entry in manifest.files}
     after = tuple(
@@ -273,7 +274,7 @@ def _write_all(out, data: memoryview) -> None:
 
 
 def _allocate(fd: int, size: int) -> None:
-    """Take the space now, so that a full disk is met before the work and not in its middle."""
+    """Reserve the space on the disk now, so that a full disk fails before the work."""
     os.ftruncate(fd, size)
     try:
         os.posix_fallocate(fd, 0, size)
@@ -289,7 +290,7 @@ def _disk_errors(folder: Path):
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise MoEColabError(
-                f"the disk of {folder} is full: make room and start again; it will go on from here."
+                f"the disk of {folder} is full: make room and start again; it goes on from here."
             ) from error
         raise MoEColabError(
             f"cannot write the store in {folder}: {error.strerror or error}."

@@ -27,8 +27,13 @@ from safetensors.torch import save_file
 from moe_colab import MoEColabError
 from moe_colab.checkpoint import hub as hub_room
 from moe_colab.checkpoint.hub import PART, fetch
-from moe_colab.checkpoint.shard_plan import ROOM, plan
-from moe_colab.checkpoint.shards import FolderShards, HubShards, refuse_quantized
+from moe_colab.checkpoint.shards import (
+    MAX_FILES,
+    FolderShards,
+    HubShards,
+    files_on_disk,
+    refuse_quantized,
+)
 from moe_colab.checkpoint.tensors import read_tensor
 from moe_colab.store.safetensors import INDEX, TensorEntry, read_header
 
@@ -329,7 +334,7 @@ def test_offline_only_what_is_here_is_delivered(hub, source, place, monkeypatch)
     snapshot = fetch(REPO, progress=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert (fetch(REPO).revision, fetch(REPO).folder) == (COMMIT, snapshot.folder)
-    with pytest.raises(MoEColabError, match="must not be asked"):
+    with pytest.raises(MoEColabError, match="offline mode is on"):
         shards().entries()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in NAMES:
@@ -346,20 +351,14 @@ def test_offline_only_what_is_here_is_delivered(hub, source, place, monkeypatch)
     st.frozensets(st.sampled_from("abcdef"), max_size=2),
 )
 def test_a_plan_keeps_the_bound_and_downloads_no_more_than_needed(needs, here):
-    steps, leaves = plan(needs, set(here))
-    disk, ready, downloads = set(here), set(), 0
-    for done, names in enumerate(needs):
-        assert leaves[done] <= disk
-        disk, ready = disk - leaves[done], ready - leaves[done]
-        while steps and steps[0].after <= done:
-            name = steps.popleft().name
-            downloads += name not in disk
-            disk.add(name)
-            ready.add(name)
-        assert names <= ready
-        assert len(disk) <= max(ROOM, len(names))
-        assert not done or disk <= set().union(*needs[done:])  # what has no use is not there
-    assert not steps and downloads == fewest_downloads(tuple(needs), here)
+    disk, downloads = set(here), 0
+    for done, (names, files) in enumerate(zip(needs, files_on_disk(needs, here), strict=True)):
+        downloads += len(set(files) - disk)
+        disk = set(files)
+        assert len(disk) == len(files) and set(files[: len(names)]) == names
+        assert len(disk) <= max(MAX_FILES, len(names))
+        assert disk <= set().union(*needs[done:])  # what has no use is not there
+    assert downloads == fewest_downloads(tuple(needs), here)
 
 
 def fewest_downloads(needs: tuple[frozenset[str], ...], here: frozenset[str]) -> int:
@@ -368,7 +367,7 @@ def fewest_downloads(needs: tuple[frozenset[str], ...], here: frozenset[str]) ->
         if now == len(needs):
             return 0
         names = needs[now]
-        rest, room = held - names, max(ROOM, len(names)) - len(names)
+        rest, room = held - names, max(MAX_FILES, len(names)) - len(names)
         kept = itertools.combinations(sorted(rest), min(room, len(rest)))
         return len(names - held) + min(fewest(now + 1, names | set(keep)) for keep in kept)
 

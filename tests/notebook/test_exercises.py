@@ -17,7 +17,7 @@ from moe_colab.notebook.exercises import (
     check_stall,
     check_weight,
 )
-from moe_colab.quantization.format import Format, kept_bytes
+from moe_colab.quantization.format import Format, stored_bytes
 
 CHECKS = [
     check_weight,
@@ -90,7 +90,7 @@ def test_the_bits_of_a_group_are_those_that_a_store_takes():
     shape = (1024, 4096)
     for bits in (2, 3, 4):
         for group in (16, 32, 64, 128):
-            real = 8 * kept_bytes(shape, Format(bits, group)) / (1024 * 4096)
+            real = 8 * stored_bytes(shape, Format(bits, group)) / (1024 * 4096)
             assert exercises.bits.group_bits(bits, group) == real
     assert check_group_bits(2.266).right and check_group_bits("2.2656").right
     assert "codes only" in check_group_bits(2).text

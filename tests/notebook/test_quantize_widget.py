@@ -17,6 +17,7 @@ from moe_colab import MoEColabError, plots
 from moe_colab.notebook.widgets import matrix_preview, panel
 from moe_colab.notebook.widgets.matrix_preview import Matrices
 from moe_colab.planner import catalogue
+from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.sizes import Sizes
 from moe_colab.quantization import forecast
 from moe_colab.quantization import quantize as quantize_module
@@ -137,10 +138,10 @@ def test_errors_are_told_and_go_away(view, monkeypatch):
         raise MoEColabError("quantizing needs the hqq package")
 
     with monkeypatch.context() as patch:
-        patch.setattr(matrix_preview, "choose", broken)
+        patch.setattr(matrix_preview, "choose_scales", broken)
         view.expert_bits.value = 3
         assert "needs the hqq package" in view.status.value and view.error is None
-        patch.setattr(matrix_preview, "choose", lambda *_: 1 / 0)
+        patch.setattr(matrix_preview, "choose_scales", lambda *_: 1 / 0)
         view.expert_bits.value = 4
         assert "ZeroDivisionError" in view.status.value
         assert isinstance(view.error, ZeroDivisionError)
@@ -157,8 +158,8 @@ def test_it_shows_itself(view, monkeypatch):
 
 # ---------------------------------------------------------------------- the plan
 MIXTRAL_LIKE = Sizes(
-    **{"download": 93_400_000_000, "experts": 90_194_313_216, "dense": 3_210_000_000},
-    **{"slot": 32 * 352_321_536, "largest": 352_321_536, "layers": 32, "experts_per_layer": 8},
+    *(93_400_000_000, 90_194_313_216),
+    DeviceMemory([352_321_536] * 32, [8] * 32, 3_210_000_000),
     shards=9_900_000_000,
 )
 

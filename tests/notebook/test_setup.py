@@ -26,6 +26,7 @@ from moe_colab.notebook import install
 from moe_colab.offload import placement
 from moe_colab.planner import preflight as room
 from moe_colab.planner.catalogue import ModelList, describe
+from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.preflight import Gpu, Preflight, find_gpu
 from moe_colab.planner.sizes import Sizes, folder_sizes
 
@@ -339,13 +340,8 @@ def test_pip_is_told_not_to_compile_cuda(monkeypatch):
 
 # ---------------------------------------------------------------------- the card
 OLMOE_LIKE = Sizes(
-    13_800_000_000,
-    12_900_000_000,
-    900_000_000,
-    200_000_000,
-    12_600_000,
-    16,
-    64,
+    *(13_800_000_000, 12_900_000_000),
+    DeviceMemory([12_600_000] * 16, [64] * 16, 900_000_000),
     shards=9_800_000_000,
 )
 
@@ -429,14 +425,16 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
     from moe_colab.quantization.pack import cached_store
 
     layers = cached_store(Checkpoint(TINY_MOE), progress=False).manifest.layers
-    sizes = folder_sizes(TINY_MOE)
-    for nbytes in range(sizes.least_memory(), sizes.least_memory() + 5 * sizes.slot, 700_000):
+    memory = folder_sizes(TINY_MOE).memory
+    for nbytes in range(memory.least(), memory.least() + 5 * sum(memory.blobs), 700_000):
         free = nbytes + placement.VRAM_RESERVE
         card = machine(gpu=Gpu("x", free, free))
-        monkeypatch.setattr(placement, "free_memory", lambda device: free - sizes.dense)  # noqa: B023
+        monkeypatch.setattr(placement, "free_memory", lambda device: free - memory.dense)  # noqa: B023
         cuda = torch.device("cuda")
-        blocks = [layer.layout.nbytes for layer in layers]
-        taken = placement.fitting_slots(layers, blocks, [()] * 8, None, sizes.dense, 2, cuda)
+        loaded = placement.device_memory(
+            layers, [()] * 8, memory.dense, 0, torch.float32, cuda, "plain"
+        )
+        taken = placement.fitting_slots(loaded, None, 2, cuda)
         assert card.verdict(card.models[0]).slots == taken[0]
 
 
@@ -460,7 +458,7 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
 )
 def test_what_fits_and_why_not(changes, fits, why):
     if why.startswith("slots="):
-        changes = {**changes, "ram_free": 900_000_000 + 2 * 12_600_000 + 20 * 200_000_000}
+        changes = {**changes, "ram_free": 900_000_000 + (2 + 20 * 16) * 12_600_000}
         why = "slots=20 or fewer"
     card = machine(**changes)
     verdict = card.verdict(card.models[1])

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import pipeline
 
 import moe_colab as mc
+from moe_colab.cache.spares import SPARES
 from moe_colab.offload.experts import TokensByExpert
 from moe_colab.offload.hooks import OffloadedLayer
-from moe_colab.offload.placement import SPARES
 from moe_colab.offload.slots import Block
 
 

@@ -29,6 +29,7 @@ from transformers import (
 
 import moe_colab as mc
 from moe_colab.cache.policies import LRU
+from moe_colab.cache.spares import SPARES
 from moe_colab.checkpoint import source as source_module
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.offload import placement
@@ -440,7 +441,7 @@ def test_slots_are_half_the_experts_where_nothing_is_said(store):
 def test_vram_is_filled_with_slots(store):
     dense = sum(parameter.nbytes for parameter in mc.load(store)[0].parameters())
     for slots in (1, 5, 8):
-        room = dense + 10_000 + (slots * LAYERS + placement.SPARES) * BLOB
+        room = dense + 10_000 + (slots * LAYERS + SPARES) * BLOB
         assert mc.load(store, vram=room)[0].offload.slots == slots
     assert mc.load(store, vram="1GB")[0].offload.slots == EXPERTS
 
@@ -594,7 +595,7 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
         assert census["home_device"] == len(at_home)
         assert census["home_host"] == in_host
         assert census["home_disk"] == LAYERS * EXPERTS - len(at_home) - in_host
-        blocks = LAYERS * 2 + placement.SPARES + len(at_home)
+        blocks = LAYERS * 2 + SPARES + len(at_home)
         assert census["ready"] + census["loading"] + census["free"] == blocks
     memory = {(row["place"], row["part"]): row["bytes"] for row in model.offload.memory()}
     tensors = [*plain.named_parameters(), *plain.named_buffers()]
@@ -604,7 +605,7 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
         place: count * BLOB
         for place, count in {
             ("device", "slots"): LAYERS * 2,
-            ("device", "spares"): placement.SPARES,
+            ("device", "spares"): SPARES,
             ("device", "experts that stay"): len(at_home),
             ("host", "experts"): in_host,
             ("disk", "experts"): LAYERS * EXPERTS - len(at_home) - in_host,

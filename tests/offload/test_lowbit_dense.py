@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import moe_colab as mc
+from moe_colab.cache.spares import SPARES
 from moe_colab.checkpoint import families
-from moe_colab.offload import lowbit_modules, placement, slots
+from moe_colab.offload import lowbit_modules, slots
 from moe_colab.offload.lowbit_modules import LowBitEmbedding, LowBitLinear, low_bit_modules
 from moe_colab.store import writer
 
@@ -272,7 +273,7 @@ def test_low_bits_leave_room_for_slots(store, model):
     assert dense < mc.Store(store).manifest.low_bit.nbytes + 200_000
     block = mc.inspect(store).blob_bytes[0]
     for n in (2, 5):
-        need = dense + 4 * vocabulary * hidden + (8 * n + placement.SPARES) * block
+        need = dense + 4 * vocabulary * hidden + (8 * n + SPARES) * block
         for room, expected in ((need, n), (need - 1, n - 1)):
             other, _ = mc.load(store, vram=room, kernels="plain", progress=False)
             assert other.offload.slots == expected

@@ -103,7 +103,7 @@ def measure_one_matrix() -> None:
     from moe_colab.quantization import bits, hqq
 
     form, shape = bits.Format(2, 64), (8192, 4096)
-    fields, _ = bits.quantize(torch.randn(64, 4096), form, hqq.choose)
+    fields, _ = bits.quantize_matrix(torch.randn(64, 4096), form, hqq.choose_scales)
     rows = shape[0] // 64
     many = {
         name: part.repeat(rows, *[1] * (part.dim() - 1)).view(form.fields(shape)[name][1])
@@ -112,7 +112,7 @@ def measure_one_matrix() -> None:
     at_start = peak()
     weight = bits.dequantize(many, form, shape, torch.bfloat16)
     dequantized = peak()
-    fields, _ = bits.quantize(weight, form, hqq.choose)
+    fields, _ = bits.quantize_matrix(weight, form, hqq.choose_scales)
     sizes = {"fields": sum(field.nbytes for field in fields.values()), "weight": weight.nbytes}
     peaks = {"at_start": at_start, "dequantized": dequantized, "quantized": peak()}
     print(json.dumps({**sizes, **peaks}))

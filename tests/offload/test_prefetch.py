@@ -25,8 +25,8 @@ from moe_colab.cache.clock_link import ClockLink
 from moe_colab.cache.homes import DiskHome
 from moe_colab.cache.policies import POLICIES
 from moe_colab.cache.settings import SOURCES
+from moe_colab.cache.spares import SPARES
 from moe_colab.offload.hooks import OffloadedLayer
-from moe_colab.offload.placement import SPARES
 from moe_colab.offload.prefetch import likeliest
 
 IDS = torch.randint(6, 4000, (1, 24), generator=torch.Generator().manual_seed(1))

@@ -25,7 +25,10 @@ from moe_colab.checkpoint.source import find_source
 from moe_colab.machine import folders
 from moe_colab.planner import catalogue
 from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
+from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.sizes import Sizes, folder_sizes, hub_access, measure
+from moe_colab.store import BlobLayout, FileEntry, LayerEntry, Manifest
+from moe_colab.store.safetensors import TensorEntry
 
 GRANITE, OLMOE = [source for source in CATALOGUE if source]
 
@@ -69,7 +72,7 @@ def test_headers_say_what_the_checkpoint_knows(family, tmp_path):
     sources = checkpoint.names.sources.values()
     keys = {k for patterns in sources for ks in patterns.values() for k in ks}
     assert sizes.experts == sum(checkpoint.entries[k].nbytes for k in keys)
-    assert sizes.dense == sum(entry.nbytes for entry in checkpoint.dense_entries())
+    assert sizes.memory.dense == sum(entry.nbytes for entry in checkpoint.dense_entries())
     assert sizes.download == real_bytes(folder)
     assert (sizes.layers, sizes.experts_per_layer) == (len(checkpoint.layers), 8)
 
@@ -79,24 +82,25 @@ def test_a_slot_is_what_placement_says_it_is(tmp_path):
 
     manifest = cached_store(Checkpoint(TINY_MOE), progress=False).manifest
     sizes = folder_sizes(TINY_MOE)
-    assert sizes.slot == sum(layer.layout.nbytes for layer in manifest.layers)
+    assert sum(sizes.memory.blobs) == sum(layer.layout.nbytes for layer in manifest.layers)
     assert sizes.largest == max(layer.layout.nbytes for layer in manifest.layers)
     assert sizes.experts == manifest.expert_bytes()
 
 
+def tensor(name: str, nbytes: int) -> TensorEntry:
+    return TensorEntry(Path("x"), f"model.layers.{name}", "U8", (nbytes,), 0, nbytes)
+
+
 def test_layers_that_are_not_run_are_downloaded_and_no_more():
-    experts = [(f"model.layers.{n}.mlp.experts.{e}.w", (4, 5), 40) for n in (0, 1) for e in (0, 1)]
-    shared = ("model.layers.0.mlp.shared_experts.w", (4, 5), 40)
-    files = [experts, [shared]]
+    experts = [tensor(f"{n}.mlp.experts.{e}.w", 40) for n in (0, 1) for e in (0, 1)]
+    files = [experts, [tensor("0.mlp.shared_experts.w", 40)]]
     sizes = measure(files, {"num_experts": 2, "num_hidden_layers": 1})
-    assert sizes == Sizes(200, 80, 40, 40, 40, layers=1, experts_per_layer=2, shards=200)
+    assert sizes == Sizes(200, 80, DeviceMemory((4096,), (2,), 40), shards=200)
+    assert (sizes.layers, sizes.experts_per_layer) == (1, 2)
 
 
 def test_the_two_largest_files_are_what_lies_on_the_disk_at_once(sharded):
-    def one(number: int, nbytes: int):
-        return [(f"model.layers.0.mlp.experts.{number}.w", (nbytes,), nbytes)]
-
-    files = [one(0, 30), one(1, 50), one(2, 40)]
+    files = [[tensor(f"0.mlp.experts.{n}.w", nbytes)] for n, nbytes in enumerate((30, 50, 40))]
     assert measure(files, {"num_experts": 2}).shards == 90
     assert measure(files[:1], {"num_experts": 2}).shards == 30
     largest = sorted(real_bytes(path) for path in sharded.glob("*.safetensors"))
@@ -104,12 +108,12 @@ def test_the_two_largest_files_are_what_lies_on_the_disk_at_once(sharded):
 
 
 def test_least_memory_and_the_slots_that_fit_agree():
-    sizes = Sizes(1000, 800, 200, slot=100, largest=50, layers=2, experts_per_layer=8)
-    assert sizes.least_memory() == 200 + 100 + SPARES * 50
-    assert sizes.slots_within(sizes.least_memory()) == 1
-    assert sizes.slots_within(sizes.least_memory() - 1) == 0
-    assert sizes.slots_within(sizes.least_memory() + 250) == 3
-    assert sizes.slots_within(10**9) == 8
+    memory = DeviceMemory([50, 50], [8, 8], dense=200)
+    assert memory.least() == 200 + 100 + SPARES * 50
+    assert memory.slots_within(memory.least()) == [1, 1]
+    assert memory.slots_within(memory.least() - 1) == [0, 0]
+    assert memory.slots_within(memory.least() + 250) == [3, 3]
+    assert memory.slots_within(10**9) == [8, 8]
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors", "cut", "dense"])
@@ -167,9 +171,9 @@ def test_what_is_downloaded_or_packed_needs_no_hub(hub, sharded, tmp_path):
     assert row.packed and not row.here
     assert (row.download_bytes, row.disk_bytes, row.wait_seconds) == (0, 0, 0)
     assert (row.sizes.layers, row.sizes.experts_per_layer) == (3, 8)
-    for part, blobs in (("experts", 24), ("slot", 3), ("largest", 1)):  # each to the next page
-        assert 0 <= getattr(row.sizes, part) - getattr(real, part) < blobs * 4096
-    assert 0 <= row.sizes.dense - real.dense < 10_000  # the header of its file
+    assert 0 <= row.sizes.experts - real.experts < 24 * 4096  # each to the next page
+    assert row.sizes.memory.blobs == real.memory.blobs
+    assert 0 <= row.sizes.memory.dense - real.memory.dense < 10_000  # the header of its file
     hub_access().snapshot_download(GRANITE)
     assert granite().here and granite().packed
     shutil.rmtree(tmp_path / "stores")
@@ -181,15 +185,16 @@ def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypa
     monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path))
     store = tmp_path / "org--model-Instruct-0123456789ab"
     store.mkdir()
-    manifest = store / "moe_colab.json"
-    layer = {"experts": 8, "layout": {"nbytes": 100}}
-    body = {"source": {"id": "org/model-Instruct"}, "layers": [layer] * 2, "dense": {"nbytes": 7}}
-    manifest.write_text(json.dumps(body))
-    expected = Sizes(1607, 1600, 7, 200, 100, layers=2, experts_per_layer=8)
+    path, source = store / "moe_colab.json", {"id": "org/model-Instruct"}
+    layer = LayerEntry("experts", 0, "", (), (), "moe", 8, BlobLayout((), 100))
+    dense = FileEntry("dense", 7, 0, "")
+    whole = Manifest(source, "mixtral", "F32", dense, (), (layer, layer)).dump()
+    path.write_text(whole)
+    expected = Sizes(1607, 1600, DeviceMemory((100, 100), (8, 8), 7))
     assert catalogue.packed_sizes("org/model-Instruct") == expected
     assert catalogue.packed_sizes("org/model") is None
-    for damaged in ("half a manif", json.dumps({**body, "layers": []})):
-        manifest.write_text(damaged)
+    for damaged in ("half a manif", whole.replace('"experts": 8', '"experts": 9')):
+        path.write_text(damaged)
         assert catalogue.packed_sizes("org/model-Instruct") is None
 
 

@@ -41,7 +41,7 @@ def error(got: torch.Tensor, weight: torch.Tensor) -> float:
 
 
 def quantized(weight: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
-    return lowbit.quantize(weight, form, hqq_scales.choose)[0]
+    return lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)[0]
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
@@ -54,9 +54,9 @@ def test_codes_come_back_from_every_packing(form, shape):
     form.check("w1", shape)
     generator = torch.Generator().manual_seed(1)
     codes = torch.randint(0, 2**form.bits, shape, generator=generator, dtype=torch.uint8)
-    packed = lowbit.pack(codes, form)
+    packed = lowbit.pack_codes(codes, form)
     assert sum(plane.numel() for plane in packed.values()) * 8 == form.bits * codes.numel()
-    assert torch.equal(lowbit.unpack(packed, form, shape).to(torch.uint8), codes)
+    assert torch.equal(lowbit.unpack_codes(packed, form, shape).to(torch.uint8), codes)
     declared = form.fields(shape)
     assert {name: tuple(t.shape) for name, t in packed.items()} == {
         name: declared[name][1] for name in packed
@@ -83,7 +83,7 @@ def test_axis_0_is_packed_as_hqq_packs(bits):
     form = Format(bits, 64, 0)
     weight = matrix(128, 256)
     ours = quantized(weight, form)["codes"]
-    codes = lowbit.unpack({"codes": ours}, form, (128, 256)).to(torch.uint8)
+    codes = lowbit.unpack_codes({"codes": ours}, form, (128, 256)).to(torch.uint8)
     theirs = Quantizer.pack[f"{bits}bit_u8"](codes.view(64, -1))
     assert torch.equal(ours, theirs.flatten())
 
@@ -92,8 +92,8 @@ def test_axis_0_is_packed_as_hqq_packs(bits):
 def test_dequantizing_is_hqqs_formula(form):
     weight = matrix(128, 256)
     fields = quantized(weight, form)
-    scale, zero = lowbit.grids(form, fields)
-    codes = lowbit.unpack(fields, form, (128, 256))
+    scale, zero = lowbit.dequantize_scales(form, fields)
+    codes = lowbit.unpack_codes(fields, form, (128, 256))
     view = (1, -1) if form.axis == 0 else (-1, 1)
     meta = {
         "scale": scale.reshape(view), "zero": zero.reshape(view), "shape": (128, 256),
@@ -130,7 +130,7 @@ def test_a_matrix_is_worked_on_in_pieces(form, monkeypatch):
     weight = matrix(512, 384)
     before = weight.clone()
     monkeypatch.setattr(formats, "PIECE", 300 * 384 if form.axis else form.group * 384)
-    fields, lost = lowbit.quantize(weight, form, hqq_scales.choose)
+    fields, lost = lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)
     assert torch.equal(weight, before)
     pieces = list(form.pieces((512, 384)))
     assert len(pieces) == (2 if form.axis else 512 // form.group)
@@ -164,7 +164,7 @@ def test_error_and_bits_beside_hqq(bits, group, capsys):
         for weight in matrices:
             codes, meta = hqq(weight, form)
             theirs = Quantizer.dequantize(codes, meta)
-            fields, lost = lowbit.quantize(weight, form, hqq_scales.choose)
+            fields, lost = lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)
             ratios.append(lost / error(theirs, weight))
             ours_bits.append(8 * sum(f.nbytes for f in fields.values()) / weight.numel())
             floats = meta["scale"].nbytes + meta["zero"].nbytes

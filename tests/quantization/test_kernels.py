@@ -47,7 +47,7 @@ def fields_of(form: Format, shape: tuple[int, int], seed: int = 0) -> dict[str, 
     scale = 0.01 + 0.1 * torch.rand(grid, generator=random)
     zero = top * torch.rand(grid, generator=random)
     codes = torch.randint(top + 1, shape, generator=random, dtype=torch.uint8)
-    return {**lowbit.pack(codes, form), **lowbit.keep_grid(form, scale, zero)}
+    return {**lowbit.pack_codes(codes, form), **lowbit.quantize_scales(form, scale, zero)}
 
 
 def rows_of(*dims: int, seed: int = 0) -> torch.Tensor:
@@ -156,7 +156,7 @@ from moe_colab.quantization.kernels import int4pack
 for rows in (16, 48, 64, 80, 192):
     codes = torch.randint(16, (rows, 96), dtype=torch.int16)
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
-    assert torch.equal(int4pack.pack(codes), theirs), rows
+    assert torch.equal(int4pack.pack_int4(codes), theirs), rows
 """
 
 
@@ -404,8 +404,8 @@ def test_what_a_rung_is_shown(clock):
     assert list(fields) == list(form.fields((128, 256)))
     starts = [field.storage_offset() * field.element_size() for field in fields.values()]
     assert starts[0] == 256 and not any(start % 256 for start in starts)
-    assert set(lowbit.unpack(fields, form, (128, 256)).unique().tolist()) == set(range(8))
-    _, zero = lowbit.grids(form, fields)
+    assert set(lowbit.unpack_codes(fields, form, (128, 256)).unique().tolist()) == set(range(8))
+    _, zero = lowbit.dequantize_scales(form, fields)
     assert zero.min() < -7 and zero.max() > 14 and ((zero > 0) & (zero < 7)).any()
     assert kernel.rows == {1, 4} and 990 < kernel.x.abs().max() <= 1000
 

@@ -291,8 +291,11 @@ def test_weights_that_are_no_numbers_are_named(tmp_path):
             {"expert_bits": 16, "overrides": {"*.k_proj": mc.Format(2, 128)}},
             "k_proj is 64 x 192: groups of 128",
         ),
-        ({"overrides": {"0.*": None}}, "'0.*' fits no matrix: an expert's are called as 'exp"),
-        ({"overrides": {"*.gate": mc.Format(4)}}, "fits no matrix"),
+        (
+            {"overrides": {"0.*": None}},
+            "'0.*' matches no matrix: name an expert's matrix as in 'exp",
+        ),
+        ({"overrides": {"*.gate": mc.Format(4)}}, "matches no matrix"),
         ({"overrides": {"lm_head": mc.Format(4, 16, 0)}}, "is looked up by rows"),
         ({"overrides": {"lm_head": mc.Format(6)}}, "6 bits along axis 1: choose bits"),
         ({"device": "tpu"}, "is no device"),

@@ -65,7 +65,7 @@ def write_store(folder: Path, experts_in_order: bool = True, finish: bool = True
     if not experts_in_order:
         random.Random(0).shuffle(jobs)
     for layer, expert in jobs:
-        blob = make_blob(expert_tensors(layer, expert), LAYOUT)
+        blob = make_blob(expert_tensors(layer, expert), LAYOUT)[0]
         entry = writer.layers[layer]
         writer.write(entry.file, entry.part(expert), blob)
     save_file(dense_tensors(), folder / "source.safetensors")
@@ -118,7 +118,7 @@ def test_fields_are_aligned_apart_and_in_order_and_blobs_are_whole_pages(shapes,
 def test_a_blob_holds_each_field_at_its_offset_and_zeros_between(dtype):
     layout = plain_layout(SHAPES, DTYPE_NAMES[dtype])
     tensors = expert_tensors(0, 0)
-    blob = torch.frombuffer(bytearray(make_blob(tensors, layout)), dtype=torch.uint8)
+    blob = torch.frombuffer(bytearray(make_blob(tensors, layout)[0]), dtype=torch.uint8)
     for matrix in layout.matrices:
         (field,) = matrix.fields
         raw = blob[field.offset : field.offset + field.nbytes]
@@ -134,7 +134,7 @@ def test_the_safetensors_library_reads_every_expert(whole, layer):
     with safe_open(whole / entry.file, framework="pt") as file:
         assert set(file.keys()) == {f"expert.{e}" for e in range(EXPERTS)}
         for expert in range(EXPERTS):
-            blob = make_blob(expert_tensors(layer, expert), LAYOUT)
+            blob = make_blob(expert_tensors(layer, expert), LAYOUT)[0]
             assert bytes(file.get_tensor(f"expert.{expert}").numpy()) == bytes(blob)
 
 
@@ -224,7 +224,7 @@ def test_opening_gives_every_expert_a_home_on_disk(whole):
         for expert, home in enumerate(homes):
             buffer = memoryview(bytearray(home.nbytes))
             assert sum(home.fill(buffer)) == home.nbytes == LAYOUT.nbytes
-            assert buffer == make_blob(expert_tensors(layer, expert), LAYOUT)
+            assert buffer == make_blob(expert_tensors(layer, expert), LAYOUT)[0]
             assert home.tier == "disk"
 
 
@@ -352,7 +352,7 @@ def test_a_store_of_an_older_format_is_to_be_made_anew(store):
     body["format"] = FORMAT - 1
     (store / NAME).write_text(json.dumps(body))
     for open_it in (Store, mc.inspect, mc.verify, mc.load):
-        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store anew"):
+        with pytest.raises(mc.MoEColabError, match=r"older moe_colab .*: make the store again"):
             open_it(store)
 
 

@@ -20,9 +20,9 @@ import torch
 from ...checkpoint.tensors import read_tensor
 from ...errors import MoEColabError
 from ...machine.folders import shipped_model
-from ...quantization.bits import grids, quantize
-from ...quantization.format import GROUPS, Format, kept_bytes
-from ...quantization.hqq import choose
+from ...quantization.bits import dequantize_scales, quantize_matrix
+from ...quantization.format import GROUPS, Format, stored_bytes
+from ...quantization.hqq import choose_scales
 from ...store.safetensors import TensorEntry, read_header, weight_files
 
 EXPERT = re.compile(r"\.(\d+)\..*\bexperts\.(\d+)\.(.+)\.weight$")
@@ -93,8 +93,8 @@ class Matrices:
         shape = tuple(entry.shape)
         form.check(name, shape)
         weights = read_tensor(entry).float()
-        fields, lost = quantize(weights, form, choose)
-        scale, zero = (values[row, 0] for values in grids(form, fields))
+        fields, lost = quantize_matrix(weights, form, choose_scales)
+        scale, zero = (values[row, 0] for values in dequantize_scales(form, fields))
         codes = torch.arange(2**form.bits, dtype=torch.float32)
         group = form.grouped(weights)[row, 0] if form.axis else form.grouped(weights)[:, row, 0]
         return MatrixPreview(
@@ -104,7 +104,7 @@ class Matrices:
             group.numpy(),
             ((codes - zero) * scale).numpy(),
             lost,
-            8 * kept_bytes(shape, form) / math.prod(shape),
+            8 * stored_bytes(shape, form) / math.prod(shape),
         )
 
     def bytes_by_part(self, experts: Format | None, attention: Format | None) -> dict[str, int]:
@@ -118,4 +118,4 @@ class Matrices:
 
 
 def entry_bytes(entry: TensorEntry, form: Format | None) -> int:
-    return entry.end - entry.start if form is None else kept_bytes(tuple(entry.shape), form)
+    return entry.end - entry.start if form is None else stored_bytes(tuple(entry.shape), form)

@@ -1,9 +1,8 @@
 """Kernel dispatch: a kernel is used where it passed a self-test on this machine.
 
-Knows kernels, the self-test and formats. A choice holds for the process, for all matrices of one
-format, shape, dtype and device, whatever lies in a slot: so the text never depends on slots or
-policy. Another process may measure other times and choose otherwise; "plain" is the same
-everywhere.
+Knows kernels, the self-test and formats; knows no weights. A choice is made once in a process for
+all matrices of one format, shape, dtype and device, so the text never depends on slots or policy.
+Another process may measure other times and choose another kernel; "plain" is the same everywhere.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ log = logging.getLogger("moe_colab")
 
 
 class Case(NamedTuple):
-    """What matrices must share to be multiplied alike."""
+    """What matrices must have in common to use the same kernels."""
 
     form: Format
     shape: Shape
@@ -43,8 +42,8 @@ class Case(NamedTuple):
 
 @dataclass(frozen=True)
 class KernelChoice:
-    """The kernels that one kind of matrix uses. `kernels`: the best first, the fallback last;
-    `left_out`: {name: the reason}."""
+    """The kernels for one case. `kernels`: the best first, the fallback last; `left_out`: {name:
+    the reason}."""
 
     case: Case
     kernels: tuple[Kernel, ...]
@@ -78,7 +77,7 @@ class Dispatcher:
     def prepared_bytes(
         self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """What is kept beside such a matrix, at the most."""
+        """Bytes that the kernels keep beside such a matrix, at the most."""
         kernels = self.choose(form, shape, dtype, device)
         return sum(kernel.prepared_bytes(form, shape) for kernel in kernels)
 
@@ -104,8 +103,8 @@ class Dispatcher:
 
 
 def self_test(kernel: Kernel, case: Case) -> tuple[str | None, int]:
-    """(the reason why a kernel must not be used, or None; the log level to report it at): only a
-    kernel that gives wrong results, or raises, deserves a warning."""
+    """(why the kernel must not be used, or None; the log level of this reason). Only wrong results
+    and exceptions are warnings."""
     try:
         if not kernel.fits(*case):
             return "it is not made for this", logging.DEBUG
@@ -118,7 +117,7 @@ def self_test(kernel: Kernel, case: Case) -> tuple[str | None, int]:
                 if own >= plain:
                     took = f"{rows} rows took {own:.2g} ms, half of preparing included"
                     return f"{took}, plain {plain:.2g}", logging.INFO
-    except Exception as error:  # whatever a kernel may raise: the fallback is there
+    except Exception as error:  # a kernel may raise anything: the fallback works
         return f"it raised {type(error).__name__}: {error}", logging.WARNING
     return None, logging.INFO
 
@@ -132,6 +131,6 @@ def dispatcher_for(kernels: str) -> Dispatcher:
 
 
 def report() -> list[KernelChoice]:
-    """The kernels that "auto" has chosen so far in this process, and which it left out and why;
-    each prints as one line."""
+    """The choices of "auto" so far in this process: which kernels it uses, which it left out and
+    why. Each prints as one line."""
     return dispatcher_for(AUTO).report()

@@ -1,8 +1,9 @@
 """The fallback kernel: dequantize the matrix, then an ordinary product, in plain torch.
 
 It takes every format on every device and keeps nothing between two products, so that a slot costs
-its blob and no more. Preparing the scales for each product is 5 % of dequantizing 14336 x 4096 on a
-CPU in groups of 16, 1 % in groups of 64; keeping them would more than double a slot of 2 bits.
+its blob and no more. Preparing the scales for each product takes 5 % of the time to dequantize
+14336 x 4096 on a CPU in groups of 16, 1 % in groups of 64; keeping them would more than double a
+slot of 2 bits. Knows no other kernel.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .kernel import Fields
 
 
 class Fallback:
-    """Dequantizes all weights into x's dtype, for one product only."""
+    """Dequantizes all weights into x's dtype for every product."""
 
     name, max_rows = "plain", sys.maxsize
 

@@ -1,10 +1,10 @@
-"""torch's 4-bit product on a CPU, for bfloat16 and few rows: it reads codes, not weights.
+"""The int4pack kernel: torch's 4-bit product on a CPU, for bfloat16 and few rows of x.
 
 `aten::_weight_int4pack_mm_for_cpu(x, packed, group, lines)`, found by trying on torch 2.13: a
 weight is (code - 8) * scale + zero with codes of 0 to 15; `lines` [K / group, N, 2] hold scale and
 zero in x's dtype; groups are 32, 64, 128 or 256 along K, N is a multiple of 16, sums are float32.
-It is fast in bfloat16 alone. `packed` uint8 [N, K / 2] depends on the CPU: made at load, never
-stored.
+Only bfloat16 is fast. `packed` uint8 [N, K / 2] depends on the CPU, so it is made at load and
+never stored. Knows this op and our formats; knows no other kernel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 
 import torch
 
-from ..bits import grids, unpack
+from ..bits import dequantize_scales, unpack_codes
 from ..format import PIECE, PLANES, Format, Shape
 from .kernel import Fields
 
@@ -22,9 +22,10 @@ State = tuple[torch.Tensor, int, torch.Tensor]
 
 
 class Int4Pack:
-    """Codes of 2 and 3 bits go to the middle of the op's sixteen: at their end zeros outweigh
-    the weights and, in bfloat16, cost 4 to 5 times plain's error (2 bits); here 1.0 to 1.1.
-    Where x has a mean as large as its spread it is 1.3: a group shares its zero's rounding."""
+    """Moves codes of 2 and 3 bits to the middle of the op's sixteen codes. At the low end, zeros
+    would be larger than the weights, and in bfloat16 the error of 2 bits would be 4 to 5 times that
+    of the fallback; in the middle it is 1.0 to 1.1 times, and 1.3 times where the mean of x is as
+    large as its spread, because the weights of a group share the rounding of their zero."""
 
     name, max_rows = "int4pack", 8
 
@@ -46,9 +47,9 @@ class Int4Pack:
             planes = {
                 name: form.field(fields[name], name, shape, piece) for name in PLANES[form.bits]
             }
-            codes = unpack(planes, form, (piece.stop - start, columns)) + (8 - middle)
-            packed[piece] = pack(codes)
-        scale, zero = grids(form, fields)
+            codes = unpack_codes(planes, form, (piece.stop - start, columns)) + (8 - middle)
+            packed[piece] = pack_int4(codes)
+        scale, zero = dequantize_scales(form, fields)
         lines = torch.stack([scale, (middle - zero) * scale], -1).bfloat16()
         return packed, form.group, lines.transpose(0, 1).contiguous()
 
@@ -56,8 +57,8 @@ class Int4Pack:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), *state)
 
 
-def pack(codes: torch.Tensor) -> torch.Tensor:
-    """int16 codes [N, K] as the op wants them. Its own packing would take most of a load's time."""
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """int16 codes [N, K] in the op's layout. The op's own packing is slower than a load."""
     half = half_tile()
     if half and len(codes) % (2 * half) == 0:
         return paired(codes, half)
@@ -65,7 +66,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 
 
 def paired(codes: torch.Tensor, half: int) -> torch.Tensor:
-    """Rows d and d + half of a tile share bytes, which lie in the order (tile, column, d)."""
+    """Packs rows d and d + half of a tile into the same bytes, in the order (tile, column, d)."""
     tiles = codes.view(-1, 2, half, codes.shape[1])
     both = (tiles[:, 0] | tiles[:, 1] << 4).to(torch.uint8)
     return both.transpose(1, 2).reshape(len(codes), -1)
@@ -73,8 +74,8 @@ def paired(codes: torch.Tensor, half: int) -> torch.Tensor:
 
 @functools.cache
 def half_tile() -> int:
-    """The half with which `paired` does what the op does on this CPU: 32 with AVX-512, 16 with
-    AVX2; 0 if none."""
+    """The half with which `paired` packs as the op does on this CPU: 32 with AVX-512, 16 with AVX2;
+    0 where neither does."""
     random = torch.Generator().manual_seed(0)
     codes = torch.randint(16, (TILE, 32), generator=random, dtype=torch.int16, device="cpu")
     theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1)

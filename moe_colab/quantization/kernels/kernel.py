@@ -16,20 +16,21 @@ Fields = Mapping[str, torch.Tensor]
 
 
 class Kernel(Protocol):
-    """A way to multiply with a low-bit matrix. `max_rows`: how many rows of x it is for. What
-    `prepare` returns is kept beside the matrix, in `prepared_bytes` of memory, until other bytes
-    are written there."""
+    """A way to multiply with a low-bit matrix. `max_rows`: the most rows of x that it is used for.
+    What `prepare` returns is kept beside the matrix, in `prepared_bytes` of memory, until another
+    matrix is written to its place."""
 
     name: str
     max_rows: int
 
     def fits(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
-        """Whether it is made for such a matrix; the self-test shows whether it works here."""
+        """Whether it is made for such a matrix; the self-test checks whether it works here."""
 
-    def prepared_bytes(self, form: Format, shape: Shape) -> int: ...
+    def prepared_bytes(self, form: Format, shape: Shape) -> int:
+        """Bytes of what `prepare` returns."""
 
     def prepare(self, fields: Fields, form: Format, shape: Shape) -> Any:
-        """Called once per load. `fields` stay as they are for as long as the result is used."""
+        """What `linear` needs, computed once per load. `fields` do not change while it is used."""
 
     def linear(self, x: torch.Tensor, state: Any) -> torch.Tensor:
         """x [rows, K] -> [rows, N], as F.linear."""

@@ -1,4 +1,4 @@
-"""The self-test of a kernel: is it right, and faster than the fallback, on this machine?
+"""The self-test of a kernel: whether it is right, and faster than the fallback, on this machine.
 
 Knows a matrix of odd values, its product by the fallback and in float64; knows no kernel by name.
 """
@@ -12,26 +12,26 @@ from statistics import median
 import torch
 
 from ...store.blobs import FIELD_ALIGNMENT, align
-from ..bits import dequantize, keep_grid
+from ..bits import dequantize, quantize_scales
 from ..format import PLANES, Format, Shape
 from .fallback import Fallback
 from .kernel import Fields, Kernel
 
-WORST = 1.25  # times the fallback's error against the float64 product
-SINGLES, MOST, PAIRS = 8, 32, 5  # rows tried one by one; rows tried at once; timings of each kind
+WORST = 1.25  # the largest error allowed, in errors of the fallback against float64
+SINGLES, MOST, PAIRS = 8, 32, 5  # rows tried one by one; rows tried at once; timings of each
 
 
 class SelfTest:
-    """One matrix of odd values. It has fewer rows N than the real matrix: a row of the result
-    depends on one row of weights, so more of them show nothing new. N's remainder by 128 is kept,
-    for a kernel's last tile, and a GPU gets more rows, to be filled."""
+    """Products with one matrix of odd values. It has fewer rows N than the real matrix, because a
+    row of the result depends on one row of weights. N modulo 128 stays the same, for a kernel's
+    last tile, and a GPU gets more rows, to be busy."""
 
     def __init__(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device):
         rows, columns = shape
         weights = 1 << (22 if device.type == "cpu" else 24)
         most = max(384, weights // columns // 128 * 128)
         shape = (rows if rows <= most else most - 128 + rows % 128, columns)
-        random = torch.Generator().manual_seed(0)  # the user's own random numbers stay as they are
+        random = torch.Generator().manual_seed(0)  # leaves the user's random numbers alone
         self.matrix = as_in_a_blob(odd_fields(form, shape, random), device), form, shape
         x = 2 * torch.rand(MOST, columns, generator=random, device="cpu") - 1
         x[::2] *= 1e3
@@ -40,10 +40,13 @@ class SelfTest:
         weight = dequantize(*self.matrix, torch.float32).cpu().double()
         x = self.x.cpu().double()
         self.exact = x @ weight.T
-        self.size = x.norm(dim=1)[:, None] * weight.norm(dim=1)  # so that all of them count alike
+        self.size = x.norm(dim=1)[:, None] * weight.norm(
+            dim=1
+        )  # so that large and small results count equally
 
     def fault(self, kernel: Kernel) -> str | None:
-        """How the kernel's results are worse than the fallback's; None where they are not."""
+        """What is wrong with the kernel's results; None where they are as good as the
+        fallback's."""
         state = kernel.prepare(*self.matrix)
         for batch in (self.x[:SINGLES].split(1), (self.x[: kernel.max_rows],)):
             out = torch.cat([kernel.linear(x, state) for x in batch])
@@ -56,13 +59,13 @@ class SelfTest:
         return None
 
     def error(self, out: torch.Tensor) -> float:
+        """Root mean square of the relative errors against the float64 product."""
         wrong = (out.cpu().double() - self.exact[: len(out)]) / self.size[: len(out)]
         return wrong.square().mean().sqrt().item()
 
     def times(self, kernel: Kernel, rows: int) -> tuple[float, float]:
-        """Seconds for a product of so many rows: the fallback's, and the kernel's with half of the
-        time that it takes to prepare, as if a load served two products: so it does where half of
-        all accesses hit."""
+        """Seconds for a product of so many rows: of the fallback, and of the kernel with half of
+        its time to prepare, because with a hit rate of one half a load serves two products."""
         x, state = self.x[:rows], kernel.prepare(*self.matrix)
         works = (
             lambda: Fallback().linear(x, self.matrix),
@@ -75,7 +78,8 @@ class SelfTest:
 
 
 def odd_fields(form: Format, shape: Shape, random: torch.Generator) -> Fields:
-    """All codes; scales alike in a row or 11 times apart; zeros among the codes, above, below."""
+    """Fields with every code; scales that are equal in a row, or 11 times apart; zeros among the
+    codes, above them and below."""
 
     def noise(*dims: int) -> torch.Tensor:
         return torch.rand(*dims, generator=random, device="cpu")
@@ -90,11 +94,11 @@ def odd_fields(form: Format, shape: Shape, random: torch.Generator) -> Fields:
         name: (noise(rows * columns * bits // 8) * 256).to(torch.uint8)
         for name, bits in PLANES[form.bits].items()
     }
-    return {**codes, **keep_grid(form, scale, zero * top)}
+    return {**codes, **quantize_scales(form, scale, zero * top)}
 
 
 def as_in_a_blob(fields: Fields, device: torch.device) -> Fields:
-    """Views into one buffer, none of them at its start."""
+    """The fields as views into one buffer, as in a slot; none is at its start."""
     ends = [FIELD_ALIGNMENT]
     for field in fields.values():
         ends.append(align(ends[-1] + field.nbytes, FIELD_ALIGNMENT))

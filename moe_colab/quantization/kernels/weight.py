@@ -1,6 +1,6 @@
-"""A low-bit weight: a matrix in its fields, and the kernel that multiplies with it.
+"""A low-bit weight: a matrix in its fields, and the kernels that multiply with it.
 
-Knows where the fields lie and which dispatcher to ask; knows no expert.
+Knows fields and the dispatcher; knows no expert and no slot.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .kernel import Fields
 
 
 class LowBitWeight:
-    """A matrix [N, K] in its fields. Where another matrix of the same format is written over them,
-    `renew` must be called."""
+    """A matrix [N, K] in its fields. Call `renew` after another matrix of the same format was
+    written into them."""
 
     def __init__(
         self, fields: Fields, form: Format, shape: Shape, dispatcher: Dispatcher | None = None
@@ -27,10 +27,11 @@ class LowBitWeight:
         self.renew()
 
     def renew(self) -> None:
+        """Forget what the kernels have prepared."""
         self._states: dict[str, Any] = {}
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., K] -> [..., N], by the best kernel for so many rows."""
+        """x [..., K] -> [..., N], by the best kernel for this number of rows."""
         rows = x.reshape(-1, self.shape[1])
         kernels = self._dispatcher.choose(self.form, self.shape, x.dtype, x.device)
         kernel = next(kernel for kernel in kernels if len(rows) <= kernel.max_rows)
@@ -39,7 +40,7 @@ class LowBitWeight:
         return kernel.linear(rows, self._states[kernel.name]).view(*x.shape[:-1], self.shape[0])
 
     def rows(self, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Those of these `numbers` [R] alone, [R, K]; of groups along axis 1."""
+        """The rows of these `numbers` [R], dequantized, [R, K]. The groups must be along axis 1."""
         whole = slice(None)
         fields = {
             name: self.form.field(values, name, self.shape, whole).index_select(0, numbers)
@@ -48,5 +49,5 @@ class LowBitWeight:
         return dequantize(fields, self.form, (len(numbers), self.shape[1]), dtype)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """All of it, [N, K]."""
+        """The whole matrix, [N, K]."""
         return dequantize(self.fields, self.form, self.shape, dtype)
