@@ -133,12 +133,8 @@ MODULES = {dotted(path): path for path in FILES}
 def test_the_folder_shows_the_architecture():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == set(PACKAGES)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {
-        "__init__",
-        "__main__",
-        "arguments",
-        *ANYWHERE,
-    }
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == {"__init__", "__main__", *ANYWHERE}
 
 
 @pytest.mark.parametrize("path", **BY_PATH)
@@ -146,7 +142,7 @@ def test_arrows_point_down(path):
     """Only the command line, which is no package, may import from all; nobody imports from it, and
     only the benchmarks use the public names of moe_colab."""
     package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if package in ("__init__", "__main__", "arguments"):
+    if package in ("__init__", "__main__"):
         return
     below = PACKAGES[: PACKAGES.index(package) + 1] if package in PACKAGES else []
     for name in imports(path):
@@ -219,6 +215,7 @@ print(*(file for file in files if file), out.shape[1] > 1 and measured, sep="|")
         python(code, cwd=tmp_path / "empty", env=env).strip().splitlines()[-1].split("|")
     )
     assert len(files) > 20 and spoke == "True"
+    assert not list((tmp_path / "site" / "moe_colab" / "assets").rglob("*.py"))
     assert not [file for file in files if not file.startswith(str(tmp_path / "site"))]
 
 
