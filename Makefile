@@ -49,7 +49,7 @@ notebooks: $(VENV)/ready
 
 # Draws the figures that are files, from assets/benchmarks and assets/traces.
 figures: $(VENV)/ready
-	$(VENV)/bin/python -m moe_colab.bench.figures
+	$(VENV)/bin/python assets/figures/draw.py
 
 lint: $(VENV)/ready-to-test
 	$(VENV)/bin/ruff check
