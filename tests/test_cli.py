@@ -49,6 +49,7 @@ def test_one_shot_prints_the_answer_and_one_line():
     assert line.startswith("[") and "tokens/s" in line and "MB moved" in line
 
 
+@pytest.mark.slow
 def test_json_is_one_object_on_the_last_line_and_slots_do_not_change_the_text():
     texts = []
     for slots, policy in (("2", "lfu"), ("8", "lru"), ("4,4,4,4,2,2,2,3", "random"), ("3", "none")):
@@ -76,6 +77,7 @@ def test_a_conversation_from_a_pipe():
     assert "forgotten" in out.stdout and "never" not in out.stdout
 
 
+@pytest.mark.slow
 def test_retry_save_and_sampling_in_a_conversation(tmp_path):
     talk = f"/retry\nhello\n/retry\n/save {tmp_path}/talk.json\n/save {tmp_path}/talk.txt\nThanks\n"
     out = run("chat", "--temperature", "0", "--system", "You are a cook.", text=talk)
@@ -101,6 +103,7 @@ def test_without_any_input_it_still_shows_an_answer():
     assert "tokens/s" in out.stdout
 
 
+@pytest.mark.slow
 def test_in_a_terminal_ctrl_c_ends_the_answer_and_not_the_program():
     primary, secondary = pty.openpty()
     process = subprocess.Popen(
@@ -160,6 +163,7 @@ def test_a_wrong_option_is_named(option):
     assert "is not a whole number from" in out.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_is_no_error():
     process = subprocess.Popen(
         [*COMMAND, "chat", "--prompt", "I need a flight.", "--seed", "1"],
@@ -188,6 +192,7 @@ class Screen:
         self.seen = at + len(wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "word"),
     [
@@ -230,6 +235,7 @@ def test_verify_reads_every_byte(store):
     assert report["experts"] == 64
 
 
+@pytest.mark.slow
 def test_gpu_check_runs_on_a_cpu_too(tmp_path):
     out = run(
         "bench", "gpu-check", "--device", "cpu", "--quick", "--out", str(tmp_path / "check.json")
@@ -242,6 +248,7 @@ def test_gpu_check_runs_on_a_cpu_too(tmp_path):
     assert report["machine"]["packages"]["torch"]
 
 
+@pytest.mark.slow
 def test_gpu_check_needs_a_checkpoint(store):
     out = run("bench", "gpu-check", str(store), "--device", "cpu")
     assert out.returncode == 2 and "is a store" in out.stderr

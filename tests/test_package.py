@@ -180,6 +180,7 @@ def test_every_folder_of_code_is_installed():
     assert {".".join(folder.parts) for folder in folders} <= set(named)
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_the_small_model(tmp_path):
     """A wheel's content, used in an empty folder: the checkout is nowhere near."""
     copy_working_tree(tmp_path / "source")

@@ -23,6 +23,7 @@ from moe_colab.cache.policies import POLICIES, LayerCache, Policy
 from moe_colab.cache.stats import Stats
 from moe_colab.trace import Builder, Trace
 
+pytestmark = pytest.mark.colab
 FAMILIES = ["mixtral", "qwen3_moe", "granitemoe"]
 
 

@@ -89,6 +89,7 @@ def check_report(report: dict) -> None:
 
 
 # ---------------------------------------------------------------------- a run
+@pytest.mark.slow
 def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     report, _ = quick
     check_report(report)
@@ -117,6 +118,7 @@ def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     assert agreements == sorted(agreements, reverse=True) and agreements[2] < 0.95
 
 
+@pytest.mark.slow
 def test_two_models_scored_again(quick, two_layers, tmp_path):
     """The figures of a row and its interval, by the public functions."""
     report, _ = quick
@@ -144,6 +146,7 @@ def test_two_models_scored_again(quick, two_layers, tmp_path):
     assert found.agreement.low == pytest.approx(row["agreement_low"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_what_is_printed(quick, tmp_path):
     report, lines = quick
     assert json.loads(lines[-1]) == report

@@ -36,6 +36,7 @@ def test_it_makes_a_whole_mixtral(small, tmp_path):
     assert (model.model.norm.weight == 1).all()
 
 
+@pytest.mark.slow
 def test_every_stage_reports_what_it_did(small, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     streaming.make_checkpoint(folder)
@@ -108,6 +109,7 @@ def test_memory_is_read_off_the_process():
     assert streaming.resident_peak(reset=True) < after - (90 << 20)
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_says_why(small, tmp_path):
     with pytest.raises(mc.MoEColabError, match=r"verify failed: .* is not a folder"):
         streaming.in_process("verify", "", tmp_path / "nothing")

@@ -32,6 +32,7 @@ from moe_colab.checkpoint.shards import FolderShards, HubShards, refuse_quantize
 from moe_colab.checkpoint.tensors import read_tensor
 from moe_colab.store.safetensors import INDEX, TensorEntry, read_header
 
+pytestmark = pytest.mark.colab
 REPO = "someone/sharded"
 SIZES = (9000, 15000, 6000, 12000, 3000, 11000)  # numbers of four bytes in each file
 NAMES = [f"model-{number}.safetensors" for number in range(len(SIZES))]

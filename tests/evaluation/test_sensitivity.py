@@ -22,6 +22,7 @@ from moe_colab.evaluation.sensitivity import (
     relative_errors,
 )
 
+pytestmark = pytest.mark.colab
 TEXTS = ["The fox looked at the river and did not know what to do.", "What is the weather today?"]
 SOME = (mc.Format(2, 64), mc.Format(3, 64), mc.Format(4, 16))
 CPU = torch.device("cpu")

@@ -28,6 +28,7 @@ from moe_colab.planner.catalogue import ModelList, describe
 from moe_colab.planner.preflight import Gpu, Preflight, find_gpu
 from moe_colab.planner.sizes import Sizes, folder_sizes
 
+pytestmark = pytest.mark.colab
 GIB = 1 << 30
 STAMP = runpy.run_path(str(ROOT / "notebooks" / "stamp.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -21,6 +21,7 @@ from moe_colab.analysis.cache_history import replayed
 from moe_colab.cache.policies import LRU
 from moe_colab.notebook.views.view import LIMIT
 
+pytestmark = pytest.mark.colab
 TRACE = mc.Trace.load()
 PROSE = TRACE.only("prose")
 TEXT = "Old Tabitha Crewe kept the ferry"

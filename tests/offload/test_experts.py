@@ -23,6 +23,8 @@ from moe_colab.offload.hooks import Layer
 from moe_colab.offload.placement import SPARES
 from moe_colab.offload.slots import Block
 
+pytestmark = pytest.mark.colab
+
 
 @pytest.fixture(scope="module")
 def plain():

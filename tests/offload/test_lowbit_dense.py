@@ -23,6 +23,7 @@ from moe_colab.offload import lowbit_modules, placement, slots
 from moe_colab.offload.lowbit_modules import LowBitEmbedding, LowBitLinear, low_bit_modules
 from moe_colab.store import writer
 
+pytestmark = pytest.mark.colab
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 16}
 SHARED = {  # without the head's size, which follows from others in deepseek_v3
     **{"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64},

@@ -25,6 +25,7 @@ from moe_colab.planner import catalogue
 from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
 from moe_colab.planner.sizes import Sizes, folder_sizes, hub_access, measure
 
+pytestmark = pytest.mark.colab
 GRANITE, OLMOE = [source for source in CATALOGUE if source]
 
 

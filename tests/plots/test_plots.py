@@ -19,6 +19,7 @@ from moe_colab import MoEColabError, plots
 from moe_colab.plots import picture as page
 from moe_colab.plots.pareto import name as point_name
 
+pytestmark = pytest.mark.colab
 DARK = "#1f2124"  # the darkest page a figure's colours may meet
 
 

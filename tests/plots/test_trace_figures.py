@@ -18,6 +18,7 @@ from moe_colab.analysis import tables
 from moe_colab.plots import picture as page
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 PROSE = TRACE.only("prose")
 FIGURES = runpy.run_path(str(ROOT / "assets" / "figures" / "draw.py"))["FIGURES"]

@@ -35,6 +35,7 @@ from moe_colab.quantization.kernels import (
 from moe_colab.quantization.kernels.int4pack import Int4Pack
 from moe_colab.quantization.recipe import Recipe
 
+pytestmark = pytest.mark.colab
 FORMATS = [Format(b, g, a) for b in BITS for g in GROUPS for a in (0, 1)]
 PACKABLE = [Format(b, g) for b in (2, 3, 4) for g in (32, 64, 128)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -464,6 +465,7 @@ class Packed(Counting):
         return super().linear(x.bfloat16(), state).to(x.dtype)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("bits", (2, 4))
 def test_packed_products_keep_the_first_choice(bits, tmp_path, monkeypatch, capsys):
