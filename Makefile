@@ -16,7 +16,7 @@ CHROMIUM_PACKAGES := chromium fonts-dejavu-core
 # The tests that run; `make test-all` runs the full matrices too.
 SELECT := not full
 
-.PHONY: chat test test-fast test-all notebooks figures lint chromium clean
+.PHONY: chat test test-fast test-all notebooks readme figures lint chromium clean
 
 chat: $(VENV)/ready
 	@$(VENV)/bin/python -m moe_colab chat $(ARGS)
@@ -41,6 +41,10 @@ test-all:
 # Writes the badges and the setup cell into every notebook.
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python notebooks/stamp.py
+
+# Writes the measured numbers into README.md and assets/benchmarks/README.md.
+readme: $(VENV)/ready
+	$(VENV)/bin/python assets/benchmarks/tables.py
 
 # Draws the figures above the notebooks, from assets/benchmarks and assets/traces.
 figures: $(VENV)/ready

@@ -229,11 +229,3 @@ def test_notebooks_are_saved_without_widget_state_or_errors(path):
     assert "widgets" not in notebook["metadata"]
     outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
     assert not [out for out in outputs if out["output_type"] == "error"]
-
-
-def test_links_in_the_readme_lead_somewhere():
-    import re
-
-    for page in (ROOT / "README.md", ROOT / "assets" / "tiny-moe" / "README.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} names {target}"

@@ -15,7 +15,7 @@ from moe_colab.bench.allocation import allocation_table
 from moe_colab.bench.quality import table
 
 FILE = ROOT / "assets" / "benchmarks" / "quality.json"
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "assets" / "benchmarks" / "README.md").read_text()
 SCORES = {
     *("perplexity", "ratio", "ratio_low", "ratio_high", "tie"),
     *("agreement", "agreement_low", "agreement_high"),
@@ -239,16 +239,14 @@ def test_fewer_bits_agree_less(shipped):
 
 
 def test_the_readme_quotes_the_table(shipped):
-    quoted = [line for line in table(shipped["rows"]).split("\n")[2:] if line in README]
-    assert len(quoted) >= 8 and "\n".join(table([]).split("\n")) in README
-    assert allocation_table(shipped["allocation"]) in README
-    quoted_tokens = f"{shipped['tokens']:,} tokens"
-    assert quoted_tokens in README
+    assert table(shipped["rows"]) in PAGE
+    assert allocation_table(shipped["allocation"]) in PAGE
+    assert f"{shipped['tokens']:,} tokens" in PAGE
 
 
 def test_what_the_readme_says_of_allocation(shipped):
-    """It beats uniform bits in both scores, and choosing without measuring; going by the rise is a
-    tie in perplexity and agrees less."""
+    """It is better than uniform bits and than choosing without measuring, in both scores; choosing
+    by the rise of the loss is a tie in perplexity and agrees less."""
     allocation = shipped["allocation"]
     for one in (allocation, *allocation["other_budgets"]):
         for name in ("uniform", "blind"):
