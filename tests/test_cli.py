@@ -1,4 +1,4 @@
-"""python -m moe_colab, as a shell runs it."""
+"""The command line, `python -m moe_colab`, in processes of its own."""
 
 from __future__ import annotations
 

@@ -32,11 +32,6 @@ def shipped():
 
 
 @pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    return first_layers(2, tmp_path_factory.mktemp("cut"))
-
-
-@pytest.fixture(scope="module")
 def quick(two_layers, tmp_path_factory):
     """(the report, what was printed)"""
     out = tmp_path_factory.mktemp("out") / "quality.json"

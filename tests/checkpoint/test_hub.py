@@ -54,13 +54,7 @@ def checkpoint(tmp_path_factory):
 def hub(checkpoint, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models[REPO] = checkpoint
-    with hub.serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path / "stores"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with hub.reachable(monkeypatch, tmp_path):
         monkeypatch.setattr(hub_room, "PAUSE", 0.01)
         monkeypatch.setattr(hub_room, "PIECE", 1000)  # so much is lost of what is cut
         yield hub

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import python
 from families import make_checkpoint
 from transformers import DynamicCache
 
@@ -166,7 +164,7 @@ def test_our_packing_is_the_ops_on_every_cpu(capability):
     if capability == "avx2" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         pytest.skip("this CPU cannot play an older one")
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability} if capability else os.environ
-    subprocess.run([sys.executable, "-c", PACKS], check=True, env=env, cwd=ROOT)
+    python(PACKS, env=env)
 
 
 # ---------------------------------------------------------------------- another expert's bytes
