@@ -31,6 +31,7 @@ from .report import publish
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 48, 24, 5
 LINK_LOADS = 32
+COUNTS = ("hit_rate", "bytes_loaded", "stall_seconds")
 
 
 def run(source: str | None, device: str, out: str | None, quick: bool = False) -> int:
@@ -59,10 +60,8 @@ def check_tokens(folder: Path, device: torch.device, timed: bool) -> dict[str, A
     for parameter in plain.parameters():  # mapped weights have any alignment; ours have 64 bytes
         parameter.data = parameter.data.clone()
     vocabulary = plain.get_input_embeddings().num_embeddings
-    ids = torch.randint(
-        0, vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
-    )
-    ids = ids.to(device)
+    seeded = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (1, PROMPT_TOKENS), generator=seeded).to(device)
     expected, wrong, settings = tokens(plain, ids), [], []
     host = min(model.offload.store_bytes, free_memory(CPU) // 2)
     model.offload.close()
@@ -80,16 +79,12 @@ def check_tokens(folder: Path, device: torch.device, timed: bool) -> dict[str, A
                     wrong.append(setting)
                 if timed and policy == "lru":
                     offloaded, resident = paired(model, plain, ids)
-                    settings.append(
-                        {
-                            **setting,
-                            "seconds_per_token": offloaded / NEW_TOKENS,
-                            "resident_seconds_per_token": resident / NEW_TOKENS,
-                            "hit_rate": stats.hit_rate,
-                            "bytes_loaded": stats.bytes_loaded,
-                            "stall_seconds": stats.stall_seconds,
-                        }
-                    )
+                    seconds = {
+                        "seconds_per_token": offloaded / NEW_TOKENS,
+                        "resident_seconds_per_token": resident / NEW_TOKENS,
+                    }
+                    counts = {name: getattr(stats, name) for name in COUNTS}
+                    settings.append(setting | seconds | counts)
     return {"checked": 2 * len(grid), "wrong": wrong, "settings": settings}
 
 
