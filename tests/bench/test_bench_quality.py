@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 
 import pytest
 from conftest import ROOT, TINY_MOE, first_layers
@@ -16,6 +17,7 @@ from moe_colab.bench.quality import table
 
 FILE = ROOT / "assets" / "benchmarks" / "quality.json"
 PAGE = (ROOT / "assets" / "benchmarks" / "README.md").read_text()
+quantize = partial(mc.quantize, group_size=64, progress=False)
 SCORES = {
     *("perplexity", "ratio", "ratio_low", "ratio_high", "tie"),
     *("agreement", "agreement_low", "agreement_high"),
@@ -93,14 +95,7 @@ def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     assert set(rows) == {(16, 16), (16, 2), (2, 16), (2, 2)}
     for (attention, experts), row in rows.items():
         store = tmp_path / f"{attention}-{experts}"
-        summary = mc.quantize(
-            two_layers,
-            store,
-            attention_bits=attention,
-            expert_bits=experts,
-            group_size=64,
-            progress=False,
-        )
+        summary = quantize(two_layers, store, attention_bits=attention, expert_bits=experts)
         assert row["bytes"] == summary.total_bytes
         assert row["expert_bits_per_weight"] == summary.bits_per_weight
         assert (row["attention_bits_per_weight"] == 16) == (attention == 16)
@@ -120,14 +115,7 @@ def test_two_models_scored_again(quick, two_layers, tmp_path):
     row = next(r for r in report["rows"] if r["attention_bits"] == 16 and r["expert_bits"] == 2)
     scored = []
     for bits in (16, 2):
-        mc.quantize(
-            two_layers,
-            tmp_path / f"{bits}",
-            attention_bits=16,
-            expert_bits=bits,
-            group_size=64,
-            progress=False,
-        )
+        quantize(two_layers, tmp_path / f"{bits}", attention_bits=16, expert_bits=bits)
         model, tokenizer = mc.load(tmp_path / f"{bits}", kernels="plain", progress=False)
         texts = mc.evaluation_texts(tokenizer)
         chosen = [(text, name) for name, all in texts.items() for text in sorted(all, key=len)[:4]]
