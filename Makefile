@@ -1,61 +1,60 @@
-# Two commands do everything: `make chat` talks to the small model, `make test` runs every test.
-# Each makes its virtual environment if it is missing and installs what it needs.
+# `make chat` talks to the small model; `make test` runs every test, `make test-fast` those for daily
+# work. Each makes its virtual environment and installs what it needs, if that is missing.
 
 PYTHON ?= python3
 VENV := .venv
 COLAB := .venv-colab
-# hqq would compile CUDA code while it is installed; this tells it not to.
+# Without this hqq compiles CUDA code while it is installed, where there is a CUDA compiler.
 export DISABLE_CUDA := 1
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest -n 2
 PYTEST_COLAB := $(COLAB)/bin/python -m pytest -n 2
 NOTEBOOKS := --nbmake --nbmake-timeout=300 notebooks
-# The browser tests: JupyterLab in this browser, on both package sets, one worker each.
+# The browser tests run JupyterLab in this browser, on both package sets, with one worker for each.
 export CHROMIUM ?= /usr/bin/chromium
 CHROMIUM_PACKAGES := chromium fonts-dejavu-core
-# What depends on the version of transformers.
-COLAB_TESTS := tests/offload/test_equality.py tests/offload/test_counts.py tests/offload/test_experts.py tests/offload/test_load.py \
-	tests/quantization/test_pack.py tests/chat/test_session.py tests/checkpoint/test_hub.py tests/notebook/test_chat_widget.py \
-	tests/planner/test_catalogue.py tests/checkpoint/test_shards.py tests/notebook/test_setup.py tests/quantization/test_bits.py \
-	tests/quantization/test_quantize.py tests/offload/test_lowbit_dense.py tests/evaluation/test_perplexity.py tests/evaluation/test_sensitivity.py \
-	tests/quantization/test_kernels.py tests/plots/test_plots.py tests/notebook/test_quantize_widget.py tests/trace/test_trace.py tests/analysis/test_replay.py \
-	tests/analysis/test_tables.py tests/analysis/test_routing_tables.py tests/plots/test_routing_figures.py tests/plots/test_trace_figures.py \
-	tests/notebook/test_trace_widgets.py tests/bench/test_bench_paper.py tests/notebook/test_xray.py tests/notebook/test_stepper.py tests/notebook/test_explorer.py \
-	tests/notebook/test_view.py tests/offload/test_read_text.py
-
-# Which tests: `make test-all` runs the full matrices too.
+# The tests that run; `make test-all` runs the full matrices too.
 SELECT := not full
 
-.PHONY: chat test test-all notebooks figures lint chromium clean
+.PHONY: chat test test-fast test-all notebooks readme figures lint chromium clean
 
 chat: $(VENV)/ready
 	@$(VENV)/bin/python -m moe_colab chat $(ARGS)
 
-test: export HF_HUB_OFFLINE := 1
-# Tests, and the kernels of notebooks, share few cores: with more threads they would wait for each other.
-test: export OMP_NUM_THREADS := 1
+test test-fast: export HF_HUB_OFFLINE := 1
+# Tests and notebook kernels share few cores: with more threads they would wait for each other.
+test test-fast: export OMP_NUM_THREADS := 1
+# The last line runs, on Colab's package set, the tests that depend on the versions of packages.
 test: lint chromium $(COLAB)/ready
 	$(PYTEST) -m "$(SELECT) and not browser"
 	$(PYTEST) $(NOTEBOOKS)
 	$(PYTEST) -m "$(SELECT) and browser" --dist loadgroup
-	$(PYTEST_COLAB) -m "$(SELECT) and not browser" $(COLAB_TESTS)
+	$(PYTEST_COLAB) -m "$(SELECT) and colab and not browser"
+
+# Lint and the quick tests, on the newest packages alone: some 3 minutes on 2 cores.
+test-fast: lint
+	$(PYTEST) -m "not full and not slow and not browser"
 
 test-all:
 	$(MAKE) test SELECT="(full or not full)"
 
-# Writes the badges, the links and the setup cell into every notebook, from one place.
+# Writes the badges and the setup cell into every notebook.
 notebooks: $(VENV)/ready
 	$(VENV)/bin/python notebooks/stamp.py
 
-# Draws the figures that are files, from assets/benchmarks and assets/traces.
+# Writes the measured numbers into README.md and assets/benchmarks/README.md.
+readme: $(VENV)/ready
+	$(VENV)/bin/python assets/benchmarks/tables.py
+
+# Draws the figures above the notebooks, from assets/benchmarks and assets/traces.
 figures: $(VENV)/ready
-	$(VENV)/bin/python -m moe_colab.bench.figures
+	$(VENV)/bin/python assets/figures/draw.py
 
 lint: $(VENV)/ready-to-test
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 
-# For the browser tests, which skip themselves where it is missing (under CI=true they fail).
+# The browser tests are skipped where it is missing; with CI=true they fail then.
 chromium:
 	-@test -x $(CHROMIUM) || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \

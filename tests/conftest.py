@@ -1,5 +1,4 @@
-"""What all tests share: a cache folder of their own, the shipped model, no network, and JupyterLab
-in a browser for those that ask for it."""
+"""What all tests share: a cache folder, no network, small checkpoints, new processes, a browser."""
 
 from __future__ import annotations
 
@@ -17,9 +16,9 @@ import browser
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# A shell starts what runs in its background deaf to Ctrl-C, which some tests send.
+# A shell starts background processes with Ctrl-C ignored; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Test processes share few cores: with more threads than cores they would wait for each other.
+# Test processes share few cores: with more threads they would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 TINY_MOE = ROOT / "assets" / "tiny-moe"
@@ -27,7 +26,7 @@ TINY_MOE = ROOT / "assets" / "tiny-moe"
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory):
-    """Stores made by tests never touch the user's cache folder; subprocesses inherit it."""
+    """A cache folder for all tests, so that the user's stays untouched; subprocesses inherit it."""
     folder = tmp_path_factory.mktemp("moe_colab_cache")
     before = os.environ.get("MOE_COLAB_CACHE")
     os.environ["MOE_COLAB_CACHE"] = str(folder)
@@ -40,8 +39,7 @@ def cache_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processes():
-    """Starts processes of their own from a server that has imported everything: a process costs
-    milliseconds."""
+    """Starts processes from a server that has imported everything already, in milliseconds each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["families", "moe_colab.quantization.quantize", "hqq.core.quantize"]
@@ -56,7 +54,7 @@ def processes():
 
 @pytest.fixture
 def run(processes) -> Callable[..., int]:
-    """Exit code of a process that calls a function."""
+    """Calls a function in a new process; the exit code."""
 
     def run(target: Callable, *args) -> int:
         process = processes.Process(target=target, args=args)
@@ -67,24 +65,46 @@ def run(processes) -> Callable[..., int]:
     return run
 
 
+def python(code: str, cwd: Path = ROOT, **settings) -> str:
+    """What `code` prints in a new Python; it must not fail."""
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, **settings)
+    assert out.returncode == 0, out.stderr
+    return out.stdout
+
+
+def alter(path: Path, position: int, mask: int = 1) -> None:
+    """Flip bits of one byte; a second call restores the file."""
+    with open(path, "r+b") as file:
+        file.seek(position)
+        (byte,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte ^ mask]))
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory) -> Path:
+    return first_layers(2, tmp_path_factory.mktemp("cut"))
+
+
 def first_layers(count: int, folder: Path) -> Path:
-    """A checkpoint of the shipped model's first layers."""
+    """A checkpoint of the first layers of the small model."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(TINY_MOE, folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": count}))
     weights = load_file(TINY_MOE / "model.safetensors")
-    left = [f"model.layers.{number}." for number in range(count, config["num_hidden_layers"])]
-    kept = {name: w for name, w in weights.items() if not name.startswith(tuple(left))}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    dropped = [f"model.layers.{number}." for number in range(count, config["num_hidden_layers"])]
+    weights = {name: w for name, w in weights.items() if not name.startswith(tuple(dropped))}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
 def copy_working_tree(folder: Path) -> Path:
     """The project's files as they are now, committed or not."""
-    listed = ["git", "ls-files", "-co", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in names.splitlines():
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +113,7 @@ def copy_working_tree(folder: Path) -> Path:
 
 
 def commit_working_tree(folder: Path) -> Path:
-    """The same in a git repository of its own."""
+    """The project's files as they are now, committed in a new git repository."""
     git = ["git", "-C", str(copy_working_tree(folder)), "-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "all"]):
         subprocess.run([*git, *command], check=True)
@@ -102,7 +122,7 @@ def commit_working_tree(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def chromium():
-    """A browser: playwright's. Skips where it is missing; under CI=true that is a failure."""
+    """Playwright's Chromium. Without it the test is skipped; with CI=true it fails."""
     need(browser.missing())
     with browser.chromium() as started:
         yield started
@@ -124,6 +144,7 @@ def lab(request, cache_folder, chromium):
 
 
 def need(reason: str | None) -> None:
+    """Skip the test where there is a reason; with CI=true, fail."""
     if reason and os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     if reason:
@@ -131,12 +152,12 @@ def need(reason: str | None) -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """Browser tests come last: while playwright runs, its loop is the thread's asyncio loop."""
+    """Put the browser tests last: playwright's asyncio loop occupies the thread while it runs."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say once why the browser tests were skipped."""
+    """Print once why the browser tests were skipped."""
     reports = terminalreporter.stats.get("skipped", [])
     reasons = {str(report.longrepr[2]).removeprefix("Skipped: ") for report in reports}
     for reason in sorted(reason for reason in reasons if reason.startswith(browser.NOT_RUN)):

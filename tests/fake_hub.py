@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import constants
+
 COMMIT = "c0ffee" + "0" * 34
 HEADER = "bytes=0-100000"  # what huggingface_hub asks for to read a safetensors header
 
@@ -41,6 +43,18 @@ class FakeHub:
         self.elsewhere, self.parts = "", True
         self.tokens: set[str | None] = set()
         self.down = False
+
+    @contextmanager
+    def reachable(self, monkeypatch, folder: Path):
+        """This process and its children use this hub, with a new cache in `folder` and no token."""
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "no-token"))
+        monkeypatch.setenv("MOE_COLAB_CACHE", str(folder / "stores"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        with self.serving() as address:
+            monkeypatch.setenv("HF_ENDPOINT", address)
+            yield self
 
     @contextmanager
     def serving(self):

@@ -1,5 +1,4 @@
-"""What holds the project together: who imports whom, what an installed package brings, what the
-files say."""
+"""The architecture: order of the packages, imports, and what an installed package brings."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, copy_working_tree
+from conftest import ROOT, copy_working_tree, python
 
 PACKAGE = ROOT / "moe_colab"
 PACKAGES = """
@@ -25,22 +24,14 @@ WITHOUT_NUMPY = [
     *("checkpoint/hub.py", "evaluation/allocation.py"),
     *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
 ]
-ANYWHERE = {"errors", "units", "version"}  # the modules below all packages
+ANYWHERE = {"errors", "units", "version"}  # modules that every package may import
 FILES = sorted(PACKAGE.rglob("*.py"))
 BY_PATH = {"argvalues": FILES, "ids": lambda path: path.relative_to(PACKAGE).as_posix()}
 
 
-def python(code: str, **settings) -> str:
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, **settings
-    )
-    assert out.returncode == 0, out.stderr
-    return out.stdout
-
-
 def loaded_by(statement: str) -> set[str]:
     code = f"{statement}\nimport sys; print(' '.join(m.split('.')[0] for m in sys.modules))"
-    return set(python(code, cwd=ROOT).split())
+    return set(python(code).split())
 
 
 def test_importing_moe_colab_brings_in_nothing_heavy():
@@ -51,7 +42,7 @@ def test_importing_moe_colab_brings_in_nothing_heavy():
 
 @pytest.mark.parametrize("path", **BY_PATH)
 def test_the_lower_packages_import_no_torch(path):
-    """Judged by the import statements of each file."""
+    """By the import statements of each file."""
     place = path.relative_to(PACKAGE)
     heavy = {"torch", "transformers", "safetensors", "accelerate", "hqq"}
     modules = {name.split(".")[0] for name in imports(path)}
@@ -62,7 +53,7 @@ def test_the_lower_packages_import_no_torch(path):
 
 
 def test_the_lower_packages_run_without_torch():
-    """All their modules, and what these import, in one process."""
+    """All their modules, with what these import, in one process."""
     names = [
         name for name in MODULES if name.split(".")[1:2] and name.split(".")[1] in WITHOUT_TORCH
     ]
@@ -77,7 +68,7 @@ def test_figures_need_no_torch():
 
 
 def test_few_packages_know_pages_and_figures():
-    """Widgets and IPython in what shows something on a page, matplotlib where it is drawn."""
+    """ipywidgets and IPython only in notebook, matplotlib only in plots."""
     for names, packages in (
         ({"ipywidgets", "IPython"}, {"notebook"}),
         ({"matplotlib"}, {"plots"}),
@@ -108,7 +99,7 @@ def dotted(path) -> str:
 
 
 def imports(path) -> set[str]:
-    """The full names of all that a file imports, wherever it does, but for `if TYPE_CHECKING`."""
+    """The full names of everything that a file imports, without what only `TYPE_CHECKING` does."""
     package = dotted(path).split(".")[: None if path.name == "__init__.py" else -1]
     out = set()
     nodes = [ast.parse(path.read_text())]
@@ -133,20 +124,16 @@ MODULES = {dotted(path): path for path in FILES}
 def test_the_folder_shows_the_architecture():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders == set(PACKAGES)
-    assert {path.stem for path in PACKAGE.glob("*.py")} == {
-        "__init__",
-        "__main__",
-        "arguments",
-        *ANYWHERE,
-    }
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert modules == {"__init__", "__main__", *ANYWHERE}
 
 
 @pytest.mark.parametrize("path", **BY_PATH)
 def test_arrows_point_down(path):
-    """Only the command line, which is no package, may import from all; nobody imports from it, and
-    only the benchmarks use the public names of moe_colab."""
+    """Only the command line may import from all packages; nothing imports from it, and only the
+    benchmarks use the public names of moe_colab."""
     package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if package in ("__init__", "__main__", "arguments"):
+    if package in ("__init__", "__main__"):
         return
     below = PACKAGES[: PACKAGES.index(package) + 1] if package in PACKAGES else []
     for name in imports(path):
@@ -166,7 +153,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_only_the_search_for_scales_knows_hqq():
-    """Which is needed to quantize, never to run."""
+    """hqq is needed to quantize, never to run a model."""
     found = [path for path in FILES if "hqq" in {name.split(".")[0] for name in imports(path)}]
     assert found == [PACKAGE / "quantization" / "hqq.py"]
 
@@ -184,25 +171,13 @@ def test_every_folder_of_code_is_installed():
     assert {".".join(folder.parts) for folder in folders} <= set(named)
 
 
+@pytest.mark.slow
 def test_an_installed_package_brings_the_small_model(tmp_path):
-    """A wheel's content, used in an empty folder: the checkout is nowhere near."""
+    """The content of a wheel, used in an empty folder, without the checkout."""
     copy_working_tree(tmp_path / "source")
-    subprocess.run(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "pip",
-                "install",
-                "-q",
-                "--disable-pip-version-check",
-                "--no-deps",
-            ),
-            *("--target", str(tmp_path / "site"), str(tmp_path / "source")),
-        ],
-        check=True,
-        timeout=300,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    target = ["--target", str(tmp_path / "site"), str(tmp_path / "source")]
+    subprocess.run([*pip, *target], check=True, timeout=300)
     (tmp_path / "empty").mkdir()
     shutil.rmtree(tmp_path / "source")
     code = """
@@ -219,6 +194,7 @@ print(*(file for file in files if file), out.shape[1] > 1 and measured, sep="|")
         python(code, cwd=tmp_path / "empty", env=env).strip().splitlines()[-1].split("|")
     )
     assert len(files) > 20 and spoke == "True"
+    assert not list((tmp_path / "site" / "moe_colab" / "assets").rglob("*.py"))
     assert not [file for file in files if not file.startswith(str(tmp_path / "site"))]
 
 
@@ -231,11 +207,3 @@ def test_notebooks_are_saved_without_widget_state_or_errors(path):
     assert "widgets" not in notebook["metadata"]
     outputs = [out for cell in notebook["cells"] for out in cell.get("outputs", [])]
     assert not [out for out in outputs if out["output_type"] == "error"]
-
-
-def test_links_in_the_readme_lead_somewhere():
-    import re
-
-    for page in (ROOT / "README.md", ROOT / "assets" / "tiny-moe" / "README.md"):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} names {target}"

@@ -1,1 +1,1 @@
-"""Measurements: what README may quote. Each prints one JSON with the machine it ran on."""
+"""Benchmarks. Each prints one JSON object that says on which machine it ran."""

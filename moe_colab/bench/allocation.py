@@ -1,5 +1,8 @@
-"""Does it pay to share out bits by measured sensitivity? The bytes of uniform settings, shared out
-anew: measured on one half of the documents, judged on the other."""
+"""A benchmark of allocation: are bits better allocated by measured sensitivity than uniformly?
+
+The bytes of uniform settings are allocated again: sensitivity is measured on one half of the
+documents, the result is judged on the other. Part of `bench quality`.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from ..evaluation.sensitivity import PERPLEXITY, Sensitivity, allocate, measure_
 from ..quantization.format import Format
 from .rows import FULL, Documents, Setting, agreement, columns, named, ratio, score_columns
 
-# Whose bytes are shared out anew: twice about 3 bits; then what `quantize` makes by default, whose
-# experts could not be coarser, so that only the attention has bytes to give.
+# Settings whose bytes are allocated again: two of about 3 bits, then the default of `quantize`. Its
+# experts already have the fewest bits, so that only the attention can give bytes.
 UNIFORM = tuple(
     Setting(Format(4, 64), form) for form in (Format(2, 16), Format(3, 64), Format(2, 64))
 )
@@ -23,20 +26,20 @@ UNIFORM = tuple(
 def share_out(
     source: str | None, by_domain: dict[str, list[str]], uniform: Iterable[Setting]
 ) -> dict[str, Any]:
-    """Sensitivities from every other document, judged on those between. A comparison for every
-    uniform setting, the first on top."""
+    """Measure sensitivity on every other document and judge on the others. One comparison for every
+    uniform setting, the first one at the top level."""
     fitted, judged = (Documents.of(by_domain, slice(first, None, 2)) for first in (0, 1))
-    found = measure_sensitivity(source, fitted.texts, domains=fitted.domains, device="cpu")
+    sensitivity = measure_sensitivity(source, fitted.texts, domains=fitted.domains, device="cpu")
     full, _ = judged.score(source, **FULL.options())
-    first, *more = [against_uniform(source, found, setting, judged, full) for setting in uniform]
+    first, *more = [against_uniform(source, sensitivity, one, judged, full) for one in uniform]
     return {
         **first,
         "other_budgets": more,
         "sensitivity": {
-            "format": asdict(found.formats[0]),
-            "matrices": found.frame().to_dict("records"),
-            "together": columns("rise", found.together.rise)
-            | columns("disagreement", found.together.disagreement),
+            "format": asdict(sensitivity.formats[0]),
+            "matrices": sensitivity.frame().to_dict("records"),
+            "together": columns("rise", sensitivity.together.rise)
+            | columns("disagreement", sensitivity.together.disagreement),
         },
         "fitted_documents": len(fitted.texts),
         "judged_documents": len(judged.texts),
@@ -45,21 +48,22 @@ def share_out(
 
 
 def against_uniform(
-    source: str | None, found: Sensitivity, setting: Setting, judged: Documents, full: Scores
+    source: str | None, sensitivity: Sensitivity, setting: Setting, judged: Documents, full: Scores
 ) -> dict[str, Any]:
-    """A uniform setting, and the same bytes shared out: each against full precision, and what was
-    "allocated" against the others. "by_rise": by the rise of the loss instead of by first choices.
-    "blind": as if all weights were minded alike; what it gains comes from mixing formats alone."""
+    """A uniform setting, and the same bytes allocated in three ways: "allocated" by changed first
+    choices; "by_rise" by the rise of the loss; "blind" as if all weights were equally sensitive:
+    its gain comes from mixing formats alone. Each is compared with full precision, and "allocated"
+    with each of the others."""
     uniform, summary = judged.score(source, **setting.options())
     budget, resamples = summary.total_bytes, judged.resamples(full)
     overrides = {
-        "allocated": allocate(found, budget),
-        "by_rise": allocate(found, budget, by=PERPLEXITY),
-        "blind": allocate(blind(found), budget, by=PERPLEXITY),
+        "allocated": allocate(sensitivity, budget),
+        "by_rise": allocate(sensitivity, budget, by=PERPLEXITY),
+        "blind": allocate(blind(sensitivity), budget, by=PERPLEXITY),
     }
     scored = {"uniform": (uniform, summary)} | {
-        name: judged.score(source, **FULL.options() | {"overrides": chosen})
-        for name, chosen in overrides.items()
+        name: judged.score(source, **FULL.options() | {"overrides": formats})
+        for name, formats in overrides.items()
     }
     rows = {
         name: {"name": name, "bytes": made.total_bytes, **score_columns(scores, full, resamples)}
@@ -83,18 +87,18 @@ def against_uniform(
     }
 
 
-def blind(found: Sensitivity) -> Sensitivity:
-    """As if every weight were minded alike, by its share of the rise."""
+def blind(sensitivity: Sensitivity) -> Sensitivity:
+    """The sensitivity if every weight had the same: a matrix's rise is its number of weights."""
     matrices = {}
-    for name, matrix in found.matrices.items():
+    for name, matrix in sensitivity.matrices.items():
         alike = Interval(matrix.weights, matrix.weights, matrix.weights)
         matrices[name] = replace(matrix, loss=replace(matrix.loss, rise=alike))
-    return replace(found, matrices=matrices)
+    return replace(sensitivity, matrices=matrices)
 
 
 def difference(one: Scores, other: Scores, full: Scores, resamples: Resamples) -> dict[str, Any]:
-    """Of two models in few bits, on the same samples: the ratio of perplexities, and how much more
-    often the one agrees with full precision."""
+    """Two quantized models on the same samples: the ratio of their perplexities, and how much more
+    often `one` agrees with full precision."""
     over = compare(one, other, resamples=resamples)
     more = resamples.interval((one.top1 == full.top1) * 1.0 - (other.top1 == full.top1))
     return {
@@ -106,10 +110,10 @@ def difference(one: Scores, other: Scores, full: Scores, resamples: Resamples) -
 
 
 def allocation_table(allocation: dict[str, Any]) -> str:
-    """In Markdown. The last two columns: the perplexity of the allocated over that of this row, and
-    how much more often it agrees with full precision."""
+    """All comparisons in Markdown. The last two columns: the perplexity of "allocated" over that of
+    the row, and how much more often "allocated" agrees with full precision."""
     lines = [
-        "| bytes | shared out | perplexity | agreement | allocated over it | agrees more |",
+        "| bytes | bits | perplexity | agreement | allocated over it | agrees more |",
         "|---|---|---|---|---|---|",
     ]
     for one in (allocation, *allocation["other_budgets"]):

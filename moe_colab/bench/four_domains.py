@@ -1,11 +1,11 @@
-"""The trace that comes with moe_colab: the small model over four domains of the evaluation text.
+"""The shipped trace: the small model reads four domains of the evaluation text.
 
     python -m moe_colab.bench.four_domains [--out FILE]
 
-Of each domain a few documents, each a sequence of its own: the first tokens as a prompt, then token
-by token what the text says, so that the routing does not depend on what this machine would have
-generated. One label a domain. All is read twice, for guesses from both sources; outcomes and times
-are those of the first reading.
+A few documents of each domain, each as a sequence of its own: the first tokens are the prompt, the
+rest is decoded token by token from the text, so that the routing does not depend on what this
+machine would generate. One label per domain. Everything is read twice, for guesses from both
+sources; outcomes and times are those of the first reading.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..offload.read_text import read, with_guesses_of
 from ..offload.record import record
 from ..trace import Trace
 
-DOCUMENTS, LENGTH = 3, 128  # a domain's documents; tokens of each
+DOCUMENTS, LENGTH = 3, 128  # documents per domain, tokens per document
 SLOTS, POLICY = 4, "lru"
 GUESSES, LOOKAHEAD = 4, 2
 
 
 def sequences(tokenizer) -> dict[str, list[torch.Tensor]]:
-    """The token ids [1, LENGTH] of every domain's first documents that are long enough."""
+    """Token ids [1, LENGTH] of the first documents of every domain that are long enough."""
     texts = evaluation_texts(tokenizer)
-    found = {}
+    by_label = {}
     for label, domain in DOMAINS.items():
         ids = (tokenizer(text, return_tensors="pt").input_ids for text in texts[domain])
-        found[label] = [one[:, :LENGTH] for one in ids if one.shape[1] >= LENGTH][:DOCUMENTS]
-    return found
+        by_label[label] = [one[:, :LENGTH] for one in ids if one.shape[1] >= LENGTH][:DOCUMENTS]
+    return by_label
 
 
 def record_domains(model, tokenizer, source: str) -> Trace:
-    """All domains, with guesses from one source."""
+    """A trace of all domains, with guesses from one source."""
     handle, parts = model.offload, []
     handle.guess_from = source
     handle.slots = SLOTS + 1
-    handle.slots = SLOTS  # and empty again
+    handle.slots = SLOTS  # a change empties the slots
     for label, documents in sequences(tokenizer).items():
         with record(model, tokenizer, label=label) as trace:
             for ids in documents:
@@ -54,7 +54,7 @@ def record_domains(model, tokenizer, source: str) -> Trace:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=None, help="default: the one that ships")
+    parser.add_argument("--out", type=Path, default=None, help="default: the shipped trace")
     args = parser.parse_args()
     guesses = {"speculate": GUESSES, "lookahead": LOOKAHEAD, "stand_aside": False}
     model, tokenizer = load(slots=SLOTS, policy=POLICY, device="cpu", progress=False, **guesses)

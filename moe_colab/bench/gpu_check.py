@@ -1,14 +1,14 @@
-"""Is an offloaded model right on this device, and how fast is its link? Runs unattended; one JSON
-at the end.
+"""A check of offloading on a GPU: are the tokens right, and how fast is the link?
 
-For every policy and number of slots, and for homes on disk and in host memory, greedy tokens must
-be those of the plain model, fully resident on the same device. Times are medians over repetitions
-in one run.
+    python -m moe_colab bench gpu-check [SOURCE] [--device DEVICE] [--quick] [--out FILE]
+
+For every policy and number of slots, with the experts' homes on disk and in host memory, greedy
+tokens must equal those of the plain model, fully resident on the same device. Times are medians
+over repetitions in one run.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from pathlib import Path
@@ -26,48 +26,44 @@ from ..offload.load import load, pick_device
 from ..offload.placement import free_memory, in_host_memory
 from ..offload.slots import allocate
 from ..store import Store, is_store
-from .machine import describe
+from .machine import CPU, describe
+from .report import publish
 
 PROMPT_TOKENS, NEW_TOKENS, REPEATS = 48, 24, 5
 LINK_LOADS = 32
+COUNTS = ("hit_rate", "bytes_loaded", "stall_seconds")
 
 
 def run(source: str | None, device: str, out: str | None, quick: bool = False) -> int:
-    """Check, measure, print one JSON object as the last line; 0 if every token was right, else 1.
-    quick: every setting is checked, none is timed."""
+    """Check, measure and publish the report; 0 if every token was right, else 1. quick: check every
+    setting, time none. Raises MoEColabError where `source` is a store."""
     target, folder = pick_device(device), find_source(source)
     if is_store(folder):
         raise MoEColabError(
-            f"{folder} is a store: gpu-check compares with the plain model, name its checkpoint."
+            f"{folder} is a store; gpu-check compares with the plain model: give its checkpoint."
         )
-    if out and not Path(out).absolute().parent.is_dir():
-        raise MoEColabError(f"{out} cannot be written: its folder does not exist.")
     report: dict[str, Any] = {"bench": "gpu-check", "machine": describe(target)}
     report |= check_tokens(folder, target, timed=not quick)
     report |= measure_link(folder, target)
-    text = json.dumps(report)
-    print(text, flush=True)
-    if out:
-        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, out)
     return 0 if not report["wrong"] else 1
 
 
 def check_tokens(folder: Path, device: torch.device, timed: bool) -> dict[str, Any]:
-    """Offloaded against resident, over policies, slots and homes."""
+    """Tokens of the offloaded and the resident model, over policies, slots and homes. timed: the
+    seconds of both too, with LRU."""
     model, _ = load(folder, device=device, slots=1, ram=0, progress=False)
     experts = model.offload.entries[0].experts
     plain = AutoModelForCausalLM.from_pretrained(
         folder, dtype=model.dtype, experts_implementation="eager"
     ).to(device)
-    for parameter in plain.parameters():  # mapped weights lie anywhere; ours lie on 64 bytes
+    for parameter in plain.parameters():  # mapped weights have any alignment; ours have 64 bytes
         parameter.data = parameter.data.clone()
     vocabulary = plain.get_input_embeddings().num_embeddings
-    ids = torch.randint(
-        0, vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
-    )
-    ids = ids.to(device)
+    seeded = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (1, PROMPT_TOKENS), generator=seeded).to(device)
     expected, wrong, settings = tokens(plain, ids), [], []
-    host = min(model.offload.store_bytes, free_memory(torch.device("cpu")) // 2)
+    host = min(model.offload.store_bytes, free_memory(CPU) // 2)
     model.offload.close()
     for tier, ram in (("disk", 0), ("host", host)):
         model, _ = load(folder, device=device, slots=1, ram=ram, progress=False)
@@ -83,33 +79,30 @@ def check_tokens(folder: Path, device: torch.device, timed: bool) -> dict[str, A
                     wrong.append(setting)
                 if timed and policy == "lru":
                     offloaded, resident = paired(model, plain, ids)
-                    settings.append(
-                        {
-                            **setting,
-                            "seconds_per_token": offloaded / NEW_TOKENS,
-                            "resident_seconds_per_token": resident / NEW_TOKENS,
-                            "hit_rate": stats.hit_rate,
-                            "bytes_loaded": stats.bytes_loaded,
-                            "stall_seconds": stats.stall_seconds,
-                        }
-                    )
+                    seconds = {
+                        "seconds_per_token": offloaded / NEW_TOKENS,
+                        "resident_seconds_per_token": resident / NEW_TOKENS,
+                    }
+                    counts = {name: getattr(stats, name) for name in COUNTS}
+                    settings.append(setting | seconds | counts)
     return {"checked": 2 * len(grid), "wrong": wrong, "settings": settings}
 
 
 def tokens(model, ids: torch.Tensor) -> torch.Tensor:
+    """NEW_TOKENS greedy tokens after `ids` [1, T] -> [1, T + NEW_TOKENS], on the CPU."""
     return model.generate(
         ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
     ).cpu()
 
 
 def paired(model, plain, ids: torch.Tensor) -> tuple[float, float]:
-    """Median seconds of each model's generation, taken in turns."""
+    """Median seconds of a generation by each model; the models take turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(REPEATS):
-        for one, kept in zip((model, plain), times, strict=True):
+        for one, seconds in zip((model, plain), times, strict=True):
             start = time.perf_counter()
             tokens(one, ids)
-            kept.append(time.perf_counter() - start)
+            seconds.append(time.perf_counter() - start)
     return statistics.median(times[0]), statistics.median(times[1])
 
 

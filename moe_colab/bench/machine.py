@@ -1,4 +1,7 @@
-"""The machine a measurement ran on, in words and numbers."""
+"""The machine that a measurement ran on: processor, memory, GPU, versions of the packages.
+
+Knows the machine; knows nothing of the measurement.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ from typing import Any
 import psutil
 import torch
 
+CPU = torch.device("cpu")
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    out = {
+def describe(device: torch.device = CPU) -> dict[str, Any]:
+    """Facts about this machine, of the GPU too where `device` is one; sizes in bytes."""
+    facts = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -25,13 +30,13 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        out |= {
+        facts |= {
             "gpu": properties.name,
             "vram_bytes": properties.total_memory,
             "compute_capability": f"{properties.major}.{properties.minor}",
             "cuda": torch.version.cuda,
         }
-    return out
+    return facts
 
 
 def _cpu_name() -> str:

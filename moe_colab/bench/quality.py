@@ -1,21 +1,21 @@
-"""What does each bit cost? The perplexity of a model in few bits over that in full precision, and
-how often both have the same first choice, on the project's own text; then the same bytes shared out
-anew by measured sensitivity. Runs unattended; one JSON at the end.
+"""A benchmark of quality: what each bit costs.
 
-Every row is a store that `quantize` made and `load` ran, multiplied with by plain torch.
+    python -m moe_colab bench quality [SOURCE] [--quick] [--out FILE]
+
+Measures the ratio of a quantized model's perplexity to that in full precision, and how often both
+have the same first choice, on the project's own text; then again with the same bytes allocated by
+measured sensitivity. Every row is a store that `quantize` made and `load` ran, with products by
+plain torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from ..checkpoint.reader import Checkpoint
@@ -29,6 +29,7 @@ from ..store import Summary
 from ..store.blobs import DENSE
 from .allocation import UNIFORM, allocation_table, share_out
 from .machine import describe
+from .report import publish
 from .rows import SEED, Documents, Setting, agreement, named, ratio, score_columns
 
 BITS, GROUPS = (16, 4, 3, 2), (16, 64)
@@ -36,24 +37,21 @@ QUICK_BITS, QUICK_GROUPS, QUICK_DOCUMENTS = (16, 2), (64,), 4
 
 
 def run(source: str | None, out: str | None, quick: bool = False) -> int:
-    """Measure on the CPU, print two tables, and one JSON object as the last line. quick: few rows
-    on a few short documents of every domain."""
-    if out and not Path(out).absolute().parent.is_dir():
-        raise MoEColabError(f"{out} cannot be written: its folder does not exist.")
+    """Measure on the CPU, print two tables, publish the report. quick: few rows, on a few short
+    documents of every domain. Raises MoEColabError where the checkpoint has no tokenizer."""
     report = measure(source, quick)
     print(table(report["rows"]))
     print(allocation_table(report["allocation"]))
-    print(json.dumps(report), flush=True)
-    if out:
-        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, out)
     return 0
 
 
 def measure(source: str | None, quick: bool) -> dict[str, Any]:
+    """The report: a row for every crossing of formats, and the allocations."""
     checkpoint = open_checkpoint(source, None, progress=False)
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer is None:
-        raise MoEColabError(f"{checkpoint.folder} has no tokenizer: nothing could be scored.")
+        raise MoEColabError(f"{checkpoint.folder} has no tokenizer: the text cannot be scored.")
     by_domain = evaluation_texts(tokenizer)
     if quick:
         by_domain = {n: sorted(t, key=len)[:QUICK_DOCUMENTS] for n, t in by_domain.items()}
@@ -75,7 +73,7 @@ def measure(source: str | None, quick: bool) -> dict[str, Any]:
     uniform = UNIFORM[:1] if quick else UNIFORM
     return {
         "bench": "quality",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "model": checkpoint.name,
         "weights_sha256": weights_digest(checkpoint),
         "text": documents.tokens(full),
@@ -93,21 +91,21 @@ def measure(source: str | None, quick: bool) -> dict[str, Any]:
 
 
 def settings(quick: bool) -> list[Setting]:
-    """Every crossing, full precision first."""
+    """Every crossing of the formats of attention and experts, full precision first."""
     bits, groups = (QUICK_BITS, QUICK_GROUPS) if quick else (BITS, GROUPS)
     formats = [None, *(Format(b, group) for b in bits if b < 16 for group in groups)]
     return [Setting(*both) for both in itertools.product(formats, repeat=2)]
 
 
 def attention_bits(summary: Summary, checkpoint: Checkpoint) -> float:
-    """A weight of the attention, with its scales, zeros and padding."""
+    """Bits per weight of the attention, with scales, zeros and padding."""
     if DENSE not in summary.parts:
         return 8.0 * checkpoint.dtype().itemsize
     return summary.parts[DENSE].bits_per_weight
 
 
 def weights_digest(checkpoint: Checkpoint) -> str:
-    """sha256 of the weights' files, one after the other."""
+    """sha256 of all files of weights, one after the other in order of their names."""
     digest = hashlib.sha256()
     for path in sorted({entry.path for entry in checkpoint.entries.values()}):
         digest.update(path.read_bytes())
@@ -115,7 +113,8 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """In Markdown. A perplexity that cannot be told from that of full precision is a tie."""
+    """The rows in Markdown. "tie" is a perplexity that the text cannot tell from that of full
+    precision."""
     lines = [
         "| attention | experts | bits a weight | bytes | perplexity | agreement |",
         "|---|---|---|---|---|---|",

@@ -1,5 +1,7 @@
-"""A row of a quality table: which bits, on which text, with which scores. Knows what the table and
-the allocation have in common."""
+"""A row of a quality table: formats, documents and scores.
+
+Knows how a row is measured and how its cells are written; knows nothing of the tables.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Setting:
-    """The formats of the attention's and of the experts' matrices, None as they are."""
+    """Formats of the matrices of attention and experts; None keeps them as they are."""
 
     attention: Format | None = None
     experts: Format | None = None
 
     def options(self) -> dict[str, Any]:
-        """As `quantize` takes them."""
+        """The arguments of `quantize` for these formats."""
         return {
             "attention_bits": 16 if self.attention is None else self.attention.bits,
             "expert_bits": 16,
@@ -35,6 +37,7 @@ class Setting:
         }
 
     def columns(self) -> dict[str, int | None]:
+        """The cells of a row that name the formats."""
         return {
             "attention_bits": self.attention.bits if self.attention else 16,
             "attention_group": self.attention.group if self.attention else None,
@@ -48,35 +51,37 @@ FULL = Setting()
 
 @dataclass(frozen=True)
 class Documents:
-    """The text that is scored, document by document, and the domain of each."""
+    """The text that is scored, as documents, and the domain of each."""
 
     texts: list[str]
     domains: list[str]
 
     @classmethod
-    def of(cls, by_domain: dict[str, list[str]], picked: slice) -> Documents:
-        """Those at `picked` of every domain."""
-        pairs = [(t, name) for name, texts in by_domain.items() for t in texts[picked]]
+    def of(cls, by_domain: dict[str, list[str]], part: slice) -> Documents:
+        """The documents `part` of every domain."""
+        pairs = [(t, name) for name, texts in by_domain.items() for t in texts[part]]
         return cls([text for text, _ in pairs], [name for _, name in pairs])
 
     def score(self, source: str | None, **options: Any) -> tuple[Scores, Summary]:
+        """Scores and summary of the store that `quantize` makes with `options`."""
         return score_quantized(source, self.texts, device="cpu", **options)
 
     def resamples(self, scores: Scores) -> Resamples:
         return Resamples(scores.documents, self.domains, seed=SEED)
 
     def tokens(self, scores: Scores) -> dict[str, int]:
-        """Tokens scored, by domain."""
+        """Number of scored tokens by domain."""
         return dict(Counter(np.array(self.domains)[scores.documents].tolist()))
 
 
 def score_columns(scores: Scores, full: Scores, resamples: Resamples) -> dict[str, Any]:
-    found = compare(scores, full, resamples=resamples)
+    """The cells of a row that compare with full precision."""
+    comparison = compare(scores, full, resamples=resamples)
     return {
         "perplexity": scores.perplexity,
-        **columns("ratio", found.ratio),
-        "tie": found.tie,
-        **columns("agreement", found.agreement),
+        **columns("ratio", comparison.ratio),
+        "tie": comparison.tie,
+        **columns("agreement", comparison.agreement),
     }
 
 
@@ -86,12 +91,13 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
 
 # ---------------------------------------------------------------------- cells
 def named(row: dict[str, Any], part: str) -> str:
+    """Format of "attention" or "expert": "4 g64"."""
     bits, group = row[f"{part}_bits"], row[f"{part}_group"]
     return f"{bits}" if group is None else f"{bits} g{group}"
 
 
 def ratio(row: dict[str, Any]) -> str:
-    """ "1" for full precision itself."""
+    """Ratio of perplexities with its interval; "tie", or "1" for full precision itself."""
     if row["ratio_low"] == row["ratio_high"] == 1:
         return "1"
     if row["tie"]:

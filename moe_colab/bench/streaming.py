@@ -1,11 +1,11 @@
-"""Does a checkpoint become a store, and a store an answer, without ever being in memory whole?
+"""A benchmark of memory and disk: while a checkpoint becomes a store, and while the store answers.
 
     python -m moe_colab bench streaming [SOURCE] [--work DIR] [--out FILE]
 
 Makes a sharded checkpoint of random weights in Mixtral's shapes, with fewer layers and experts (or
-takes SOURCE: a checkpoint folder, or org/name of a hub), then quantizes, verifies, loads it and
-generates, each in a process of its own that reports its peak of resident memory over what it had
-after its imports. Disk is looked at while they run. One JSON at the end.
+takes SOURCE: a checkpoint folder, or org/name of a hub). Then it quantizes, verifies, loads and
+generates. Each stage is a process of its own, which reports the peak of its resident memory over
+what it had after its imports; meanwhile the shards on the disk are counted.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..checkpoint.hub import is_repo_id
 from ..errors import MoEColabError
 from ..store.safetensors import INDEX, make_header, read_header, weight_files
 from .machine import describe
+from .report import publish
 
 SHAPES = {
     "hidden_size": 4096,
@@ -39,14 +40,14 @@ SHAPES = {
 }  # Mixtral-8x7B's
 LAYERS, EXPERTS = 2, 3
 SHARD = 600 << 20  # bytes
-LIMIT = 1_500_000_000  # bytes over start-up, beside the largest tensor of the source
+LIMIT = 1_500_000_000  # bytes over start-up, plus the largest tensor of the source
 NEW_TOKENS = 8
 STAGES = ("quantize", "verify", "load and generate")
 
 
 # ---------------------------------------------------------------------- a checkpoint
 def make_checkpoint(folder: Path, seed: int = 0) -> None:
-    """Random bfloat16 weights under Mixtral's names, written shard by shard, one tensor in
+    """Write random bfloat16 weights under Mixtral's names, shard by shard, with one tensor in
     memory."""
     config = MixtralConfig(
         **SHAPES,
@@ -60,8 +61,8 @@ def make_checkpoint(folder: Path, seed: int = 0) -> None:
     config.save_pretrained(folder)
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     for name, shape in tensors(config):
-        held = sum(2 * math.prod(dims) for _, dims in shards[-1])
-        if shards[-1] and held + 2 * math.prod(shape) > SHARD:
+        shard_bytes = sum(2 * math.prod(dims) for _, dims in shards[-1])
+        if shards[-1] and shard_bytes + 2 * math.prod(shape) > SHARD:
             shards.append([])
         shards[-1].append((name, shape))
     random, weight_map = torch.Generator().manual_seed(seed), {}
@@ -79,20 +80,20 @@ def make_checkpoint(folder: Path, seed: int = 0) -> None:
 
 
 def tensors(config: MixtralConfig) -> list[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of everything in a Mixtral checkpoint, in file order."""
+    """(name, shape) of every tensor in a Mixtral checkpoint, in file order."""
     wide, narrow, inner = config.hidden_size, config.hidden_size // 4, config.intermediate_size
-    found = [("model.embed_tokens.weight", (config.vocab_size, wide))]
+    entries = [("model.embed_tokens.weight", (config.vocab_size, wide))]
     for layer in range(config.num_hidden_layers):
-        at = f"model.layers.{layer}"
+        prefix = f"model.layers.{layer}"
         rows = {"q_proj": wide, "k_proj": narrow, "v_proj": narrow, "o_proj": wide}
-        found += [(f"{at}.self_attn.{name}.weight", (n, wide)) for name, n in rows.items()]
-        found += [(f"{at}.{name}_layernorm.weight", (wide,)) for name in NORMS]
-        found += [(f"{at}.block_sparse_moe.gate.weight", (config.num_local_experts, wide))]
+        entries += [(f"{prefix}.self_attn.{name}.weight", (n, wide)) for name, n in rows.items()]
+        entries += [(f"{prefix}.{name}_layernorm.weight", (wide,)) for name in NORMS]
+        entries += [(f"{prefix}.block_sparse_moe.gate.weight", (config.num_local_experts, wide))]
         for expert in range(config.num_local_experts):
-            into = f"{at}.block_sparse_moe.experts.{expert}"
-            found += [(f"{into}.w1.weight", (inner, wide)), (f"{into}.w2.weight", (wide, inner))]
-            found += [(f"{into}.w3.weight", (inner, wide))]
-    return [*found, ("model.norm.weight", (wide,)), ("lm_head.weight", (config.vocab_size, wide))]
+            inside = f"{prefix}.block_sparse_moe.experts.{expert}"
+            shapes = {"w1": (inner, wide), "w2": (wide, inner), "w3": (inner, wide)}
+            entries += [(f"{inside}.{name}.weight", shape) for name, shape in shapes.items()]
+    return [*entries, ("model.norm.weight", (wide,)), ("lm_head.weight", (config.vocab_size, wide))]
 
 
 NORMS = ("input", "post_attention")
@@ -100,7 +101,8 @@ NORMS = ("input", "post_attention")
 
 # ---------------------------------------------------------------------- one stage, in its process
 def stage(name: str, source: str, store: str) -> dict[str, Any]:
-    """Do one of STAGES and say what it took, over what this process had after its imports."""
+    """Run one of STAGES; its seconds, its peak of memory over what this process had after its
+    imports, and some of its results."""
     import moe_colab as mc
     import moe_colab.quantization.quantize
 
@@ -111,27 +113,28 @@ def stage(name: str, source: str, store: str) -> dict[str, Any]:
             out = model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
             return {"tokens": out.shape[1] - 4, "bytes_loaded": offload.stats().bytes_loaded}
 
-    work: Callable[[], dict[str, Any]] = {
+    function: Callable[[], dict[str, Any]] = {
         "quantize": lambda: mc.quantize(source, store, progress=False).as_dict(),
         "verify": lambda: mc.verify(store).as_dict(),
         "load and generate": generate,
     }[name]
     before, start = resident_peak(reset=True), time.perf_counter()
-    found = work()
+    result = function()
     return {
         "seconds": round(time.perf_counter() - start, 1),
         "start_up_bytes": before,
         "peak_over_start_up": resident_peak() - before,
-        "found": {key: value for key, value in found.items() if key in KEPT},
+        "found": {key: value for key, value in result.items() if key in RESULTS},
     }
 
 
-KEPT = ("bits_per_weight", "total_bytes", "expert_bytes", "experts", "nbytes", "tokens")
-KEPT += ("bytes_loaded",)
+RESULTS = ("bits_per_weight", "total_bytes", "expert_bytes", "experts", "nbytes", "tokens")
+RESULTS += ("bytes_loaded",)
 
 
 def resident_peak(reset: bool = False) -> int:
-    """The peak of this process's resident memory in bytes; reset: from now on, and what it is."""
+    """Peak of this process's resident memory since its start or the last reset, in bytes. reset:
+    first lower the peak to what is resident now."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
@@ -141,34 +144,33 @@ def resident_peak(reset: bool = False) -> int:
 
 # ---------------------------------------------------------------------- all of them
 def run(source: str | None, work: str | None, out: str | None) -> int:
-    """Every stage, one JSON object as the last line; 0 if quantizing kept to its limits, else 1.
-    Raises MoEColabError where a stage fails."""
+    """Run every stage and publish the report; 0 if all stayed within the limits, else 1. Raises
+    MoEColabError where a stage fails."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
-        place = Path(folder)
+        root = Path(folder)
         if source is None:
-            source = str(place / "checkpoint")
+            source = str(root / "checkpoint")
             print("making a checkpoint of random weights", file=sys.stderr)
             make_checkpoint(Path(source))
-        report = measure(source, place / "store")
-    print(json.dumps(report), flush=True)
-    if out:
-        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        report = measure(source, root / "store")
+    publish(report, out)
     return 0 if report["within_limits"] else 1
 
 
 def measure(source: str, store: Path) -> dict[str, Any]:
+    """The report of every stage, and whether all stayed within the limits."""
     sizes = source_sizes(source)
     limit = LIMIT + sizes["largest_tensor_bytes"]
     report: dict[str, Any] = {
         "bench": "streaming",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "source": sizes,
         "limit_over_start_up": limit,
     }
     within = True
     for name in STAGES:
         print(name, file=sys.stderr)
-        with Watch(store / "shards") as disk:
+        with DiskPeak(store / "shards") as disk:
             one = report[name] = in_process(name, source, store)
         one["peak_shards_on_disk_bytes"] = disk.peak
         within &= one["peak_over_start_up"] < limit and disk.peak <= sizes["two_largest_files"]
@@ -176,6 +178,7 @@ def measure(source: str, store: Path) -> dict[str, Any]:
 
 
 def source_sizes(source: str) -> dict[str, Any]:
+    """Bytes of the tensors and files of a checkpoint folder or of a model of the hub."""
     if is_repo_id(source) and not Path(source).exists():
         from ..checkpoint.hub import announced, fetch
 
@@ -197,6 +200,7 @@ def source_sizes(source: str) -> dict[str, Any]:
 
 
 def in_process(name: str, source: str, store: Path) -> dict[str, Any]:
+    """The result of `stage` in a new process."""
     command = [sys.executable, "-m", "moe_colab.bench.streaming", name, source, str(store)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
     if done.returncode:
@@ -204,14 +208,14 @@ def in_process(name: str, source: str, store: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-class Watch:
-    """The most bytes that were in a folder while it was watched."""
+class DiskPeak:
+    """Measures, in a thread, the most bytes that were in a folder at once."""
 
     def __init__(self, folder: Path):
         self.folder, self.peak, self._done = folder, 0, threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._measure, daemon=True)
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         while not self._done.wait(0.05):
             total = 0
             for path in self.folder.rglob("*"):
@@ -221,7 +225,7 @@ class Watch:
                     continue
             self.peak = max(self.peak, total)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> DiskPeak:
         self._thread.start()
         return self
 

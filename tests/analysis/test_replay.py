@@ -25,6 +25,7 @@ from moe_colab.cache.policies import POLICIES, BypassingPolicy, Policy
 from moe_colab.cache.stats import Stats
 from moe_colab.trace import Builder, Trace
 
+pytestmark = pytest.mark.colab
 FAMILIES = ["mixtral", "qwen3_moe", "granitemoe"]
 TRACE = Trace.load().only("code")
 

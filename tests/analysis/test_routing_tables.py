@@ -15,6 +15,7 @@ from moe_colab.analysis import tables
 from moe_colab.analysis.tables import intervals
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 CODE = TRACE.only("code")
 

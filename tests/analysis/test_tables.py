@@ -13,6 +13,7 @@ import moe_colab as mc
 from moe_colab.analysis import tables
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 
 

@@ -14,6 +14,7 @@ from moe_colab.bench.four_domains import sequences
 from moe_colab.cache.stats import Counters
 from moe_colab.offload.read_text import read
 
+pytestmark = pytest.mark.colab
 ROWS = list(paper.ROWS)
 SAVED = mc.benchmark("paper")
 LENGTH, PROMPT = 40, 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 
 import pytest
 from conftest import ROOT, TINY_MOE, first_layers
@@ -15,7 +16,8 @@ from moe_colab.bench.allocation import allocation_table
 from moe_colab.bench.quality import table
 
 FILE = ROOT / "assets" / "benchmarks" / "quality.json"
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "assets" / "benchmarks" / "README.md").read_text()
+quantize = partial(mc.quantize, group_size=64, progress=False)
 SCORES = {
     *("perplexity", "ratio", "ratio_low", "ratio_high", "tie"),
     *("agreement", "agreement_low", "agreement_high"),
@@ -29,11 +31,6 @@ BITS = {
 @pytest.fixture(scope="module")
 def shipped():
     return json.loads(FILE.read_text())
-
-
-@pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    return first_layers(2, tmp_path_factory.mktemp("cut"))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +86,7 @@ def check_report(report: dict) -> None:
 
 
 # ---------------------------------------------------------------------- a run
+@pytest.mark.slow
 def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     report, _ = quick
     check_report(report)
@@ -97,14 +95,7 @@ def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     assert set(rows) == {(16, 16), (16, 2), (2, 16), (2, 2)}
     for (attention, experts), row in rows.items():
         store = tmp_path / f"{attention}-{experts}"
-        summary = mc.quantize(
-            two_layers,
-            store,
-            attention_bits=attention,
-            expert_bits=experts,
-            group_size=64,
-            progress=False,
-        )
+        summary = quantize(two_layers, store, attention_bits=attention, expert_bits=experts)
         assert row["bytes"] == summary.total_bytes
         assert row["expert_bits_per_weight"] == summary.bits_per_weight
         assert (row["attention_bits_per_weight"] == 16) == (attention == 16)
@@ -117,20 +108,14 @@ def test_the_rows_are_of_the_stores_that_they_name(quick, two_layers, tmp_path):
     assert agreements == sorted(agreements, reverse=True) and agreements[2] < 0.95
 
 
+@pytest.mark.slow
 def test_two_models_scored_again(quick, two_layers, tmp_path):
     """The figures of a row and its interval, by the public functions."""
     report, _ = quick
     row = next(r for r in report["rows"] if r["attention_bits"] == 16 and r["expert_bits"] == 2)
     scored = []
     for bits in (16, 2):
-        mc.quantize(
-            two_layers,
-            tmp_path / f"{bits}",
-            attention_bits=16,
-            expert_bits=bits,
-            group_size=64,
-            progress=False,
-        )
+        quantize(two_layers, tmp_path / f"{bits}", attention_bits=16, expert_bits=bits)
         model, tokenizer = mc.load(tmp_path / f"{bits}", kernels="plain", progress=False)
         texts = mc.evaluation_texts(tokenizer)
         chosen = [(text, name) for name, all in texts.items() for text in sorted(all, key=len)[:4]]
@@ -144,6 +129,7 @@ def test_two_models_scored_again(quick, two_layers, tmp_path):
     assert found.agreement.low == pytest.approx(row["agreement_low"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_what_is_printed(quick, tmp_path):
     report, lines = quick
     assert json.loads(lines[-1]) == report
@@ -236,16 +222,14 @@ def test_fewer_bits_agree_less(shipped):
 
 
 def test_the_readme_quotes_the_table(shipped):
-    quoted = [line for line in table(shipped["rows"]).split("\n")[2:] if line in README]
-    assert len(quoted) >= 8 and "\n".join(table([]).split("\n")) in README
-    assert allocation_table(shipped["allocation"]) in README
-    quoted_tokens = f"{shipped['tokens']:,} tokens"
-    assert quoted_tokens in README
+    assert table(shipped["rows"]) in PAGE
+    assert allocation_table(shipped["allocation"]) in PAGE
+    assert f"{shipped['tokens']:,} tokens" in PAGE
 
 
 def test_what_the_readme_says_of_allocation(shipped):
-    """It beats uniform bits in both scores, and choosing without measuring; going by the rise is a
-    tie in perplexity and agrees less."""
+    """It is better than uniform bits and than choosing without measuring, in both scores; choosing
+    by the rise of the loss is a tie in perplexity and agrees less."""
     allocation = shipped["allocation"]
     for one in (allocation, *allocation["other_budgets"]):
         for name in ("uniform", "blind"):

@@ -1,4 +1,4 @@
-"""bench streaming at toy size: what it makes is a Mixtral, what it reports is what happened."""
+"""The benchmark of memory and disk, at toy size: its checkpoint, its report, its limits."""
 
 from __future__ import annotations
 
@@ -36,17 +36,15 @@ def test_it_makes_a_whole_mixtral(small, tmp_path):
     assert (model.model.norm.weight == 1).all()
 
 
+@pytest.mark.slow
 def test_every_stage_reports_what_it_did(small, tmp_path, monkeypatch):
     folder = tmp_path / "checkpoint"
     streaming.make_checkpoint(folder)
     hub = FakeHub()
     hub.models[REPO] = folder
-    with hub.serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub/hub"))
+    with hub.reachable(monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # for the processes of the stages
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
         report = streaming.measure(REPO, tmp_path / "store")
     json.dumps(report)
     nbytes, largest, sizes = 0, 0, []
@@ -108,6 +106,7 @@ def test_memory_is_read_off_the_process():
     assert streaming.resident_peak(reset=True) < after - (90 << 20)
 
 
+@pytest.mark.slow
 def test_a_stage_that_fails_says_why(small, tmp_path):
     with pytest.raises(mc.MoEColabError, match=r"verify failed: .* is not a folder"):
         streaming.in_process("verify", "", tmp_path / "nothing")

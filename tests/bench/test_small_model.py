@@ -1,17 +1,19 @@
-"""What the card of the shipped model claims, against the file that was measured and the rules that
-were set before its training."""
+"""The claims of assets/tiny-moe/README.md, against the measured file and the rules that were set
+before the training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import runpy
 
 import numpy as np
 import pytest
 from conftest import ROOT, TINY_MOE
 
-from moe_colab.bench.small_model import ANSWER_TOKENS, PROMPTS, NGram, split
-
+MEASURE = runpy.run_path(str(TINY_MOE / "measure.py"))
+ANSWER_TOKENS, PROMPTS = MEASURE["ANSWER_TOKENS"], MEASURE["PROMPTS"]
+NGram, split = MEASURE["NGram"], MEASURE["split"]
 REPORT = json.loads((ROOT / "assets" / "benchmarks" / "small_model.json").read_text())
 CARD = (TINY_MOE / "README.md").read_text()
 

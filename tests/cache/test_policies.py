@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+from conftest import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive import NAIVE, RouterAverage
@@ -324,8 +322,7 @@ def test_this_room_loads_no_torch(room):
         f"import sys, moe_colab.cache.{room}\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert python(code).strip() == "[]"
 
 
 def test_a_policy_that_spoils_what_it_is_shown_spoils_nothing():

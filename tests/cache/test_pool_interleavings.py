@@ -491,6 +491,7 @@ def check(policy: type[Policy], kinds: dict, fewest: int, pools=POOLS) -> None:
     assert runs >= fewest, "the search has become smaller than it was meant to be"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hazard", HAZARDS)
 def test_the_pool_stays_right_for_any_policy_and_whatever_the_link_does(hazard):
     check(Whim, *HAZARDS[hazard])
@@ -509,6 +510,7 @@ MORE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MORE)
 def test_the_pool_stays_right_when_more_than_one_thing_goes_wrong(case):
     check(*MORE[case], POOLS[:-2])

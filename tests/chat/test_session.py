@@ -18,6 +18,8 @@ from moe_colab.cache.homes import DiskHome
 from moe_colab.chat.session import sampling
 from moe_colab.chat.streamer import Streamer
 
+pytestmark = pytest.mark.colab
+
 
 @pytest.fixture
 def chat():

@@ -29,6 +29,7 @@ from moe_colab.quantization import pack
 from moe_colab.store import Store, writer
 from moe_colab.store.manifest import NAME
 
+pytestmark = pytest.mark.colab
 REPO = "someone/small-moe"
 OPTIONS = {"expert_bits": 3, "group_size": 16, "progress": False}
 IDS = torch.randint(3, 100, (1, 12), generator=torch.Generator().manual_seed(0))
@@ -53,13 +54,7 @@ def checkpoint(tmp_path_factory):
 def hub(checkpoint, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models[REPO] = checkpoint
-    with hub.serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path / "stores"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with hub.reachable(monkeypatch, tmp_path):
         monkeypatch.setattr(hub_room, "PAUSE", 0.01)
         monkeypatch.setattr(hub_room, "PIECE", 1000)  # so much is lost of what is cut
         yield hub
@@ -184,6 +179,7 @@ def quantize_from_hub(address: str, cache: Path, store: Path, done: Path, moment
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_store(hub, checkpoint, tmp_path, run):
     """Five kills of one quantization, of its downloads and of its work: the same bytes, no expert
     quantized twice, no shard that was packed downloaded again."""

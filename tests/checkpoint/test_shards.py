@@ -37,6 +37,7 @@ from moe_colab.checkpoint.shards import (
 from moe_colab.checkpoint.tensors import read_tensor
 from moe_colab.store.safetensors import INDEX, TensorEntry, read_header
 
+pytestmark = pytest.mark.colab
 REPO = "someone/sharded"
 SIZES = (9000, 15000, 6000, 12000, 3000, 11000)  # numbers of four bytes in each file
 NAMES = [f"model-{number}.safetensors" for number in range(len(SIZES))]
@@ -75,12 +76,7 @@ def source(tmp_path_factory) -> Path:
 def hub(source, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models[REPO] = source
-    with hub.serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with hub.reachable(monkeypatch, tmp_path):
         monkeypatch.setattr(hub_room, "PAUSE", 0.01)
         monkeypatch.setattr(hub_room, "PIECE", 1000)  # so much is lost of what is cut
         yield hub

@@ -13,6 +13,7 @@ from families import reference
 import moe_colab as mc
 from moe_colab.evaluation.perplexity import windows
 
+pytestmark = pytest.mark.colab
 TEXTS = [
     "The fox looked at the river and did not know what to do. " * 3,
     "What is the weather in London tomorrow?",

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 import torch
-from conftest import first_layers
 from families import make_checkpoint
 
 import moe_colab as mc
@@ -22,14 +21,10 @@ from moe_colab.evaluation.sensitivity import (
     relative_errors,
 )
 
+pytestmark = pytest.mark.colab
 TEXTS = ["The fox looked at the river and did not know what to do.", "What is the weather today?"]
 SOME = (mc.Format(2, 64), mc.Format(3, 64), mc.Format(4, 16))
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def two_layers(tmp_path_factory):
-    return first_layers(2, tmp_path_factory.mktemp("cut"))
 
 
 @pytest.fixture(scope="module")

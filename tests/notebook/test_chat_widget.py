@@ -17,6 +17,8 @@ import moe_colab as mc
 from moe_colab.chat import markup
 from moe_colab.notebook.widgets import chat as widgets
 
+pytestmark = pytest.mark.colab
+
 
 @pytest.fixture
 def chat():

@@ -21,6 +21,7 @@ from moe_colab.notebook.widgets import trace_views
 from moe_colab.notebook.widgets.trace_views import TRACE_VIEWS
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 
 
@@ -173,6 +174,7 @@ def test_a_trace_alone_can_be_looked_at():
     assert shipped.trace.labels == TRACE.labels and "times an even share" in told(shipped)
 
 
+@pytest.mark.slow
 def test_a_part_can_be_looked_at_alone():
     """Its labels are those of the whole trace; its steps are of one."""
     for label in TRACE.labels:

@@ -23,6 +23,7 @@ from moe_colab.quantization import forecast
 from moe_colab.quantization import quantize as quantize_module
 from moe_colab.quantization.format import Format
 
+pytestmark = pytest.mark.colab
 NAMES = "model.layers.3.block_sparse_moe.experts.5.w2.weight", "model.layers.3.self_attn.k_proj"
 
 

@@ -30,6 +30,7 @@ from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.preflight import Gpu, Preflight, find_gpu
 from moe_colab.planner.sizes import Sizes, folder_sizes
 
+pytestmark = pytest.mark.colab
 GIB = 1 << 30
 STAMP = runpy.run_path(str(ROOT / "notebooks" / "stamp.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

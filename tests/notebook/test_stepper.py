@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TINY_MOE
+from conftest import TINY_MOE, python
 from families import experts_modules, make_checkpoint, reference, with_weights_of
 from naive import NAIVE
 from traces import made_up
@@ -21,6 +19,7 @@ from moe_colab.analysis.cache_history import replayed
 from moe_colab.cache.policies import LRU
 from moe_colab.notebook.views.view import LIMIT
 
+pytestmark = pytest.mark.colab
 TRACE = mc.Trace.load()
 PROSE = TRACE.only("prose")
 TEXT = "Old Tabitha Crewe kept the ferry"
@@ -193,9 +192,7 @@ def test_a_trace_needs_no_torch():
         "import moe_colab as mc, sys; v = mc.stepper(tokens=5); v.html; v.picture.png();"
         "print(*(m.split('.')[0] for m in sys.modules))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert out.returncode == 0, out.stderr
-    assert not {"torch", "transformers", "pandas"} & set(out.stdout.split())
+    assert not {"torch", "transformers", "pandas"} & set(python(code).split())
 
 
 # ---------------------------------------------------------------------- of a model

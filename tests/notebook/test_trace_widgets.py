@@ -16,6 +16,7 @@ from moe_colab.analysis import tables
 from moe_colab.notebook.widgets import trace_views
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 
 

@@ -14,6 +14,7 @@ from moe_colab.notebook.views import view
 from moe_colab.notebook.views.view import View, packed
 from moe_colab.plots import Picture
 
+pytestmark = pytest.mark.colab
 HOSTILE = [
     "</script><script>window.harmed = 1</script>",
     "<!--<script>",

@@ -19,6 +19,7 @@ from moe_colab.notebook.views.excerpt import excerpts
 from moe_colab.notebook.views.view import LIMIT, View, packed, web_asset
 from moe_colab.trace import Trace, arrays
 
+pytestmark = pytest.mark.colab
 POLICIES = xray.POLICIES
 COUNTED = ("accesses", "hits", "misses", "loads", "evictions", "bypasses", "bytes_loaded")
 STATES = ["", "idle", "hit", "", "", "miss", "passing"]  # of replay.js, as mc.tables calls them

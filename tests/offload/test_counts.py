@@ -17,6 +17,7 @@ from naive import NaiveLayer, plain_routing
 import moe_colab as mc
 from moe_colab.cache.homes import DiskHome
 
+pytestmark = pytest.mark.colab
 FIRST, SECOND = 12, 25  # forwards of the two generations
 POLICIES = ["lru", "lfu", "fifo", "random", "none"]
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import moe_colab as mc
 
+pytestmark = pytest.mark.colab
 AXES = {
     "family": list(PROMISED),
     "slots": [2, 3, 5, 8],

@@ -23,6 +23,8 @@ from moe_colab.offload.experts import TokensByExpert
 from moe_colab.offload.hooks import OffloadedLayer
 from moe_colab.offload.slots import Block
 
+pytestmark = pytest.mark.colab
+
 
 @pytest.fixture(scope="module")
 def plain():

@@ -37,6 +37,7 @@ from moe_colab.quantization import devices
 from moe_colab.quantization.pack import cached_store
 from moe_colab.store import Manifest
 
+pytestmark = pytest.mark.colab
 LAYERS, EXPERTS = 2, 8
 BLOB = 4 * (192 * 64 + 64 * 96)  # bytes of one expert in float32
 IDS = torch.arange(40)[None]
@@ -506,6 +507,7 @@ def test_it_cannot_be_saved_without_its_experts(model, tmp_path, logits):
     assert torch.equal(model(IDS).logits, logits)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_a_compiled_model_says_the_same(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import weakref
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_MOE
+from conftest import TINY_MOE, alter
 from families import make_checkpoint, reference, small_mixtral, weights_in, with_weights_of
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,6 +24,7 @@ from moe_colab.offload import lowbit_modules, slots
 from moe_colab.offload.lowbit_modules import LowBitEmbedding, LowBitLinear, low_bit_modules
 from moe_colab.store import writer
 
+pytestmark = pytest.mark.colab
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 16}
 SHARED = {  # without the head's size, which follows from others in deepseek_v3
     **{"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64},
@@ -291,14 +292,6 @@ def test_what_products_keep_beside_the_blobs_takes_room(model, monkeypatch):
 
 
 # ---------------------------------------------------------------------- what is refused
-def alter(path, at: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(at)
-        byte = file.read(1)[0]
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
-
-
 def test_an_altered_blob_is_not_spoken(store, tmp_path):
     folder = shutil.copytree(store, tmp_path / "s")
     entry = mc.Store(folder).manifest.low_bit

@@ -127,6 +127,7 @@ def run(job: str, folder: Path, cache: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own count")
 def test_no_more_memory_than_dense_slots_and_two_experts(tmp_path):
     folder, cache = tmp_path / "checkpoint", tmp_path / "cache"
@@ -148,6 +149,7 @@ def test_no_more_memory_than_dense_slots_and_two_experts(tmp_path):
         shutil.rmtree(cache, ignore_errors=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the kernel's own count")
 def test_a_matrix_is_quantized_and_dequantized_in_pieces():
     """Beside the result: not a whole copy in float32 to dequantize; to quantize, where the search

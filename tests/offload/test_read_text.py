@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import moe_colab as mc
 from moe_colab.cache.settings import SOURCES
 
+pytestmark = pytest.mark.colab
 TEXT = "The captain looked at the sea for a long time before he said anything at all to us."
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_MOE
+from conftest import ROOT, TINY_MOE, python
 from fake_hub import FakeHub
 from families import PROMISED, make_checkpoint
 from huggingface_hub import constants
@@ -30,6 +28,7 @@ from moe_colab.planner.sizes import Sizes, folder_sizes, hub_access, measure
 from moe_colab.store import BlobLayout, FileEntry, LayerEntry, Manifest
 from moe_colab.store.safetensors import TensorEntry
 
+pytestmark = pytest.mark.colab
 GRANITE, OLMOE = [source for source in CATALOGUE if source]
 
 
@@ -43,13 +42,7 @@ def sharded(tmp_path_factory):
 def hub(sharded, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models = {GRANITE: sharded, OLMOE: TINY_MOE}
-    with hub.serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setenv("MOE_COLAB_CACHE", str(tmp_path / "stores"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+    with hub.reachable(monkeypatch, tmp_path):
         yield hub
 
 
@@ -271,8 +264,7 @@ def test_form_fields_offer_the_list():
 
 def test_the_list_needs_no_torch():
     code = "import sys, moe_colab.planner.catalogue as m; m.models(); print('torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert out.stdout.strip() == "False", out.stderr
+    assert python(code).strip() == "False"
 
 
 def test_where_we_are(monkeypatch):

@@ -20,6 +20,7 @@ from moe_colab.analysis import tables
 from moe_colab.plots import colours
 from moe_colab.plots.pareto import name as point_name
 
+pytestmark = pytest.mark.colab
 DARK = "#1f2124"  # the darkest page a figure's colours may meet
 
 

@@ -19,6 +19,7 @@ from moe_colab.plots.shares import MOST, SIGNS
 from moe_colab.plots.tokens import UNKNOWN, colormaps
 from moe_colab.trace import Builder, Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 CODE, PROSE = TRACE.only("code"), TRACE.only("prose")
 NEW = random.Random(6).sample(range(8), 8)  # other names for the experts
@@ -304,6 +305,7 @@ def test_a_strip_of_another_engines_trace_says_what_is_missing():
     assert "no logits" in picture.get_supxlabel() and "first 4 of 8" in picture.get_supxlabel()
 
 
+@pytest.mark.slow
 def test_any_token_can_be_drawn():
     strange = ["$a_{", "<script>", "\n\n", "", "😀", "日本語", "\x00", "e\u0301", "‮abc", "x" * 400]
     words = {token: strange[token % len(strange)] for token in PROSE.texts}

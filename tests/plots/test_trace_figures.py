@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
+from conftest import ROOT
 from matplotlib.colors import to_hex
 
 import moe_colab as mc
 from moe_colab import plots
 from moe_colab.analysis import tables
-from moe_colab.bench import figures
 from moe_colab.plots import colours
 from moe_colab.plots import picture as page
 from moe_colab.trace import Trace
 
+pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 PROSE = TRACE.only("prose")
+FIGURES = runpy.run_path(str(ROOT / "assets" / "figures" / "draw.py"))["FIGURES"]
 EXPERT = 64 << 20  # 16 chunks
 CLOCK = {"link": 12e9, "compute": 1e-3, "slots": 4}
 
@@ -208,7 +211,7 @@ def test_signs_differ_by_more_than_colour_and_stand_out():
 
 @pytest.mark.parametrize("name", ["routing", "cache", "speculate", "topics"])
 def test_the_figures_above_the_notebooks_are_drawn_anew(name):
-    picture = figures.FIGURES[name]()
+    picture = FIGURES[name]()
     picture.draw_without_rendering()
     title = picture._suptitle.get_window_extent()
     assert title.x1 <= picture.bbox.width  # not cut

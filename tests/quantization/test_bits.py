@@ -16,6 +16,7 @@ from moe_colab.quantization import format as formats
 from moe_colab.quantization import hqq as hqq_scales
 from moe_colab.quantization.format import BITS, GROUPS, Format
 
+pytestmark = pytest.mark.colab
 FORMATS = [Format(b, g, a) for b in BITS for g in GROUPS for a in (0, 1)]
 DTYPE_BYTES = {"U8": 1, "BF16": 2, "F32": 4}
 

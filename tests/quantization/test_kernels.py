@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT
+from conftest import python
 from families import make_checkpoint
 from transformers import DynamicCache
 
@@ -35,6 +33,7 @@ from moe_colab.quantization.kernels import (
 from moe_colab.quantization.kernels.int4pack import Int4Pack
 from moe_colab.quantization.recipe import Recipe
 
+pytestmark = pytest.mark.colab
 FORMATS = [Format(b, g, a) for b in BITS for g in GROUPS for a in (0, 1)]
 PACKABLE = [Format(b, g) for b in (2, 3, 4) for g in (32, 64, 128)]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -165,7 +164,7 @@ def test_our_packing_is_the_ops_on_every_cpu(capability):
     if capability == "avx2" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
         pytest.skip("this CPU cannot play an older one")
     env = {**os.environ, "ATEN_CPU_CAPABILITY": capability} if capability else os.environ
-    subprocess.run([sys.executable, "-c", PACKS], check=True, env=env, cwd=ROOT)
+    python(PACKS, env=env)
 
 
 # ---------------------------------------------------------------------- another expert's bytes
@@ -464,6 +463,7 @@ class Packed(Counting):
         return super().linear(x.bfloat16(), state).to(x.dtype)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("bits", (2, 4))
 def test_packed_products_keep_the_first_choice(bits, tmp_path, monkeypatch, capsys):

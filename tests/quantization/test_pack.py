@@ -26,6 +26,7 @@ from moe_colab.store import Manifest, Store, StoreWriter, verify, writer
 from moe_colab.store.manifest import NAME
 from moe_colab.store.writer import JOURNAL
 
+pytestmark = pytest.mark.colab
 LAYERS, EXPERTS = 2, 8
 TOTAL = LAYERS * EXPERTS
 

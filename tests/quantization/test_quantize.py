@@ -24,6 +24,7 @@ from moe_colab.quantization.recipe import format_of
 from moe_colab.store import writer
 from moe_colab.store.manifest import NAME
 
+pytestmark = pytest.mark.colab
 WIDE = {"hidden_size": 64, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 16}
 FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "granitemoe")
 IDS = torch.tensor([[5, 17, 3, 99, 41, 8, 77]])
@@ -140,6 +141,7 @@ def quantize_and_die(source, store, seconds: float) -> None:
     os._exit(0)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on_to_the_same_bytes(
     checkpoints, tmp_path, run, monkeypatch
 ):
@@ -314,6 +316,7 @@ def test_a_store_is_no_checkpoint(tmp_path):
         mc.quantize(tmp_path / "s", tmp_path / "t", progress=False)
 
 
+@pytest.mark.slow
 def test_in_a_shell(tmp_path):
     command = [sys.executable, "-m", "moe_colab", "quantize", str(TINY_MOE), str(tmp_path / "s")]
     command += ["--attention-bits", "3", "--expert-bits", "4", "--embedding-bits", "8"]

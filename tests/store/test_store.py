@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import alter
 from families import small_mixtral
 from hypothesis import given
 from hypothesis import strategies as st
@@ -229,15 +230,6 @@ def test_opening_gives_every_expert_a_home_on_disk(whole):
 
 
 # ---------------------------------------------------------------------- altered bytes
-def alter(path: Path, position: int, mask: int) -> None:
-    """Flip bits of one byte; doing it twice restores the file."""
-    with open(path, "r+b") as file:
-        file.seek(position)
-        (byte,) = file.read(1)
-        file.seek(position)
-        file.write(bytes([byte ^ mask]))
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_verify_finds_any_altered_byte(store, name):
     path = store / name

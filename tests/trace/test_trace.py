@@ -24,6 +24,7 @@ from moe_colab.offload.read_text import read
 from moe_colab.trace import Builder, Trace
 from moe_colab.trace.arrays import NAMES
 
+pytestmark = pytest.mark.colab
 ROWS, PROMPT, NEW = 2, 7, 6
 IDS = torch.randint(5, 120, (ROWS, PROMPT), generator=torch.Generator().manual_seed(3))
 

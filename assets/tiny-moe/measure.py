@@ -1,17 +1,18 @@
-"""How good is the small model that ships? Bits per byte on held-out text against a byte 5-gram,
-the load of every expert, and all answers to twenty fixed prompts; one JSON at the end.
+"""The quality of the small model: bits per byte, the load of every expert, answers to 20 prompts.
 
-    python -m moe_colab.bench.small_model --corpus DIR [--model DIR] [--training TEXT] [--out FILE]
+Bits per byte of held-out text stand beside those of a byte 5-gram. The prompts are fixed, and all
+answers are shown. Prints one JSON object.
 
-The corpus is a folder of .txt files, one a domain, whose documents are separated by lines
-`<|doc|>`; a dialogue's turns start with "U: " and "A: ". It is not part of the project.
+    python assets/tiny-moe/measure.py --corpus DIR [--model DIR] [--training TEXT] [--out FILE]
+
+The corpus is a folder of .txt files, one per domain, with a line `<|doc|>` between two documents;
+the turns of a dialogue start with "U: " and "A: ". The corpus is not part of the project.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import random
 from collections import Counter
@@ -23,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from ..machine.folders import shipped_model
-from .machine import describe
+from moe_colab.bench.machine import describe
+from moe_colab.bench.report import check_writable, publish
+from moe_colab.machine.folders import shipped_model
 
-# Fixed before the training whose result they judge; the seed of each is its place in the list.
+# Chosen before the training. The seed of a prompt is its number, from 1.
 PROMPTS = (
     "Hello!",
     "What is the weather in London tomorrow?",
@@ -50,22 +52,23 @@ PROMPTS = (
     "Thank you, that is all I need.",
 )
 ANSWER_TOKENS, CONTEXT, TOKENS_A_DOMAIN = 120, 512, 64 * 512
-ORDER = 5  # of the n-gram: a byte after the four before it
+ORDER = 5  # of the n-gram: the four bytes before predict a byte
 
 
 def documents(corpus: Path) -> dict[str, list[str]]:
     """{domain: its documents}, dialogues as turns of the chat template."""
-    found: dict[str, list[str]] = {}
+    by_domain: dict[str, list[str]] = {}
     for path in sorted(corpus.glob("*.txt")):
         texts = [text.strip("\n") for text in path.read_text(encoding="utf-8").split("<|doc|>")]
         dialogue = path.stem.startswith("chat")
-        found[path.stem] = [
+        by_domain[path.stem] = [
             dialogue_text(text) if dialogue else f"<|bos|>{text}<|end|>\n" for text in texts if text
         ]
-    return found
+    return by_domain
 
 
 def dialogue_text(text: str) -> str:
+    """A dialogue of the corpus, written as the chat template writes it."""
     turns: list[str] = []
     for line in text.split("\n"):
         if line.startswith(("U: ", "A: ")):
@@ -76,11 +79,11 @@ def dialogue_text(text: str) -> str:
     return "<|bos|>" + "\n".join(turn + "<|end|>" for turn in turns) + "\n"
 
 
-def split(found: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """(trained on, held out): one document in fifty is held out, with a fixed seed; a domain of a
-    single document has none to hold out."""
+def split(by_domain: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """(training documents, held-out documents), by domain: one in fifty is held out, drawn with a
+    fixed seed; none of a domain with a single document."""
     train, held = {}, {}
-    for domain, texts in found.items():
+    for domain, texts in by_domain.items():
         texts = list(texts)
         random.Random(2).shuffle(texts)
         count = max(1, len(texts) // 50) if len(texts) > 1 else 0
@@ -89,8 +92,8 @@ def split(found: dict[str, list[str]]) -> tuple[dict[str, list[str]], dict[str, 
 
 
 class NGram:
-    """A byte n-gram of `ORDER`, every order interpolated with the next lower one as Witten and Bell
-    (1991) do it; below the single byte lies the uniform distribution."""
+    """A byte n-gram of `ORDER`. Every order is interpolated with the next lower one (Witten and
+    Bell 1991), the lowest one with the uniform distribution."""
 
     def __init__(self, data: bytes):
         self.tables = []
@@ -102,35 +105,36 @@ class NGram:
             self.tables.append((grams, counts, contexts, totals, kinds))
 
     def bits(self, data: bytes) -> np.ndarray:
-        """Bits of every byte of `data` that has ORDER - 1 bytes before it -> float64 [n]."""
+        """Bits of every byte of `data` that follows at least ORDER - 1 bytes -> float64 [n]."""
         count = len(data) - ORDER + 1
-        chance = np.full(count, 1 / 256)
+        probability = np.full(count, 1 / 256)
         for order, (grams, counts, contexts, totals, kinds) in enumerate(self.tables, 1):
             wanted = keys(data, order)[-count:]
             seen = lookup(grams, counts, wanted)
             total, kind = (lookup(contexts, values, wanted >> 8) for values in (totals, kinds))
             known = total > 0
-            chance[known] = (seen + kind * chance)[known] / (total + kind)[known]
-        return -np.log2(chance)
+            mixed = (seen + kind * probability)[known]
+            probability[known] = mixed / (total + kind)[known]
+        return -np.log2(probability)
 
 
 def keys(data: bytes, order: int) -> np.ndarray:
     """Every window of `order` bytes as one integer, last byte lowest -> int64 [n - order + 1]."""
-    one = np.frombuffer(data, np.uint8).astype(np.int64)
-    out = np.zeros(len(one) - order + 1, np.int64)
-    for place in range(order):
-        out = out << 8 | one[place : len(one) - order + 1 + place]
-    return out
+    values = np.frombuffer(data, np.uint8).astype(np.int64)
+    windows = np.zeros(len(values) - order + 1, np.int64)
+    for start in range(order):
+        windows = windows << 8 | values[start : len(windows) + start]
+    return windows
 
 
 def lookup(table: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """values[i] where table[i] == wanted, else 0; table is sorted."""
+    """values[i] where table[i] == wanted, else 0; `table` is sorted."""
     at = np.searchsorted(table, wanted).clip(max=len(table) - 1)
     return np.where(table[at] == wanted, values[at], 0)
 
 
 class Load:
-    """Counts what every layer's router picks, from hooks on the routers."""
+    """Counts the tokens that each router sends to each expert, with hooks on the routers."""
 
     def __init__(self, model):
         config = model.config
@@ -142,10 +146,11 @@ class Load:
 
     def add(self, layer: int, out) -> None:
         logits = out[0] if isinstance(out, tuple) else out
-        picked = logits.topk(self.top_k, -1).indices.flatten().cpu()
-        self.counts[layer] += torch.bincount(picked, minlength=self.counts.shape[1])
+        experts = logits.topk(self.top_k, -1).indices.flatten().cpu()
+        self.counts[layer] += torch.bincount(experts, minlength=self.counts.shape[1])
 
     def over_mean(self) -> list[list[float]]:
+        """Tokens of every expert over the mean of its layer, [layer][expert]."""
         relative = self.counts / self.counts.mean(1, keepdim=True)
         return [[round(value, 3) for value in row] for row in relative.tolist()]
 
@@ -175,8 +180,8 @@ def held_out(model, tokenizer, held: dict[str, list[str]], baseline: NGram) -> d
 
 
 def answers(model, tokenizer) -> list[dict[str, Any]]:
-    """Every prompt's answer with the model's own generation settings."""
-    found = []
+    """The answer to every prompt, with the model's own generation settings."""
+    replies = []
     for seed, prompt in enumerate(PROMPTS, 1):
         set_seed(seed)
         inputs = tokenizer.apply_chat_template(
@@ -187,8 +192,8 @@ def answers(model, tokenizer) -> list[dict[str, Any]]:
         )
         out = model.generate(**inputs, max_new_tokens=ANSWER_TOKENS)
         new = out[0, inputs["input_ids"].shape[1] :].tolist()
-        grams = Counter(zip(*(new[place:] for place in range(4)), strict=False))
-        found.append(
+        grams = Counter(zip(*(new[start:] for start in range(4)), strict=False))
+        replies.append(
             {
                 "prompt": prompt,
                 "seed": seed,
@@ -198,10 +203,11 @@ def answers(model, tokenizer) -> list[dict[str, Any]]:
                 "most_repeated_4gram": max(grams.values(), default=0),
             }
         )
-    return found
+    return replies
 
 
 def run(folder: Path, corpus: Path, training: str) -> dict[str, Any]:
+    """The report on the model in `folder`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     train, held = split(documents(corpus))
@@ -211,7 +217,7 @@ def run(folder: Path, corpus: Path, training: str) -> dict[str, Any]:
     shares = load.over_mean()
     return {
         "bench": "small-model",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "training": training,
         "weights_sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -223,15 +229,13 @@ def run(folder: Path, corpus: Path, training: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--model", type=Path, default=None)
+    parser.add_argument("--corpus", type=Path, required=True, help="a folder of .txt files")
+    parser.add_argument("--model", type=Path, help="a checkpoint folder; default: the small model")
     parser.add_argument("--training", default="", help="how it was trained, in words")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write the JSON to this file too")
     args = parser.parse_args()
-    report = run(args.model or shipped_model(), args.corpus, args.training)
-    print(json.dumps(report))
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    check_writable(args.out)
+    publish(run(args.model or shipped_model(), args.corpus, args.training), args.out)
 
 
 if __name__ == "__main__":
