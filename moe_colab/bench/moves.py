@@ -9,19 +9,15 @@ model with Mixtral's layers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..notebook.widgets.explorer import Explorer
 from ..notebook.widgets.trace_views import TRACE_VIEWS
 from ..trace import Trace
 from .machine import describe
+from .report import main
 from .traces import made_up
 
 TOKENS = 96  # the Explorer's default
@@ -60,23 +56,17 @@ def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
     return seconds_of
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+def measure() -> dict[str, Any]:
     small = Trace.load()
-    report: dict[str, Any] = {
+    return {
         "bench": "moves",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "seconds": {
             "384 tokens x 8 layers x 8 experts": moves(small.only(small.labels[0])),
             f"{TOKENS} tokens x 32 layers x 8 experts": moves(made_up(TOKENS, 32, 8, 2)),
         },
     }
-    print(json.dumps(report))
-    if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, measure)

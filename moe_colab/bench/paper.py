@@ -10,11 +10,9 @@ mc.timeline in a T4's proportions; this machine is not timed.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from ..offload.read_text import read
 from ..trace import Trace
 from .four_domains import sequences
 from .machine import describe
+from .report import publish
 
 SLOTS = 4  # of 8: the paper's k on a GPU of 16 GB
 LOAD = 5.7e-3  # seconds: 68 MB, one of Mixtral's experts, at 12 GB/s
@@ -152,7 +151,7 @@ def run(row: str | None = None, way: str | None = None, out: str | None = None) 
     nbytes = trace.expert_bytes[0]
     report = {
         "bench": "paper",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "counted": {
             **{"model": trace.model, "layers": trace.layers, "experts": trace.experts[0]},
             **{"expert_bytes": nbytes, "slots": SLOTS, "tokens": len(trace.tokens)},
@@ -171,9 +170,7 @@ def run(row: str | None = None, way: str | None = None, out: str | None = None) 
         "rows": measure(names, ways),
     }
     print(table(report["rows"]))
-    print(json.dumps(report), flush=True)
-    if out:
-        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, out)
     if all(line.get("same", True) for line in report["rows"]):
         return 0
     print("engine and replay count differently.", file=sys.stderr)

@@ -12,12 +12,10 @@ at the same moment would save.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +33,7 @@ from ..offload.load import load
 from ..offload.read_text import record_text
 from ..trace import Trace
 from .machine import describe
+from .report import publish
 
 LOADS, SLEPT_LOADS, SLOTS = (20.0, 5.5, 2.0, 0.2), (5.5, 2.0, 0.2), (4, 6)
 NBYTES = 17 * CHUNK
@@ -180,7 +179,7 @@ def run(out: str | None) -> int:
     short = Trace.merge(*[trace.between(start, start + SLEPT_TOKENS) for start in starts])
     report = {
         "bench": "speculation",
-        "machine": describe(torch.device("cpu")),
+        "machine": describe(),
         "tokens": trace.steps,
         "slept_tokens": short.steps,
         "unit_seconds_slept": UNIT,
@@ -191,9 +190,7 @@ def run(out: str | None) -> int:
         "slept_by_clock": rows(short, by_clock, SLEPT_LOADS, SLEPT_WAYS),  # the same tokens
     }
     print(*(table(report[name]) for name in ("clock", "slept", "slept_by_clock")), sep="\n\n")
-    print(json.dumps(report), flush=True)
-    if out:
-        Path(out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    publish(report, out)
     return 0
 
 
