@@ -14,7 +14,7 @@ from ..evaluation.comparison import Interval, Resamples, compare
 from ..evaluation.perplexity import Scores
 from ..evaluation.sensitivity import PERPLEXITY, Sensitivity, allocate, measure_sensitivity
 from ..quantization.format import Format
-from .rows import FULL, Documents, Setting, agreement, columns, named, ratio, score_columns
+from .rows import FULL, Documents, Setting, agreement, columns, format_name, ratio, score_columns
 
 # Settings whose bytes are allocated again: two of about 3 bits, then the default of `quantize`. Its
 # experts already have the fewest bits, so that only the attention can give bytes.
@@ -118,7 +118,10 @@ def allocation_table(allocation: dict[str, Any]) -> str:
     ]
     for one in (allocation, *allocation["other_budgets"]):
         uniform, allocated = one["rows"]
-        attention, experts = named(one["uniform"], "attention"), named(one["uniform"], "expert")
+        attention, experts = (
+            format_name(one["uniform"], "attention"),
+            format_name(one["uniform"], "expert"),
+        )
         for row, name in (
             (uniform, f"uniform: attention {attention}, experts {experts}"),
             (one["blind"], "all weights alike"),

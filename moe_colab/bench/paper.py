@@ -127,14 +127,17 @@ def modelled(trace: Trace, row: Row) -> dict[str, float]:
     }
 
 
-def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
+def measure(names: Sequence[str], methods: Sequence[str]) -> list[dict[str, Any]]:
     """A row of the table for each name. `same`: whether engine and replay count the same, if both
     ran."""
     trace = Trace.load()
     out = []
     for name in names:
         row = ROWS[name]
-        found = {way: run_engine(row) if way == "engine" else replayed(trace, row) for way in ways}
+        found = {
+            method: run_engine(row) if method == "engine" else replayed(trace, row)
+            for method in methods
+        }
         line = {"row": name, "is": row.label, "setting": row.setting, **found}
         if len(found) == 2:
             line["same"] = found["engine"] == found["replay"]
@@ -144,9 +147,9 @@ def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
     return out
 
 
-def run(row: str | None = None, way: str | None = None, out: str | None = None) -> int:
+def run(row: str | None = None, method: str | None = None, out: str | None = None) -> int:
     """Print the table, and the JSON on the last line. Returns 1 where engine and replay differ."""
-    names, ways = [row] if row else list(ROWS), [way] if way else ["replay", "engine"]
+    names, methods = [row] if row else list(ROWS), [method] if method else ["replay", "engine"]
     trace = Trace.load()
     nbytes = trace.expert_bytes[0]
     report = {
@@ -167,7 +170,7 @@ def run(row: str | None = None, way: str | None = None, out: str | None = None) 
             "source": "arXiv 2312.17238, Table 2, T4 on Colab, experts of 2 bits; the paper's own",
             "model": "Mixtral-8x7B-Instruct",
         },
-        "rows": measure(names, ways),
+        "rows": measure(names, methods),
     }
     print(table(report["rows"]))
     publish(report, out)

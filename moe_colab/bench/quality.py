@@ -30,7 +30,7 @@ from ..store.blobs import DENSE
 from .allocation import UNIFORM, allocation_table, share_out
 from .machine import describe
 from .report import publish
-from .rows import SEED, Documents, Setting, agreement, named, ratio, score_columns
+from .rows import SEED, Documents, Setting, agreement, format_name, ratio, score_columns
 
 BITS, GROUPS = (16, 4, 3, 2), (16, 64)
 QUICK_BITS, QUICK_GROUPS, QUICK_DOCUMENTS = (16, 2), (64,), 4
@@ -122,7 +122,7 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     for row in rows:
         bits = f"{row['attention_bits_per_weight']:.2f} / {row['expert_bits_per_weight']:.2f}"
         lines.append(
-            f"| {named(row, 'attention')} | {named(row, 'expert')} | {bits} "
+            f"| {format_name(row, 'attention')} | {format_name(row, 'expert')} | {bits} "
             f"| {row['bytes'] / 1e6:.2f} MB | {ratio(row)} | {agreement(row)} |"
         )
     return "\n".join(lines)

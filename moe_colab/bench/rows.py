@@ -90,7 +90,7 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------- cells
-def named(row: dict[str, Any], part: str) -> str:
+def format_name(row: dict[str, Any], part: str) -> str:
     """Format of "attention" or "expert": "4 g64"."""
     bits, group = row[f"{part}_bits"], row[f"{part}_group"]
     return f"{bits}" if group is None else f"{bits} g{group}"

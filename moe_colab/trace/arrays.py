@@ -15,7 +15,7 @@ from ..cache.stats import PHASES
 
 Arrays = dict[str, np.ndarray]
 
-NOBODY = -1  # in `routing`: no expert
+NO_EXPERT = -1  # in `routing`: no expert
 OUTCOMES = ("hit", "speculative_hit", "late", "miss")
 
 FORWARD = np.dtype(
@@ -90,7 +90,7 @@ def check(arrays: Arrays, experts: Sequence[int], labels: int, sources: int) -> 
     if bounds(forwards)[-1] != N:
         raise ValueError("tokens are missing")
     for layer, count in enumerate(experts):
-        within(routing[:, layer], NOBODY, count)
+        within(routing[:, layer], NO_EXPERT, count)
     for rows in (arrays["accesses"], arrays["guesses"]):
         within(rows["step"], 0, F)
         within(rows["layer"], 0, L)
@@ -139,7 +139,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
         part["guesses"]["step"] += step
         more = widest - part["routing"].shape[2]
         part["routing"] = np.pad(
-            part["routing"], ((0, 0), (0, 0), (0, more)), constant_values=NOBODY
+            part["routing"], ((0, 0), (0, 0), (0, more)), constant_values=NO_EXPERT
         )
         if len(forwards):
             step += len(forwards)

@@ -132,11 +132,11 @@ class Builder:
         out["tokens"] = np.full(tokens, -1, np.int32)
         if forward.ids is not None:
             out["tokens"][:] = np.reshape(forward.ids, -1)
-        out["routing"] = np.full((tokens, layers, top_k), arrays.NOBODY, np.int16)
+        out["routing"] = np.full((tokens, layers, top_k), arrays.NO_EXPERT, np.int16)
         out["logits"] = np.full((tokens, layers, widest), np.nan, np.float16)
         for layer, index in forward.routing.items():
             exists = index < self.header["experts"][layer]  # larger ids mean no expert
-            out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NOBODY)
+            out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NO_EXPERT)
             logits = forward.logits[layer]
             if logits is not None:
                 out["logits"][:, layer, : logits.shape[1]] = logits

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cache.stats import PHASES
-from .arrays import NOBODY, OUTCOMES
+from .arrays import NO_EXPERT, OUTCOMES
 
 if TYPE_CHECKING:
     import pandas
@@ -23,7 +23,7 @@ def choices(trace: Trace) -> pandas.DataFrame:
     """The table of Trace.frame."""
     import pandas as pd
 
-    token, layer, rank = np.nonzero(trace.routing != NOBODY)
+    token, layer, rank = np.nonzero(trace.routing != NO_EXPERT)
     step = trace.step_of[token]
     order = np.lexsort((rank, token, layer, step))
     token, layer, rank, step = (column[order] for column in (token, layer, rank, step))

@@ -70,7 +70,7 @@ def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:
     )
     L, N = len(shape["experts"]), tokens.shape[1]
     out = arrays.empty(L, shape["top_k"], max(shape["experts"]))
-    out["routing"] = np.full((N, L, shape["top_k"]), arrays.NOBODY, np.int16)
+    out["routing"] = np.full((N, L, shape["top_k"]), arrays.NO_EXPERT, np.int16)
     out["routing"][token.reshape(-1), table["layer"], table["slot"]] = table["expert"]
     out["logits"] = np.full((N, L, max(shape["experts"])), np.nan, np.float16)
     out["tokens"] = np.full(N, -1, np.int32)

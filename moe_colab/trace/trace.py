@@ -88,7 +88,7 @@ class Trace:
             flat = self.routing[:, layer].reshape(-1).tolist()
             bounds = (self.bounds * self.routing.shape[2]).tolist()
             chosen = (set(flat[a:b]) for a, b in pairwise(bounds))
-            self._needed[layer] = [sorted(experts - {arrays.NOBODY}) for experts in chosen]
+            self._needed[layer] = [sorted(experts - {arrays.NO_EXPERT}) for experts in chosen]
         return self._needed[layer]
 
     @cached_property

@@ -14,7 +14,7 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY, softmax
+from ...trace.arrays import NO_EXPERT, softmax
 from .choices import (
     by_token,
     check_layer,
@@ -100,7 +100,7 @@ def paths(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[pandas.DataFra
     """The rows of `transitions` between a layer and the next, for one expert after the other."""
     import pandas as pd
 
-    both = kept & (trace.routing[:, layer : layer + 2] != NOBODY).any(axis=2).all(axis=1)
+    both = kept & (trace.routing[:, layer : layer + 2] != NO_EXPERT).any(axis=2).all(axis=1)
     if not both.any():
         raise MoEColabError(f"no token of this trace was sent on from layer {layer} to the next.")
     here, block = sent(trace, layer, both)
@@ -144,7 +144,7 @@ def tokens(
     rows = [
         (
             *(place, PHASES[phases[place]], trace.labels[labels[place]], trace.text_of(place)),
-            *(layer, rank, int(expert), float(odd) if expert != NOBODY else np.nan),
+            *(layer, rank, int(expert), float(odd) if expert != NO_EXPERT else np.nan),
         )
         for place, *choices in zip(places.tolist(), experts, odds, strict=True)
         for rank, (expert, odd) in enumerate(zip(*choices, strict=True))
@@ -169,7 +169,7 @@ def router(trace: Trace, place: int, layer: int = 0, top_k: int | None = None) -
     need_logits(trace, layer, "its output cannot be shown")
     logits = trace.logits[place, layer, : trace.experts[layer]].astype(np.float64)
     odds, ranks = softmax(logits), np.full(len(logits), -1)
-    experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NOBODY]
+    experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NO_EXPERT]
     ranks[experts] = np.arange(len(experts))
     weights = np.where(ranks >= 0, odds, 0)
     columns = {"expert": np.arange(len(logits)), "logit": logits, "probability": odds}

@@ -86,7 +86,7 @@ def capture(
         slots=tuple(policy.cache.slots for policy in policies),
         measures=measures,
         rule=LOWEST if measures else "",
-        found=[policy.found for policy in policies],
+        snapshots=[policy.snapshots for policy in policies],
         pinned=tuple(tuple(sorted(pinned)) for pinned in offload.pool.pinned),
         recorded=True,
     )

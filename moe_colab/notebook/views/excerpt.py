@@ -16,7 +16,7 @@ import numpy as np
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY, softmax
+from ...trace.arrays import NO_EXPERT, softmax
 from ...trace.frames import keys, lookup
 
 
@@ -48,7 +48,7 @@ class Excerpt:
             shares = softmax(np.where(np.isnan(logits), -np.inf, logits))
         place = np.maximum(self.routing, 0).astype(np.int64)
         chosen = np.take_along_axis(shares, place, -1)
-        return np.where(self.routing != NOBODY, chosen, np.nan).astype(np.float32)
+        return np.where(self.routing != NO_EXPERT, chosen, np.nan).astype(np.float32)
 
     def outcomes(self) -> np.ndarray:
         """uint8 [n, L, K]: the recorded outcome of each choice's access, 1 + its number in
@@ -59,7 +59,7 @@ class Excerpt:
         out[place] = np.where(known, access["outcome"] + 1, 0)
         return out[self.shown]
 
-    def payers(self) -> np.ndarray:
+    def first_uses(self) -> np.ndarray:
         """bool [n, L, K]: whether this is the first token of its step that needs this expert. The
         cost of the access counts here; the other tokens share it."""
         place, key = self._asked()
@@ -75,7 +75,7 @@ class Excerpt:
         hidden[self.shown] = False
         steps, place = np.unique(self.trace.step_of[hidden], return_inverse=True)
         routing = self.trace.routing[hidden]
-        token, layer, rank = np.nonzero(routing != NOBODY)
+        token, layer, rank = np.nonzero(routing != NO_EXPERT)
         asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
         asked[place[token], layer, routing[token, layer, rank]] = True
         return np.packbits(asked, axis=-1, bitorder="little"), steps
@@ -83,7 +83,7 @@ class Excerpt:
     def _asked(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """The places of all choices in the routing, token after token; and one number for each
         (step, layer, expert)."""
-        token, layer, rank = np.nonzero(self.trace.routing != NOBODY)
+        token, layer, rank = np.nonzero(self.trace.routing != NO_EXPERT)
         expert = self.trace.routing[token, layer, rank]
         return (token, layer, rank), keys(self.trace, self.trace.step_of[token], layer, expert)
 

@@ -103,12 +103,12 @@ class TraceWidget(Panel):
         self.update()
 
     @property
-    def chosen(self) -> Trace:
+    def selected(self) -> Trace:
         """The trace of the selected part."""
         return self.replays.part(self.part.value)
 
     def show(self) -> None:
-        view, trace = TRACE_VIEWS[self.view.value], self.chosen
+        view, trace = TRACE_VIEWS[self.view.value], self.selected
         with self.quiet():  # a part is shorter than the whole trace
             self.place.max = len(trace.tokens) - 1
             self.first.max = self.step.max = trace.steps - 1
