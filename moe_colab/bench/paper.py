@@ -70,7 +70,7 @@ def clock(nbytes: int) -> dict[str, Any]:
 
 
 def replayed(trace: Trace, row: Row) -> dict[str, int]:
-    """Count by replay of the trace."""
+    """The counters of a replay of the trace with the settings of `row`."""
     return counts(replay(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0])))
 
 
@@ -134,13 +134,10 @@ def measure(names: Sequence[str], methods: Sequence[str]) -> list[dict[str, Any]
     out = []
     for name in names:
         row = ROWS[name]
-        found = {
-            method: run_engine(row) if method == "engine" else replayed(trace, row)
-            for method in methods
-        }
-        line = {"row": name, "is": row.label, "setting": row.setting, **found}
-        if len(found) == 2:
-            line["same"] = found["engine"] == found["replay"]
+        counted = {m: run_engine(row) if m == "engine" else replayed(trace, row) for m in methods}
+        line = {"row": name, "is": row.label, "setting": row.setting, **counted}
+        if len(counted) == 2:
+            line["same"] = counted["engine"] == counted["replay"]
         line["modelled"] = modelled(trace, row)
         line["paper"] = {"tokens_per_second": row.paper}
         out.append(line)
@@ -187,10 +184,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{'row':16}{'loads':>12}{'hit rate':>10}{'MB':>14}{'tokens/s':>24}{'tokens/s':>18}",
     ]
     for row in rows:
-        found = row.get("replay") or row["engine"]
-        rate = (found["hits"] + found["speculative_hits"]) / found["accesses"]
+        counted = row.get("replay") or row["engine"]
+        rate = (counted["hits"] + counted["speculative_hits"]) / counted["accesses"]
         lines.append(
-            f"{row['row']:16}{found['loads']:12,}{rate:10.1%}{found['bytes_loaded'] / 1e6:14,.1f}"
+            f"{row['row']:16}{counted['loads']:12,}{rate:10.1%}"
+            f"{counted['bytes_loaded'] / 1e6:14,.1f}"
             f"{row['modelled']['tokens_per_second_of_32_layers']:24.2f}"
             f"{row['paper']['tokens_per_second']:18.2f}"
         )
