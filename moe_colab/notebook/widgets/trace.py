@@ -183,10 +183,7 @@ def offer(control: w.Dropdown, options: list[tuple[str, Any]]) -> None:
 
 def held_sources(trace: Trace) -> list[str]:
     """The sources of which every part with decoded steps holds guesses."""
-    label, guesses = trace.forwards["label"], trace.guesses
+    label = trace.forwards["label"]
     parts = set(label[trace.forwards["phase"] > 0].tolist())
-    return [
-        name
-        for number, name in enumerate(trace.sources)
-        if parts <= set(label[guesses["step"][guesses["source"] == number]].tolist())
-    ]
+    steps_of = {name: trace.guesses_from(name)["step"] for name in trace.sources}
+    return [name for name, steps in steps_of.items() if parts <= set(label[steps].tolist())]
