@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
 from ..trace.outcomes import SIGNS
-from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PALE
+from .colours import DIM, GREEN, INK, ORANGE, PALE, hatched
 from .picture import Picture, drawn, plain_axes, written
 
 FEW = 16  # up to so many experts, every bar has a number
 SHOWN = 16  # numbers of a vector
+REST = {"color": PALE, "edgecolor": DIM, "linewidth": 0.8}  # bars of all other experts
 MANY = {"hit": "hits", "speculative_hit": "speculative hits", "late": "late", "miss": "misses"}
 
 
@@ -61,10 +62,7 @@ def draw_router(axes: Axes, token_step: Any) -> None:
     outcomes = {access.expert: SIGNS[access.outcome] for access in token_step.accesses}
     for expert, share in enumerate(token_step.probabilities):
         sign = outcomes.get(expert)
-        colour = sign.colour if sign else PALE
-        hatch = HATCHES[colour] if sign else ""
-        edge = "white" if sign else DIM
-        axes.bar(expert, share, color=colour, hatch=hatch, edgecolor=edge, linewidth=0.8)
+        axes.bar(expert, share, **(hatched(sign.colour) if sign else REST))
         if sign:
             axes.plot(expert, share, sign.marker, color=INK, clip_on=False, gid=sign.name)
     axes.axhline(1 / count, color=INK, linestyle=":", gid="uniform")
@@ -88,11 +86,8 @@ def draw_scores(axes: Axes, token_step: Any) -> None:
     for place, (expert, score) in enumerate(eviction.scores.items()):
         evicted = expert == eviction.victim
         length = score[0] if math.isfinite(score[0]) else never
-        axes.barh(
-            place, length, color=ORANGE if evicted else PALE, linewidth=0.8,
-            hatch=HATCHES[ORANGE] if evicted else "", edgecolor="white" if evicted else DIM,
-            gid="evicted" if evicted else "stays",
-        )  # fmt: skip
+        style = hatched(ORANGE) | {"gid": "evicted"} if evicted else REST | {"gid": "stays"}
+        axes.barh(place, length, **style)
         values = ", ".join(str(n) if math.isfinite(n) else "never" for n in score)
         axes.text(
             length, place, f" {values}{', evicted' if evicted else ''}", va="center", fontsize=8.5
@@ -111,10 +106,7 @@ def draw_guesses(axes: Axes, token_step: Any) -> None:
         return say(axes, "no guesses here")
     for place, (_, share, right) in enumerate(token_step.guess.experts):
         colour, glyph = (GREEN, "✓ right") if right else (ORANGE, "✗ wrong")
-        axes.barh(
-            place, share, color=colour, hatch=HATCHES[colour], edgecolor="white", linewidth=0.8,
-            gid="right" if right else "wrong",
-        )  # fmt: skip
+        axes.barh(place, share, gid="right" if right else "wrong", **hatched(colour))
         axes.text(share, place, f" {glyph}", va="center", fontsize=9, family="DejaVu Sans")
     axes.set_yticks(range(len(token_step.guess.experts)), [e for e, *_ in token_step.guess.experts])
     axes.invert_yaxis()
