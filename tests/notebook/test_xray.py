@@ -57,7 +57,7 @@ def made_up(seed: int, **shape) -> Trace:
     if shape.get("logits"):
         for layer, count in enumerate(experts):
             logits[:, layer, :count] = rng.normal(size=(N, count))
-    none = arrays.empty(layers, top_k, max(experts))
+    none = arrays.blank(0, 0, layers, top_k, max(experts))
     found = {"forwards": forwards, "routing": routing, "logits": logits}
     found["tokens"] = rng.integers(0, 50, N).astype(np.int32)
     found["spoke"] = np.full((len(forwards), layers), np.nan, np.float32)

@@ -15,15 +15,7 @@ from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
 from ...trace.arrays import NO_EXPERT, softmax
-from .choices import (
-    by_token,
-    check_layer,
-    check_place,
-    chosen,
-    need_logits,
-    sent,
-    tokens_of,
-)
+from .choices import by_token, check_layer, check_place, chosen, need_logits, sent, tokens_of
 from .intervals import shares
 
 if TYPE_CHECKING:
@@ -108,15 +100,12 @@ def paths(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[pandas.DataFra
     independent = there.mean(axis=0)
     parts = there / there.sum(axis=1, keepdims=True)
     for expert, own in enumerate(here.T):
-        found = shares(there[own], block[own])
-        lift = np.divide(
-            found.share, independent, out=np.full_like(independent, np.nan), where=independent > 0
-        )
+        sent_on = shares(there[own], block[own])
+        with np.errstate(invalid="ignore"):  # an expert that gets no token has no lift
+            lift = sent_on.share / independent
         flow = (parts[own] / here[own].sum(axis=1, keepdims=True)).sum(axis=0) / len(here)
-        columns = {"layer": layer, "expert": expert, "next": np.arange(len(lift))}
-        columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
-        columns |= {"low": found.low, "high": found.high, "independent": independent}
-        yield pd.DataFrame(columns | {"lift": lift, "flow": flow})
+        columns = {"layer": layer, "expert": expert, "next": np.arange(len(lift)), **vars(sent_on)}
+        yield pd.DataFrame(columns | {"independent": independent, "lift": lift, "flow": flow})
 
 
 def tokens(
@@ -183,8 +172,7 @@ def expert_shares(
     """One row per expert for the tokens routed [n, E] by a layer, in blocks [n]."""
     import pandas as pd
 
-    found = shares(routed, block)
-    uniform = routed.sum() / routed.size if routed.size else np.nan
     columns = {"layer": layer, "expert": np.arange(routed.shape[1]), **label}
-    columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
-    return pd.DataFrame(columns | {"low": found.low, "high": found.high, "uniform": uniform})
+    columns |= vars(shares(routed, block))
+    uniform = routed.sum() / routed.size if routed.size else np.nan
+    return pd.DataFrame(columns | {"uniform": uniform})

@@ -48,7 +48,7 @@ class CaptureListener:
 
 
 def on_host(values: torch.Tensor) -> np.ndarray:
-    """A float32 copy on the host."""
+    """A float32 copy of a tensor in host memory."""
     return values.detach().float().cpu().numpy().copy()
 
 

@@ -17,7 +17,7 @@ from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
 from ...trace.arrays import NO_EXPERT, softmax
-from ...trace.frames import keys, lookup
+from ...trace.frames import lookup, routed
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Excerpt:
     def outcomes(self) -> np.ndarray:
         """uint8 [n, L, K]: the recorded outcome of each choice's access, 1 + its number in
         arrays.OUTCOMES; 0: not known, or no choice."""
-        place, key = self._asked()
+        place, key = routed(self.trace)
         access, known = lookup(self.trace, self.trace.accesses, self.trace.accesses["step"], key)
         out = np.zeros(self.trace.routing.shape, np.uint8)
         out[place] = np.where(known, access["outcome"] + 1, 0)
@@ -62,7 +62,7 @@ class Excerpt:
     def first_uses(self) -> np.ndarray:
         """bool [n, L, K]: whether this is the first token of its step that needs this expert. The
         cost of the access counts here; the other tokens share it."""
-        place, key = self._asked()
+        place, key = routed(self.trace)
         first = np.unique(key, return_index=True)[1]
         out = np.zeros(self.trace.routing.shape, bool)
         out[tuple(axis[first] for axis in place)] = True
@@ -76,16 +76,9 @@ class Excerpt:
         steps, place = np.unique(self.trace.step_of[hidden], return_inverse=True)
         routing = self.trace.routing[hidden]
         token, layer, rank = np.nonzero(routing != NO_EXPERT)
-        asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
-        asked[place[token], layer, routing[token, layer, rank]] = True
-        return np.packbits(asked, axis=-1, bitorder="little"), steps
-
-    def _asked(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """The places of all choices in the routing, token after token; and one number for each
-        (step, layer, expert)."""
-        token, layer, rank = np.nonzero(self.trace.routing != NO_EXPERT)
-        expert = self.trace.routing[token, layer, rank]
-        return (token, layer, rank), keys(self.trace, self.trace.step_of[token], layer, expert)
+        needed = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
+        needed[place[token], layer, routing[token, layer, rank]] = True
+        return np.packbits(needed, axis=-1, bitorder="little"), steps
 
 
 def stream_of(trace: Trace, row: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ...trace import Trace
 from ...trace.outcomes import SIGNS
 from ...units import human, parse_bytes
 from .token_steps import TokenStep, TokenSteps
-from .view import LIMIT, View, fit
+from .view import LIMIT, View, fit, shortened
 
 MOST = 64  # tokens of a view
 SHOWN = 16  # numbers of a vector
@@ -170,7 +170,7 @@ def page_data(steps: TokenSteps) -> dict[str, Any]:
         "cache": [history.policy, list(history.slots), list(history.measures), history.rule],
         "recorded": history.recorded and steps.agree(),
         "signs": [[sign.name, sign.glyph, sign.means] for sign in SIGNS.values()],
-        "texts": [shortened(step.text) for step in column],
+        "texts": [shortened(step.text, LONGEST) for step in column],
         "tokens": [[step.position, step.phase, step.together] for step in column],
         "token_steps": [[row_of(step) for step in row] for row in grid],
         **router(grid, max(trace.experts)),
@@ -248,7 +248,3 @@ def head(vectors: np.ndarray) -> np.ndarray:
     """[..., H] -> [..., 17]: the norm, then the first 16 numbers."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.concatenate([norms, vectors[..., :SHOWN]], axis=-1)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -185,13 +185,12 @@ class TokenSteps:
     def _guesses(self) -> dict[tuple[int, int], tuple[str, list[tuple[int, float]]]]:
         """(source, guesses for the next layer) by the step and layer in which they were made: from
         the source that the model really went by, if that is known."""
-        sources, out = self.trace.sources, defaultdict(lambda: (name, []))
-        if not sources:
-            return {}
-        name = self.trace.settings.get("guess_from")
-        name = name if name in sources else sources[0]
-        rows = self._own(self.trace.guesses)
-        rows = rows[(rows["source"] == sources.index(name)) & (rows["layer"] == rows["at"] + 1)]
+        name, sources = self.trace.settings.get("guess_from"), self.trace.sources
+        if name not in sources:
+            name = sources[0] if sources else ""
+        out = defaultdict(lambda: (name, []))
+        rows = self._own(self.trace.guesses_from(name))
+        rows = rows[rows["layer"] == rows["at"] + 1]
         for row in rows[np.argsort(rows["place"], kind="stable")].tolist():
             out[row[0], row[1]][1].append((row[3], row[5]))
         return dict(out)

@@ -20,7 +20,7 @@ from ...trace import Trace
 from ...trace.arrays import NO_EXPERT, OUTCOMES
 from ...trace.outcomes import SIGNS
 from .excerpt import Excerpt, excerpts, stream_of
-from .view import LIMIT, View, fit
+from .view import LIMIT, View, fit, shortened
 
 if TYPE_CHECKING:
     from ...plots import Picture
@@ -133,8 +133,8 @@ def texts(excerpt: Excerpt, tokenizer: Any) -> list[str]:
     known = excerpt.trace.texts
     if tokenizer is not None:
         known = {token: tokenizer.decode([token]) for token in set(ids) if token >= 0}
-    words = [known.get(token, f"[{token}]" if token >= 0 else "") for token in ids]
-    return [word if len(word) <= LONGEST else word[: LONGEST - 1] + "…" for word in words]
+    words = (known.get(token, f"[{token}]" if token >= 0 else "") for token in ids)
+    return [shortened(word, LONGEST) for word in words]
 
 
 def packed_probabilities(excerpt: Excerpt) -> np.ndarray | None:
@@ -148,7 +148,7 @@ def packed_probabilities(excerpt: Excerpt) -> np.ndarray | None:
 
 def packed_outcomes(excerpt: Excerpt) -> np.ndarray:
     """uint8, two choices in each, the earlier one in the lower four bits: the recorded outcome of a
-    choice, plus 8 where this token is the first of its step to need the expert."""
+    choice, plus 8 where it is its expert's first use in the step."""
     flat = (excerpt.outcomes() + 8 * excerpt.first_uses()).astype(np.uint8).reshape(-1)
     flat = np.pad(flat, (0, len(flat) % 2))
     return flat[::2] | flat[1::2] << 4
