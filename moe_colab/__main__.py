@@ -99,11 +99,18 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
     chat.set_defaults(run=run_chat)
 
 
-def run_chat(**options: Any) -> int:
-    from .chat.terminal import converse, one_shot
+def run_chat(
+    *, prompt, system, seed, temperature, top_p, max_new_tokens, json: bool, **settings: Any
+) -> None:
+    from .chat.session import sampling
+    from .chat.terminal import answer_once, converse, open_chat
 
-    args = argparse.Namespace(**options)
-    return one_shot(args) if args.prompt is not None else converse(args, SAMPLE_QUESTION)
+    generation = {"seed": seed, **sampling(temperature, top_p, max_new_tokens)}
+    with open_chat(system, **settings) as chat:
+        if prompt is not None:
+            answer_once(chat, prompt, generation, json)
+        else:
+            converse(chat, SAMPLE_QUESTION, generation, json)
 
 
 # ---------------------------------------------------------------------- stores

@@ -35,7 +35,7 @@ class CacheSnapshot:
     """The experts in a layer's slots before a step, ascending, and the step's evictions."""
 
     resident: tuple[int, ...]
-    choices: list[Eviction]
+    evictions: list[Eviction]
 
 
 class RecordingPolicy(PolicyWrapper):
@@ -45,16 +45,16 @@ class RecordingPolicy(PolicyWrapper):
     def __init__(self, cache: LayerCache):
         super().__init__(cache.policy)
         self.cache = cache
-        self.found: list[CacheSnapshot] = []
+        self.snapshots: list[CacheSnapshot] = []
 
     def observe(self, used, tokens=None):
-        self.found.append(CacheSnapshot(tuple(sorted(self.cache.resident)), []))
+        self.snapshots.append(CacheSnapshot(tuple(sorted(self.cache.resident)), []))
         super().observe(used, tokens)
 
     def victim(self, candidates, newcomer):
         scores = dict(self.scores(list(candidates)))
         victim = super().victim(candidates, newcomer)
-        self.found[-1].choices.append(Eviction(newcomer, victim, scores))
+        self.snapshots[-1].evictions.append(Eviction(newcomer, victim, scores))
         return victim
 
 
@@ -66,21 +66,23 @@ def watch(cache: LayerCache) -> RecordingPolicy:
 
 @dataclass(frozen=True)
 class CacheHistory:
-    """The caches of all layers, step by step: found[layer][step]. measures: names of the numbers in
-    a score; rule: which expert leaves by them. pinned: by layer, experts that need no slot.
-    recorded: whether these are the caches that the trace was recorded with."""
+    """The caches of all layers, step by step: snapshots[layer][step].
+
+    measures: names of the numbers in a score; rule: which expert they evict. pinned: by layer,
+    experts that need no slot. recorded: whether these are the caches of the recording.
+    """
 
     policy: str
     slots: tuple[int, ...]
     measures: tuple[str, ...]
     rule: str
-    found: Sequence[Sequence[CacheSnapshot]]
+    snapshots: Sequence[Sequence[CacheSnapshot]]
     pinned: tuple[tuple[int, ...], ...]
     recorded: bool
 
-    def kept(self, layer: int, choice: Eviction | None) -> bool:
+    def kept(self, layer: int, eviction: Eviction | None) -> bool:
         """Whether an expert that was loaded is kept for the next step."""
-        return self.slots[layer] > 0 and (choice is None or choice.victim != choice.newcomer)
+        return self.slots[layer] > 0 and (eviction is None or eviction.victim != eviction.newcomer)
 
 
 def replayed(
@@ -100,21 +102,21 @@ def replayed(
         slots = settings.get("slots") or [-(-experts // 2) for experts in trace.experts]
     caches, slots = LayerCaches(trace, policy), check_slots(slots, trace.experts)
     same = known == policy_name(policy) and settings.get("slots") in (slots, slots[0])
-    found, measures = [], ("next use",)
+    snapshots, measures = [], ("next use",)
     for layer, n in enumerate(slots):
         cache = caches.make(layer, n)
         if isinstance(cache, BeladyCache):
-            found.append(list(islice(belady_snapshots(cache, caches, layer), steps)))
+            snapshots.append(list(islice(belady_snapshots(cache, caches, layer), steps)))
             continue
         recording = watch(cache)
         slots[layer] = cache.slots  # 0 where nothing is kept
         for _ in islice(caches.walk(layer, cache), steps):
             pass
-        found.append(recording.found)
+        snapshots.append(recording.snapshots)
         measures = recording.measures
     rule = LATEST if policy in (OPTIMAL, OPTIMAL_BYPASS) else LOWEST if measures else ""
     pinned = ((),) * trace.layers
-    return CacheHistory(policy_name(policy), tuple(slots), measures, rule, found, pinned, same)
+    return CacheHistory(policy_name(policy), tuple(slots), measures, rule, snapshots, pinned, same)
 
 
 def belady_snapshots(
@@ -128,6 +130,6 @@ def belady_snapshots(
         others = before.union(needed) if any_may_leave else before.difference(needed)
         scores = {expert: (cache.next[expert],) for expert in sorted(others)}
         left = [(d.expert, d.victim if d.keep else d.expert) for d in decisions if not d.hit]
-        choices = [Eviction(new, old, scores) for new, old in left if old is not None]
-        yield CacheSnapshot(tuple(sorted(before)), choices)
+        evictions = [Eviction(new, old, scores) for new, old in left if old is not None]
+        yield CacheSnapshot(tuple(sorted(before)), evictions)
         before = set(cache.resident)

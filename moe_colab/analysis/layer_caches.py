@@ -74,11 +74,11 @@ class LayerCaches:
         """Ask `cache`, made by `make`, for every step's experts. Yields for each step the experts
         that it needs, and the decisions for those that are not pinned."""
         accesses = zip(self.needed(layer), self._not_pinned(layer), self.shown(layer), strict=False)
-        for needed, asked, tokens in accesses:
-            yield needed, cache.access(asked, tokens)
+        for needed, unpinned, tokens in accesses:
+            yield needed, cache.access(unpinned, tokens)
 
     def count(self, layer: int, slots: int) -> dict[str, Counters]:
-        """Count all steps, by phase."""
+        """Counters of all steps by phase, for a layer with this many slots."""
         books = {phase: Counters() for phase in PHASES}
         steps = zip(self.phases, self.walk(layer, self.make(layer, slots)), strict=True)
         for phase, (needed, decisions) in steps:

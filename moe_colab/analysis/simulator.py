@@ -88,14 +88,10 @@ class RecordedGuesses:
     def __init__(self, trace: Trace, guesses: int, lookahead: int, source: str):
         PrefetchSettings(guesses, lookahead, source)  # or it raises
         self.source = source
-        self.found: dict[tuple[int, int], dict[int, list]] = {}
+        self.guesses: dict[tuple[int, int], dict[int, list]] = {}  # by step and layer
         if not guesses:
             return
-        rows = trace.guesses
-        if source in trace.sources:
-            rows = rows[rows["source"] == trace.sources.index(source)]
-        else:
-            rows = rows[:0]
+        rows = trace.guesses_from(source)
         if not len(rows) and not trace.forwards["phase"].any():
             return  # a prompt alone: a new model makes no guesses in its first forward
         far = rows["layer"] - rows["at"]
@@ -107,12 +103,12 @@ class RecordedGuesses:
             )
         for row in rows[(rows["place"] < guesses) & (far <= lookahead)].tolist():
             step, at, layer, expert, _, probability, _ = row
-            guess = self.found.setdefault((step, at), {}).setdefault(layer, [])
-            guess.append((expert, probability))
+            ranked = self.guesses.setdefault((step, at), {}).setdefault(layer, [])
+            ranked.append((expert, probability))
 
     def at(self, step: int, layer: int) -> list[tuple[int, Ranked]]:
         """The guesses that are made at a layer: (later layer, its ranked experts)."""
-        return list(self.found.get((step, layer), {}).items())
+        return list(self.guesses.get((step, layer), {}).items())
 
 
 @dataclass(frozen=True)
@@ -139,13 +135,13 @@ class LoggedClockLink(ClockLink):
     def __init__(self, bytes_per_second: float, chunk: int):
         super().__init__(bytes_per_second, chunk)
         self.step = self.layer = 0
-        self.asked: dict[object, tuple[int, int, bool]] = {}  # by ticket: step, layer, urgent?
+        self.requests: dict[object, tuple[int, int, bool]] = {}  # by ticket: step, layer, urgent?
         self.copies: list[tuple[object, float, float]] = []  # ticket, begin, end
         self.began = 0.0
 
     def start(self, home, block, after=None, urgent=True):
         ticket = super().start(home, block, after, urgent)
-        self.asked[ticket] = self.step, self.layer, urgent
+        self.requests[ticket] = self.step, self.layer, urgent
         return ticket
 
     def _begin_chunk(self, at: float) -> None:
@@ -248,7 +244,7 @@ class Simulation:
         copies = []
         for ticket, begin, end in self.link.copies:
             home, nbytes = ticket.home, round((end - begin) * self.link.rate)
-            step, at, urgent = self.link.asked[ticket]
+            step, at, urgent = self.link.requests[ticket]
             guess = 0 if urgent else self._guess(step, at, home)
             copies.append((0, step, home.layer, home.expert, begin, end, nbytes, guess))
         rows = np.array(self.noted + copies, EVENT)

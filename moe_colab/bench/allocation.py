@@ -14,7 +14,8 @@ from ..evaluation.comparison import Interval, Resamples, compare
 from ..evaluation.perplexity import Scores
 from ..evaluation.sensitivity import PERPLEXITY, Sensitivity, allocate, measure_sensitivity
 from ..quantization.format import Format
-from .rows import FULL, Documents, Setting, agreement, columns, named, ratio, score_columns
+from .report import markdown
+from .rows import FULL, Documents, Setting, agreement, columns, format_name, ratio, score_columns
 
 # Settings whose bytes are allocated again: two of about 3 bits, then the default of `quantize`. Its
 # experts already have the fewest bits, so that only the attention can give bytes.
@@ -112,13 +113,14 @@ def difference(one: Scores, other: Scores, full: Scores, resamples: Resamples) -
 def allocation_table(allocation: dict[str, Any]) -> str:
     """All comparisons in Markdown. The last two columns: the perplexity of "allocated" over that of
     the row, and how much more often "allocated" agrees with full precision."""
-    lines = [
-        "| bytes | bits | perplexity | agreement | allocated over it | agrees more |",
-        "|---|---|---|---|---|---|",
-    ]
+    heads = ("bytes", "bits", "perplexity", "agreement", "allocated over it", "agrees more")
+    cells = []
     for one in (allocation, *allocation["other_budgets"]):
         uniform, allocated = one["rows"]
-        attention, experts = named(one["uniform"], "attention"), named(one["uniform"], "expert")
+        attention, experts = (
+            format_name(one["uniform"], "attention"),
+            format_name(one["uniform"], "expert"),
+        )
         for row, name in (
             (uniform, f"uniform: attention {attention}, experts {experts}"),
             (one["blind"], "all weights alike"),
@@ -126,11 +128,9 @@ def allocation_table(allocation: dict[str, Any]) -> str:
             (allocated, "**allocated**, by first choices"),
         ):
             over = one.get(f"allocated_over_{row['name']}")
-            lines.append(
-                f"| {row['bytes'] / 1e6:.2f} MB | {name} | {ratio(row)} | {agreement(row)} "
-                f"| {ratio(over) if over else ''} | {gain(over) if over else ''} |"
-            )
-    return "\n".join(lines)
+            gains = (ratio(over), gain(over)) if over else ("", "")
+            cells.append((f"{row['bytes'] / 1e6:.2f} MB", name, ratio(row), agreement(row), *gains))
+    return markdown(heads, cells)
 
 
 def gain(over: dict[str, Any]) -> str:

@@ -21,9 +21,9 @@ def add_benches(benches: argparse._SubParsersAction) -> None:
     paper = add_bench(benches, "paper", "the paper's four rows: bytes counted, time modelled")
     rows = ("full", "no-speculation", "no-cache", "whole-layer")
     paper.add_argument("--row", choices=rows, help="only this row")
-    way = paper.add_mutually_exclusive_group()
+    method = paper.add_mutually_exclusive_group()
     for name, text in (("engine", "only the running model"), ("replay", "only the replay")):
-        way.add_argument(f"--{name}", dest="way", action="store_const", const=name, help=text)
+        method.add_argument(f"--{name}", dest="method", action="store_const", const=name, help=text)
 
     check = add_bench(benches, "gpu-check", "is an offloaded model right and fast on this GPU?")
     check.add_argument("source", nargs="?", help=CHECKPOINT)

@@ -37,11 +37,12 @@ def moves(trace: Trace) -> dict[str, dict[str, dict[str, float]]]:
         explorer.view.value, seconds_of[view] = view, {}
         for name in (name for name in MOVES if name in TRACE_VIEWS[view].depends_on):
             control, seconds = explorer.settings[name], []
-            offered = getattr(control, "options", None)
             for value in MOVES[name]:
-                most = getattr(control, "max", value)
-                known = offered is None or value in dict(map(reversed, offered))
-                if known and (isinstance(value, str) or value <= most) and value != control.value:
+                if hasattr(control, "options"):
+                    offered = value in dict(map(reversed, control.options))
+                else:
+                    offered = value <= control.max
+                if offered and value != control.value:
                     begin = time.perf_counter()
                     control.value = value
                     seconds.append(time.perf_counter() - begin)

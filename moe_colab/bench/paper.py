@@ -70,7 +70,7 @@ def clock(nbytes: int) -> dict[str, Any]:
 
 
 def replayed(trace: Trace, row: Row) -> dict[str, int]:
-    """Count by replay of the trace."""
+    """The counters of a replay of the trace with the settings of `row`."""
     return counts(replay(trace, slots=SLOTS, **row.setting, **clock(trace.expert_bytes[0])))
 
 
@@ -127,26 +127,26 @@ def modelled(trace: Trace, row: Row) -> dict[str, float]:
     }
 
 
-def measure(names: Sequence[str], ways: Sequence[str]) -> list[dict[str, Any]]:
+def measure(names: Sequence[str], methods: Sequence[str]) -> list[dict[str, Any]]:
     """A row of the table for each name. `same`: whether engine and replay count the same, if both
     ran."""
     trace = Trace.load()
     out = []
     for name in names:
         row = ROWS[name]
-        found = {way: run_engine(row) if way == "engine" else replayed(trace, row) for way in ways}
-        line = {"row": name, "is": row.label, "setting": row.setting, **found}
-        if len(found) == 2:
-            line["same"] = found["engine"] == found["replay"]
+        counted = {m: run_engine(row) if m == "engine" else replayed(trace, row) for m in methods}
+        line = {"row": name, "is": row.label, "setting": row.setting, **counted}
+        if len(counted) == 2:
+            line["same"] = counted["engine"] == counted["replay"]
         line["modelled"] = modelled(trace, row)
         line["paper"] = {"tokens_per_second": row.paper}
         out.append(line)
     return out
 
 
-def run(row: str | None = None, way: str | None = None, out: str | None = None) -> int:
+def run(row: str | None = None, method: str | None = None, out: str | None = None) -> int:
     """Print the table, and the JSON on the last line. Returns 1 where engine and replay differ."""
-    names, ways = [row] if row else list(ROWS), [way] if way else ["replay", "engine"]
+    names, methods = [row] if row else list(ROWS), [method] if method else ["replay", "engine"]
     trace = Trace.load()
     nbytes = trace.expert_bytes[0]
     report = {
@@ -167,7 +167,7 @@ def run(row: str | None = None, way: str | None = None, out: str | None = None) 
             "source": "arXiv 2312.17238, Table 2, T4 on Colab, experts of 2 bits; the paper's own",
             "model": "Mixtral-8x7B-Instruct",
         },
-        "rows": measure(names, ways),
+        "rows": measure(names, methods),
     }
     print(table(report["rows"]))
     publish(report, out)
@@ -184,10 +184,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"{'row':16}{'loads':>12}{'hit rate':>10}{'MB':>14}{'tokens/s':>24}{'tokens/s':>18}",
     ]
     for row in rows:
-        found = row.get("replay") or row["engine"]
-        rate = (found["hits"] + found["speculative_hits"]) / found["accesses"]
+        counted = row.get("replay") or row["engine"]
+        rate = (counted["hits"] + counted["speculative_hits"]) / counted["accesses"]
         lines.append(
-            f"{row['row']:16}{found['loads']:12,}{rate:10.1%}{found['bytes_loaded'] / 1e6:14,.1f}"
+            f"{row['row']:16}{counted['loads']:12,}{rate:10.1%}"
+            f"{counted['bytes_loaded'] / 1e6:14,.1f}"
             f"{row['modelled']['tokens_per_second_of_32_layers']:24.2f}"
             f"{row['paper']['tokens_per_second']:18.2f}"
         )

@@ -29,8 +29,8 @@ from ..store import Summary
 from ..store.blobs import DENSE
 from .allocation import UNIFORM, allocation_table, share_out
 from .machine import describe
-from .report import publish
-from .rows import SEED, Documents, Setting, agreement, named, ratio, score_columns
+from .report import markdown, publish
+from .rows import SEED, Documents, Setting, agreement, format_name, ratio, score_columns
 
 BITS, GROUPS = (16, 4, 3, 2), (16, 64)
 QUICK_BITS, QUICK_GROUPS, QUICK_DOCUMENTS = (16, 2), (64,), 4
@@ -115,14 +115,13 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows in Markdown. "tie" is a perplexity that the text cannot tell from that of full
     precision."""
-    lines = [
-        "| attention | experts | bits a weight | bytes | perplexity | agreement |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        bits = f"{row['attention_bits_per_weight']:.2f} / {row['expert_bits_per_weight']:.2f}"
-        lines.append(
-            f"| {named(row, 'attention')} | {named(row, 'expert')} | {bits} "
-            f"| {row['bytes'] / 1e6:.2f} MB | {ratio(row)} | {agreement(row)} |"
+    heads = ("attention", "experts", "bits a weight", "bytes", "perplexity", "agreement")
+    cells = (
+        (
+            *(format_name(row, "attention"), format_name(row, "expert")),
+            f"{row['attention_bits_per_weight']:.2f} / {row['expert_bits_per_weight']:.2f}",
+            *(f"{row['bytes'] / 1e6:.2f} MB", ratio(row), agreement(row)),
         )
-    return "\n".join(lines)
+        for row in rows
+    )
+    return markdown(heads, cells)

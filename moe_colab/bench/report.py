@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,12 @@ def publish(report: dict[str, Any], out: str | Path | None = None) -> None:
     if out:
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
         Path(out).write_text(text, encoding="utf-8")
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (heads, *rows))
+    return "\n".join([head, "|" + "---|" * len(heads), *lines])
 
 
 def main(doc: str, measure: Callable[[], dict[str, Any]]) -> None:

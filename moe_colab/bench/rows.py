@@ -29,21 +29,21 @@ class Setting:
 
     def options(self) -> dict[str, Any]:
         """The arguments of `quantize` for these formats."""
+        cells = self.columns()
         return {
-            "attention_bits": 16 if self.attention is None else self.attention.bits,
+            "attention_bits": cells["attention_bits"],
             "expert_bits": 16,
-            "group_size": None if self.attention is None else self.attention.group,
-            "overrides": {} if self.experts is None else {"experts.*": self.experts},
+            "group_size": cells["attention_group"],
+            "overrides": {"experts.*": self.experts} if self.experts else {},
         }
 
     def columns(self) -> dict[str, int | None]:
         """The cells of a row that name the formats."""
-        return {
-            "attention_bits": self.attention.bits if self.attention else 16,
-            "attention_group": self.attention.group if self.attention else None,
-            "expert_bits": self.experts.bits if self.experts else 16,
-            "expert_group": self.experts.group if self.experts else None,
-        }
+        cells = {}
+        for part, form in (("attention", self.attention), ("expert", self.experts)):
+            bits, group = (form.bits, form.group) if form else (16, None)
+            cells |= {f"{part}_bits": bits, f"{part}_group": group}
+        return cells
 
 
 FULL = Setting()
@@ -90,7 +90,7 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------- cells
-def named(row: dict[str, Any], part: str) -> str:
+def format_name(row: dict[str, Any], part: str) -> str:
     """Format of "attention" or "expert": "4 g64"."""
     bits, group = row[f"{part}_bits"], row[f"{part}_group"]
     return f"{bits}" if group is None else f"{bits} g{group}"

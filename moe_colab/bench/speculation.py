@@ -44,7 +44,7 @@ SLACK = 5e-4  # seconds: a link that is used again so soon was never idle
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """How the next layers are guessed: n experts of each layer, up to `ahead` layers ahead.
     perfect: the truth is guessed."""
 
@@ -55,16 +55,16 @@ class Way:
     perfect: bool = False
 
 
-WAYS = {
-    "none": Way(),
-    "perfect": Way(n=8, governed=False, perfect=True),
-    "default": Way(n=2),
-    "ungoverned": Way(n=2, governed=False),
-    "3 guesses": Way(n=3),
-    "2 layers ahead": Way(n=2, ahead=2),
-    "from layer output": Way(n=2, source=SOURCES[1]),
+VARIANTS = {
+    "none": Variant(),
+    "perfect": Variant(n=8, governed=False, perfect=True),
+    "default": Variant(n=2),
+    "ungoverned": Variant(n=2, governed=False),
+    "3 guesses": Variant(n=3),
+    "2 layers ahead": Variant(n=2, ahead=2),
+    "from layer output": Variant(n=2, source=SOURCES[1]),
 }
-SLEPT_WAYS = ("none", "perfect", "default")
+SLEPT_VARIANTS = ("none", "perfect", "default")
 
 
 class PerfectGuesses:
@@ -96,7 +96,7 @@ class SleepingLink(ThreadLink):
         time.sleep(seconds)
 
     def note(self) -> None:
-        """Nothing is logged."""
+        """Does nothing: a simulation calls it to log the last copy of a clock link."""
 
     def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
         for _ in range(ticket.home.nbytes // CHUNK):
@@ -122,16 +122,16 @@ def record(model: torch.nn.Module, tokenizer: Any, tokens: int) -> Trace:
 
 
 def by_clock(
-    trace: Trace, units: float, slots: int, way: Way, unit: float = 1.0, link: Any = None
+    trace: Trace, units: float, slots: int, variant: Variant, unit: float = 1.0, link: Any = None
 ) -> dict[str, Any]:
     """Model a run in virtual time, in units of a layer's compute. unit: seconds of one; link: in
     place of a clock link. The link is still open, so a load under way at the end is no waste."""
     each = (1 - BEFORE_ROUTER) / trace.routing.shape[2]
     clock = Clock(NBYTES / units / unit, BEFORE_ROUTER * unit, each * unit)
-    guesses = RecordedGuesses(trace, way.n, way.ahead, way.source)
-    guesses = PerfectGuesses(trace) if way.perfect else guesses
+    guesses = RecordedGuesses(trace, variant.n, variant.ahead, variant.source)
+    guesses = PerfectGuesses(trace) if variant.perfect else guesses
     caches, per_layer = LayerCaches(trace, "lru"), [slots] * trace.layers
-    run = Simulation(caches, per_layer, clock, guesses, way.governed, link)
+    run = Simulation(caches, per_layer, clock, guesses, variant.governed, link)
     begin = run.link.now
     seconds = run.run().link.now - begin
     total, governor = run.ledger.stats().total, run.pool.governor
@@ -148,26 +148,26 @@ def by_clock(
     }
 
 
-def by_sleep(trace: Trace, units: float, slots: int, way: Way) -> dict[str, Any]:
+def by_sleep(trace: Trace, units: float, slots: int, variant: Variant) -> dict[str, Any]:
     """Measure a run with a link and compute that sleep, in the same units."""
     with contextlib.closing(SleepingLink(NBYTES / units / UNIT)) as link:
-        return by_clock(trace, units, slots, way, UNIT, link)
+        return by_clock(trace, units, slots, variant, UNIT, link)
 
 
 def rows(
-    trace: Trace, how: Callable, loads: Sequence[float], ways: Sequence[str]
+    trace: Trace, how: Callable, loads: Sequence[float], variants: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One row for every load, number of slots and way: its counts, and what the guesses save."""
     out = []
     for units in loads:
         for slots in SLOTS:
-            found = {way: how(trace, units, slots, WAYS[way]) for way in ways}
-            spared = found["none"]["stall"] - found["perfect"]["stall"]
-            for way, row in found.items():
-                row["recovered"] = round((found["none"]["stall"] - row["stall"]) / spared, 3)
-                row["time_ratio"] = round(row["time"] / found["none"]["time"], 4)
-                row["bytes_ratio"] = round(row["loads"] / found["none"]["loads"], 4)
-                out.append({"load": units, "slots": slots, "way": way, **row})
+            runs = {variant: how(trace, units, slots, VARIANTS[variant]) for variant in variants}
+            most_saved = runs["none"]["stall"] - runs["perfect"]["stall"]
+            for variant, row in runs.items():
+                row["recovered"] = round((runs["none"]["stall"] - row["stall"]) / most_saved, 3)
+                row["time_ratio"] = round(row["time"] / runs["none"]["time"], 4)
+                row["bytes_ratio"] = round(row["loads"] / runs["none"]["loads"], 4)
+                out.append({"load": units, "slots": slots, "way": variant, **row})
     return out
 
 
@@ -185,9 +185,9 @@ def run(out: str | None) -> int:
         "unit_seconds_slept": UNIT,
         "load_average": os.getloadavg(),  # a busy machine oversleeps
         "recall": recalls(trace),
-        "clock": rows(trace, by_clock, LOADS, list(WAYS)),
-        "slept": rows(short, by_sleep, SLEPT_LOADS, SLEPT_WAYS),
-        "slept_by_clock": rows(short, by_clock, SLEPT_LOADS, SLEPT_WAYS),  # the same tokens
+        "clock": rows(trace, by_clock, LOADS, list(VARIANTS)),
+        "slept": rows(short, by_sleep, SLEPT_LOADS, SLEPT_VARIANTS),
+        "slept_by_clock": rows(short, by_clock, SLEPT_LOADS, SLEPT_VARIANTS),  # the same tokens
     }
     print(*(table(report[name]) for name in ("clock", "slept", "slept_by_clock")), sep="\n\n")
     publish(report, out)
@@ -208,8 +208,8 @@ def recalls(trace: Trace) -> list[dict[str, Any]]:
     ]
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(report_rows: list[dict[str, Any]]) -> str:
     names = ("load", "slots", "way", "time", "stall", "recovered", "time_ratio", "bytes_ratio")
     lines = ["".join(f"{name:>18}" for name in names)]
-    lines += ["".join(f"{row[name]!s:>18}" for name in names) for row in found]
+    lines += ["".join(f"{row[name]!s:>18}" for name in names) for row in report_rows]
     return "\n".join(lines)

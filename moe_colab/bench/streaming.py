@@ -10,13 +10,12 @@ what it had after its imports; meanwhile the shards on the disk are counted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +42,11 @@ SHARD = 600 << 20  # bytes
 LIMIT = 1_500_000_000  # bytes over start-up, plus the largest tensor of the source
 NEW_TOKENS = 8
 STAGES = ("quantize", "verify", "load and generate")
+NORMS = ("input", "post_attention")
+RESULTS = (  # of a stage, in the report
+    *("bits_per_weight", "total_bytes", "expert_bytes", "experts", "nbytes", "tokens"),
+    "bytes_loaded",
+)
 
 
 # ---------------------------------------------------------------------- a checkpoint
@@ -96,9 +100,6 @@ def tensors(config: MixtralConfig) -> list[tuple[str, tuple[int, ...]]]:
     return [*entries, ("model.norm.weight", (wide,)), ("lm_head.weight", (config.vocab_size, wide))]
 
 
-NORMS = ("input", "post_attention")
-
-
 # ---------------------------------------------------------------------- one stage, in its process
 def stage(name: str, source: str, store: str) -> dict[str, Any]:
     """Run one of STAGES; its seconds, its peak of memory over what this process had after its
@@ -126,10 +127,6 @@ def stage(name: str, source: str, store: str) -> dict[str, Any]:
         "peak_over_start_up": resident_peak() - before,
         "found": {key: value for key, value in result.items() if key in RESULTS},
     }
-
-
-RESULTS = ("bits_per_weight", "total_bytes", "expert_bytes", "experts", "nbytes", "tokens")
-RESULTS += ("bytes_loaded",)
 
 
 def resident_peak(reset: bool = False) -> int:
@@ -170,10 +167,9 @@ def measure(source: str, store: Path) -> dict[str, Any]:
     within = True
     for name in STAGES:
         print(name, file=sys.stderr)
-        with DiskPeak(store / "shards") as disk:
-            one = report[name] = in_process(name, source, store)
-        one["peak_shards_on_disk_bytes"] = disk.peak
-        within &= one["peak_over_start_up"] < limit and disk.peak <= sizes["two_largest_files"]
+        one, disk_peak = in_process(name, source, store)
+        report[name] = one | {"peak_shards_on_disk_bytes": disk_peak}
+        within &= one["peak_over_start_up"] < limit and disk_peak <= sizes["two_largest_files"]
     return report | {"within_limits": within}
 
 
@@ -199,39 +195,28 @@ def source_sizes(source: str) -> dict[str, Any]:
     }
 
 
-def in_process(name: str, source: str, store: Path) -> dict[str, Any]:
-    """The result of `stage` in a new process."""
+def in_process(name: str, source: str, store: Path) -> tuple[dict[str, Any], int]:
+    """The result of `stage` in a new process, and the peak of the shards on the disk, in bytes."""
     command = [sys.executable, "-m", "moe_colab.bench.streaming", name, source, str(store)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
-    if done.returncode:
-        raise MoEColabError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    peak = 0
+    while True:
+        try:
+            output, errors = process.communicate(timeout=0.05)
+            break
+        except subprocess.TimeoutExpired:
+            peak = max(peak, folder_bytes(store / "shards"))
+    if process.returncode:
+        raise MoEColabError(f"{name} failed: {errors.strip().splitlines()[-1]}")
+    return json.loads(output.splitlines()[-1]), peak
 
 
-class DiskPeak:
-    """Measures, in a thread, the most bytes that were in a folder at once."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.peak, self._done = folder, 0, threading.Event()
-        self._thread = threading.Thread(target=self._measure, daemon=True)
-
-    def _measure(self) -> None:
-        while not self._done.wait(0.05):
-            total = 0
-            for path in self.folder.rglob("*"):
-                try:
-                    total += path.stat().st_size if path.is_file() else 0
-                except FileNotFoundError:  # deleted just now
-                    continue
-            self.peak = max(self.peak, total)
-
-    def __enter__(self) -> DiskPeak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._done.set()
-        self._thread.join()
+def folder_bytes(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # deleted just now
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 if __name__ == "__main__":

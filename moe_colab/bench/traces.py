@@ -9,7 +9,6 @@ as those of Mixtral (8 experts) and Qwen3-30B (128); the tables of each layer ar
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,14 +67,14 @@ def cost_of_recording() -> dict[str, Any]:
             plain.append(generate())
             with record(model):
                 recorded.append(generate())
-    report: dict[str, Any] = {"tokens": NEW_TOKENS, "pairs": PAIRS}
-    for column, name in enumerate(("seconds", "cpu_seconds")):
-        without, during = (statistics.median(t[column] for t in kind) for kind in (plain, recorded))
-        slower = statistics.median(
-            b[column] / a[column] for a, b in zip(plain, recorded, strict=True)
-        )
-        report[name] = {"without": without, "with": during, "ratio": slower}
-    return report
+    ratios = np.divide(recorded, plain)  # [pairs, clocks]
+    medians = np.median([plain, recorded, ratios], axis=1).T.tolist()  # [clocks, 3]
+    columns = ("without", "with", "ratio")
+    seconds, cpu_seconds = (dict(zip(columns, row, strict=True)) for row in medians)
+    return {
+        **{"tokens": NEW_TOKENS, "pairs": PAIRS},
+        **{"seconds": seconds, "cpu_seconds": cpu_seconds},
+    }
 
 
 def speed_of_replays() -> dict[str, dict[str, float]]:

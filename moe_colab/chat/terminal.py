@@ -1,22 +1,22 @@
 """The chat in a terminal: one question, or a conversation.
 
-Knows parsed arguments and a ChatSession; knows no widgets.
+Knows a ChatSession; knows no arguments of the command line and no widgets.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import transformers
 
 from ..errors import MoEColabError
 from ..offload.load import load
 from .answer import Answer
-from .session import ChatSession, sampling
+from .session import ChatSession
 
 COMMANDS = (
     "/retry answers the last question again, /reset forgets the conversation, /stats shows the "
@@ -24,68 +24,62 @@ COMMANDS = (
 )
 
 
-LOAD_SETTINGS = "slots policy speculate lookahead device dtype revision".split()
-
-
-def open_chat(args: argparse.Namespace) -> ChatSession:
+@contextlib.contextmanager
+def open_chat(system: str | None, **settings: Any) -> Iterator[ChatSession]:
+    """A chat with the model that `load` makes with these settings, closed at the end."""
     transformers.logging.set_verbosity_error()  # else its warnings appear within the answers
-    settings = {name: getattr(args, name) for name in LOAD_SETTINGS}
-    model, tokenizer = load(args.source, **settings)
-    return ChatSession(model, tokenizer, system=args.system)
+    model, tokenizer = load(**settings)
+    with model.offload:
+        yield ChatSession(model, tokenizer, system=system)
 
 
-def generation(args: argparse.Namespace) -> dict:
-    return {"seed": args.seed, **sampling(args.temperature, args.top_p, args.max_new_tokens)}
+def answer_once(chat: ChatSession, prompt: str, generation: dict[str, Any], as_json: bool) -> None:
+    """Answer one question. as_json: print only the JSON object."""
+    for piece in chat.ask(prompt, **generation):
+        if not as_json:
+            print(piece, end="", flush=True)
+    if as_json:
+        print_json(chat)
+    else:
+        print(f"\n[{chat.turn.line()}]")
 
 
-def one_shot(args: argparse.Namespace) -> int:
-    """Ask one question. With --json, print only the JSON object."""
-    chat = open_chat(args)
-    with chat.model.offload as offload:
-        for piece in chat.ask(args.prompt, **generation(args)):
-            if not args.json:
-                print(piece, end="", flush=True)
-        if args.json:
-            print(json.dumps({"text": chat.turn.text, "stats": offload.stats().as_dict()}))
-        else:
-            print(f"\n[{chat.turn.line()}]")
-    return 0
-
-
-def converse(args: argparse.Namespace, sample: str) -> int:
+def converse(chat: ChatSession, sample: str, generation: dict[str, Any], as_json: bool) -> None:
     """Talk until /quit or the end of the input. If the input is no terminal and has no question,
     ask `sample`, so that the command always shows an answer."""
-    chat = open_chat(args)
-    with chat.model.offload as offload:
-        print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
-        asked = False
-        for text in questions():
-            command, _, rest = text.partition(" ")
-            if command == "/quit":
-                break
-            with errors_printed():
-                if command == "/reset":
-                    chat.reset()
-                    print("(the conversation is forgotten)")
-                elif command == "/stats":
-                    print(table(offload.stats().as_dict()))
-                elif command == "/save":
-                    print(f"(saved as {chat.export(rest.strip())})")
-                elif command == "/retry":
-                    stream(chat, chat.retry(**generation(args)))
-                elif command.startswith("/"):
-                    print(f"unknown command {command}: {COMMANDS}")
-                elif text:
-                    asked = True
-                    stream(chat, chat.start(text, **generation(args)))
-        if not asked and not sys.stdin.isatty():
-            print(f"> {sample}")
-            with errors_printed():
-                stream(chat, chat.start(sample, **generation(args)))
-        if args.json:
-            text = chat.turns[-1].text if chat.turns else ""
-            print(json.dumps({"text": text, "stats": offload.stats().as_dict()}))
-    return 0
+    offload, answered = chat.model.offload, False
+    print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
+    for text in questions():
+        command, _, rest = text.partition(" ")
+        if command == "/quit":
+            break
+        with errors_printed():
+            if command == "/reset":
+                chat.reset()
+                print("(the conversation is forgotten)")
+            elif command == "/stats":
+                print(table(offload.stats().as_dict()))
+            elif command == "/save":
+                print(f"(saved as {chat.export(rest.strip())})")
+            elif command == "/retry":
+                stream(chat, chat.retry(**generation))
+            elif command.startswith("/"):
+                print(f"unknown command {command}: {COMMANDS}")
+            elif text:
+                answered = True
+                stream(chat, chat.start(text, **generation))
+    if not answered and not sys.stdin.isatty():
+        print(f"> {sample}")
+        with errors_printed():
+            stream(chat, chat.start(sample, **generation))
+    if as_json:
+        print_json(chat)
+
+
+def print_json(chat: ChatSession) -> None:
+    """The latest answer and the counts, as one JSON object."""
+    text = chat.turns[-1].text if chat.turns else ""
+    print(json.dumps({"text": text, "stats": chat.model.offload.stats().as_dict()}))
 
 
 def questions() -> Iterator[str]:

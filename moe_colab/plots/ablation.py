@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from ..errors import MoEColabError
-from .colours import DIM, GREEN, HATCHES, INK, ORANGE
+from .colours import DIM, GREEN, INK, ORANGE, hatched
 from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
 ROWS = "full", "no-speculation", "no-cache", "whole-layer"
@@ -33,8 +33,8 @@ def ablation(report: Mapping[str, Any]) -> Picture:
     bars(left, [one / factor for one in loads], 0, 0.6, GREEN, "counted", "{:.2f}")
     left.set(xlabel=f"{unit} per token", title=f"Counted: {counted['model']}, {tokens:,} tokens")
     ours, theirs = (
-        [1 / row[who][name] for row in rows]
-        for who, name in (("modelled", OURS), ("paper", "tokens_per_second"))
+        [1 / row[source][name] for row in rows]
+        for source, name in (("modelled", OURS), ("paper", "tokens_per_second"))
     )
     bars(right, ours, -0.19, 0.34, GREEN, "modelled, 32 such layers", "{:.2f} s")
     bars(right, theirs, 0.19, 0.34, ORANGE, "the paper's own, measured on a T4", "{:.2f} s")
@@ -85,8 +85,8 @@ def bars(
     form: str,
 ) -> None:
     drawn = axes.barh(
-        [place + aside for place in range(len(values))], values, height=high, color=colour,
-        edgecolor="white", hatch=HATCHES[colour], linewidth=0.8, label=label,
+        [place + aside for place in range(len(values))], values, height=high, label=label,
+        **hatched(colour),
     )  # fmt: skip
     drawn.patches[0].set_gid(label)
     for place, value in enumerate(values):

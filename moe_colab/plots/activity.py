@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import FuncNorm, Normalize
-from matplotlib.gridspec import GridSpec
-from matplotlib.image import AxesImage
 
 from .colours import DIM
 from .heatmap import AMOUNT, DEVIATION, draw_cells, label
-from .picture import Picture, drawn, need, records, rows_of
+from .picture import Picture, drawn, rows_of, rows_of_layer
 
 SIDE_BY_SIDE = 16  # most columns of two panels side by side
 ROOM_FOR_NUMBERS = 10  # most columns with numbers in the cells
@@ -39,13 +37,10 @@ def activations(table: Any) -> Picture:
     shares = spread(shape, places, [row["share"] for row in rows])
     times = spread(shape, places, [row["share"] / row["uniform"] for row in rows])
     title = f"An expert gets {np.nanmin(times):.2g} to {np.nanmax(times):.2g} times an even share"
-    picture, panels = two_panels(shape, title)
-    draw_amounts(panels[0], shares, "Share of the layer's tokens")
-    draw_times(panels[1], times, "Times an even share")
-    for axes in panels:
-        axes.set(xlabel="expert", ylabel="layer")
-        label(axes.xaxis, list(map(str, experts)))
-        label(axes.yaxis, list(map(str, layers)))
+    picture = two_maps(
+        title, ("Share of the layer's tokens", shares), ("Times an even share", times),
+        ("expert", experts), ("layer", layers),
+    )  # fmt: skip
     remark(picture, UNRELATED)
     return picture
 
@@ -59,22 +54,20 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
     table: mc.tables.transitions. layer: the first layer, if the table has several; None: the
     lowest. Raises MoEColabError for a table without rows or without one of the columns.
     """
-    rows = records(table)
-    layer = min((row["layer"] for row in rows), default=0) if layer is None else layer
-    rows = [row for row in rows if row["layer"] == layer]
-    need(rows, f"transitions from layer {layer}", "layer", "expert", "next", "share", *BESIDE)
+    columns = ("expert", "next", "share", *BESIDE)
+    rows, layer = rows_of_layer(table, layer, "transitions from", *columns)
     places = [(row["expert"], row["next"]) for row in rows]
     shape = tuple(max(column) + 1 for column in zip(*places, strict=True))
     shares, lifts = (spread(shape, places, [r[name] for r in rows]) for name in ("share", "lift"))
-    picture, panels = two_panels(shape, transitions_title(rows, layer))
-    draw_amounts(panels[0], shares, f"Share of an expert's tokens, by expert of layer {layer + 1}")
-    draw_times(panels[1], lifts, "Times the share under independence")
-    for axes in panels:
-        axes.set(xlabel=f"expert of layer {layer + 1}", ylabel=f"expert of layer {layer}")
-        label(axes.xaxis, list(map(str, range(shape[1]))))
-        label(axes.yaxis, list(map(str, range(shape[0]))))
-    outside = [row for row in rows if stands_out(row)]
-    written = {text.get_position(): text for text in panels[1].texts}
+    picture = two_maps(
+        transitions_title(rows, layer),
+        (f"Share of an expert's tokens, by expert of layer {layer + 1}", shares),
+        ("Times the share under independence", lifts),
+        (f"expert of layer {layer + 1}", range(shape[1])),
+        (f"expert of layer {layer}", range(shape[0])),
+    )
+    outside = [row for row in rows if not row["low"] <= row["independent"] <= row["high"]]
+    written = {text.get_position(): text for text in picture.axes[1].texts}
     for row in outside if written else ():
         written[row["next"], row["expert"]].set_fontweight("bold")
     bold = "in bold; " if written else ""
@@ -87,10 +80,6 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
 
 
 BESIDE = ("tokens", "low", "high", "independent", "lift")
-
-
-def stands_out(row: dict) -> bool:
-    return not row["low"] <= row["independent"] <= row["high"]
 
 
 def transitions_title(rows: Sequence[dict], layer: int) -> str:
@@ -112,51 +101,60 @@ def spread(shape: tuple[int, int], places: Sequence, values: Sequence) -> np.nda
     return out
 
 
-def two_panels(shape: tuple[int, int], title: str) -> tuple[Picture, list[Axes]]:
-    """A picture with two panels side by side, or one below the other if they are wide."""
-    rows, columns = shape
+Axis = tuple[str, Sequence[int]]
+"""The name of an axis, and the number of each row or column."""
+
+
+def two_maps(
+    title: str,
+    amounts: tuple[str, np.ndarray],
+    times: tuple[str, np.ndarray],
+    across: Axis,
+    down: Axis,
+) -> Picture:
+    """A picture with two heat maps (title, values): shares, and multiples of the expected share.
+    They are side by side, or one below the other if they are wide."""
+    rows, columns = amounts[1].shape
     height = min(4.2, max(1.2, 0.3 * min(rows, 14))) + 0.9
     stacked = columns > SIDE_BY_SIDE
     picture = Picture(2 * height + 0.5 if stacked else height + 0.55, title)
-    places = GridSpec(2, 1, picture) if stacked else GridSpec(1, 2, picture)
-    return picture, [picture.add_subplot(places[place]) for place in (0, 1)]
-
-
-def draw_amounts(axes: Axes, values: np.ndarray, title: str) -> None:
-    most = np.nanmax(values, initial=0) or 1
-    room = values.shape[1] <= ROOM_FOR_NUMBERS and values.shape[0] <= 32
-    image = draw_cells(axes, values, Normalize(0, most), AMOUNT, percent if room else None)
-    axes.set_title(title)
-    scale(axes, image, format=lambda value, _: f"{100 * value:g} %")
-
-
-def draw_times(axes: Axes, values: np.ndarray, title: str) -> None:
-    room = values.shape[1] <= ROOM_FOR_NUMBERS and values.shape[0] <= 32
+    upper, lower = picture.subplots(*((2, 1) if stacked else (1, 2)))
+    most = np.nanmax(amounts[1], initial=0) or 1
+    text = {"format": lambda value, _: f"{100 * value:g} %"}
+    draw(upper, *amounts, Normalize(0, most), AMOUNT, lambda value: f"{100 * value:.0f}", **text)
     norm = FuncNorm((doublings, lambda power: 2.0**power), 1 / BOUND, BOUND)
-    image = draw_cells(axes, values, norm, DEVIATION, times if room else None)
-    axes.set_title(title)
-    bar = scale(axes, image, ticks=list(TIMES))
+    bar = draw(lower, *times, norm, DEVIATION, "{:.1f}".format, ticks=list(TIMES))
     bar.set_ticklabels([f"× {name}" for name in TIMES.values()])
     bar.minorticks_off()
+    for axes in (upper, lower):
+        axes.set(xlabel=across[0], ylabel=down[0])
+        label(axes.xaxis, across[1])
+        label(axes.yaxis, down[1])
+    return picture
 
 
-def doublings(values: Any) -> np.ndarray:
-    """log2 of the values, limited to the range of the colours."""
-    return np.log2(np.clip(np.asarray(values, float), 1 / BOUND, BOUND))
-
-
-def scale(axes: Axes, image: AxesImage, **settings) -> Any:
+def draw(
+    axes: Axes,
+    title: str,
+    values: np.ndarray,
+    norm: Normalize,
+    colours: str,
+    tell: Callable[[float], str],
+    **settings,
+) -> Any:
+    """Draw one heat map, with the numbers in its cells if they fit. Returns its colour bar."""
+    rows, columns = values.shape
+    room = columns <= ROOM_FOR_NUMBERS and rows <= 32
+    image = draw_cells(axes, values, norm, colours, tell if room else None)
+    axes.set_title(title)
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, fraction=0.06, aspect=22, **settings)
     bar.outline.set_visible(False)
     return bar
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.0f}"
-
-
-def times(value: float) -> str:
-    return f"{value:.1f}"
+def doublings(values: Any) -> np.ndarray:
+    """log2 of the values, limited to the range of the colours."""
+    return np.log2(np.clip(np.asarray(values, float), 1 / BOUND, BOUND))
 
 
 def remark(picture: Picture, text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from .colours import DIM, GREEN, HATCHES, INK, ORANGE, PINK
+from .colours import DIM, GREEN, INK, ORANGE, PINK, hatched
 from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
 KINDS = {"codes": GREEN, "scales and zeros": ORANGE, "kept": DIM, "padding and the rest": PINK}
@@ -85,11 +85,8 @@ def draw(
 ) -> None:
     start = 0
     for kind, nbytes in kinds.items():
-        colour = colours[kind]
-        axes.barh(
-            place, nbytes / factor, left=start / factor, height=0.62, label=kind,
-            color=colour, edgecolor="white", hatch=HATCHES[colour], linewidth=0.8,
-        )  # fmt: skip
+        bar = {"left": start / factor, "height": 0.62, "label": kind, **hatched(colours[kind])}
+        axes.barh(place, nbytes / factor, **bar)
         start += nbytes
 
 

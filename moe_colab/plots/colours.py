@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.colors import to_hex
 
 from ..trace.outcomes import GREEN as GREEN
@@ -10,6 +12,11 @@ from ..trace.outcomes import PINK as PINK
 
 INK, DIM, PALE = "#1f2328", "#57606a", "#d0d7de"
 HATCHES = {GREEN: "", ORANGE: "///", PINK: "...", DIM: "xxx", INK: "\\\\\\"}
+
+
+def hatched(colour: str) -> dict[str, Any]:
+    """The settings of a bar in this colour and its hatch."""
+    return {"color": colour, "hatch": HATCHES[colour], "edgecolor": "white", "linewidth": 0.8}
 
 
 def readable_on(colour: tuple[float, ...]) -> str:

@@ -24,12 +24,13 @@ ROOM_FOR_NUMBERS = {1: 24, 2: 10}  # most columns with numbers, by the panels si
 
 @dataclass(frozen=True)
 class Panel:
-    """One heat map. `values` [rows, columns], nan where nothing was quantized."""
+    """One heat map. rows, columns: names or numbers. values [rows, columns]: nan where nothing was
+    quantized."""
 
     title: str
     across: str
-    rows: list[str]
-    columns: list[str]
+    rows: list[Any]
+    columns: list[Any]
     values: np.ndarray
 
 
@@ -85,8 +86,7 @@ def expert_panels(rows: list[dict]) -> list[Panel]:
         own = [row for row in rows if row["matrix"] == matrix]
         cells = {(row["layer"], row["expert"]): row["relative_error"] for row in own}
         layers, experts = (sorted(set(ids)) for ids in zip(*cells, strict=True))
-        values = grid(cells, layers, experts)
-        panels.append(Panel(matrix, "expert", names(layers), names(experts), values))
+        panels.append(Panel(matrix, "expert", layers, experts, grid(cells, layers, experts)))
     return panels
 
 
@@ -101,16 +101,11 @@ def dense_panels(rows: list[dict]) -> list[Panel]:
         return []
     layers = sorted({layer for layer, _ in cells}, key=lambda one: (isinstance(one, str), one))
     columns = list(dict.fromkeys(name for _, name in cells))
-    values = grid(cells, layers, columns)
-    return [Panel("dense matrices", "matrix", names(layers), columns, values)]
+    return [Panel("dense matrices", "matrix", layers, columns, grid(cells, layers, columns))]
 
 
 def grid(cells: dict, rows: list, columns: list) -> np.ndarray:
     return np.array([[float(cells.get((r, c), math.nan)) for c in columns] for r in rows])
-
-
-def names(ids: list) -> list[str]:
-    return [str(one) for one in ids]
 
 
 def widened(low: float, high: float) -> tuple[float, float]:

@@ -41,12 +41,12 @@ def flows(table: Any) -> Picture:
             f"flows through {len(layers) + 1} layers are too many to draw: make the table with "
             f"at most {LAYERS - 1} hops."
         )
-    ways = gathered(rows)
-    heights = heights_of(ways)
+    edges = gathered(rows)
+    heights = heights_of(edges)
     tops = stacked(heights)
-    picture = Picture(4.6, title_of(ways))
+    picture = Picture(4.6, title_of(edges))
     axes = picture.subplots()
-    draw_bands(axes, ways, tops)
+    draw_bands(axes, edges, tops)
     draw_nodes(axes, tops, heights)
     axes.set_xlim(-0.12, len(layers) + 0.12)
     axes.set_ylim(max(tops[node] + heights[node] for node in tops) + GAP, -GAP)
@@ -64,10 +64,10 @@ def flows(table: Any) -> Picture:
 
 
 MORE = "more often than with independent layers"
-Ways = dict[tuple[Node, Node], tuple[float, bool]]
+Edges = dict[tuple[Node, Node], tuple[float, bool]]
 
 
-def gathered(rows: Sequence[Mapping]) -> Ways:
+def gathered(rows: Sequence[Mapping]) -> Edges:
     """{(from, to): (flow, significantly more than under independence)}; the busiest experts of each
     layer, and the others together."""
     ends = [((row["layer"], row["expert"]), (row["layer"] + 1, row["next"])) for row in rows]
@@ -78,23 +78,23 @@ def gathered(rows: Sequence[Mapping]) -> Ways:
     busiest = {
         layer: {expert for expert, _ in own.most_common(MOST)} for layer, own in load.items()
     }
-    ways: Ways = {}
+    edges: Edges = {}
     for row, nodes in zip(rows, ends, strict=True):
         source, target = (
             (layer, expert if expert in busiest[layer] else OTHERS) for layer, expert in nodes
         )
-        flow, _ = ways.get((source, target), (0.0, False))
+        flow, _ = edges.get((source, target), (0.0, False))
         single = OTHERS not in (source[1], target[1])
         more = single and row["low"] > row["independent"]
-        ways[source, target] = flow + row["flow"], more
-    return ways
+        edges[source, target] = flow + row["flow"], more
+    return edges
 
 
-def heights_of(ways: Ways) -> dict[Node, float]:
+def heights_of(edges: Edges) -> dict[Node, float]:
     """The share of the tokens of every expert."""
     out: Counter[Node] = Counter()
     into: Counter[Node] = Counter()
-    for (source, target), (flow, _) in ways.items():
+    for (source, target), (flow, _) in edges.items():
         out[source] += flow
         into[target] += flow
     return {node: max(out[node], into[node]) for node in {**out, **into}}
@@ -114,13 +114,13 @@ def stacked(heights: Mapping[Node, float]) -> dict[Node, float]:
     return tops
 
 
-def draw_bands(axes: Axes, ways: Ways, tops: Mapping[Node, float]) -> None:
+def draw_bands(axes: Axes, edges: Edges, tops: Mapping[Node, float]) -> None:
     """Draw the bands as two collections with the gids `more` and `rest`."""
     left, right = dict(tops), dict(tops)
     bands: dict[bool, list[Path]] = {False: [], True: []}
     first = min(node[0] for node in tops)
-    for source, target in sorted(ways, key=lambda way: (by_number(way[0]), by_number(way[1]))):
-        flow, more = ways[source, target]
+    for source, target in sorted(edges, key=lambda edge: tuple(map(by_number, edge))):
+        flow, more = edges[source, target]
         if flow > 0:
             begin = source[0] - first
             bands[more].append(band(begin, left[source], right[target], flow))
@@ -165,9 +165,11 @@ def draw_nodes(axes: Axes, tops: Mapping[Node, float], heights: Mapping[Node, fl
     axes.spines["bottom"].set_color(INK)
 
 
-def title_of(ways: Ways) -> str:
-    more = sum(flow for flow, sure in ways.values() if sure)
-    whole = sum(flow for flow, _ in ways.values())
-    count = sum(sure for _, sure in ways.values())
-    ways = f"{count} flows are significantly above chance (95 % intervals)"
-    return f"{ways}: {more / whole:.0%} of the tokens take them"
+def title_of(edges: Edges) -> str:
+    more = sum(flow for flow, sure in edges.values() if sure)
+    whole = sum(flow for flow, _ in edges.values())
+    count = sum(sure for _, sure in edges.values())
+    return (
+        f"{count} flows are significantly above chance (95 % intervals): {more / whole:.0%} of the "
+        "tokens take them"
+    )

@@ -47,8 +47,8 @@ def draw_cells(
     return image
 
 
-def label(axis: Any, names: Sequence[str]) -> None:
-    """Label an axis with all names if there are few, else with some of them."""
+def label(axis: Any, names: Sequence[Any]) -> None:
+    """Label an axis with all names (texts or numbers) if there are few, else with some of them."""
     if len(names) <= 16:
         axis.set_ticks(range(len(names)), names)
         return

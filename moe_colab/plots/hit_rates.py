@@ -90,13 +90,13 @@ def recall(table: Any) -> Picture:
     rows = rows_of(table, "recalls", "source", "lookahead", "layer", *counts)
     picture = Picture(3.6, recall_title(rows))
     axes = picture.subplots()
-    ways = list(dict.fromkeys((row["source"], row["lookahead"]) for row in rows))
-    for place, (source, ahead) in enumerate(ways):
+    lines = list(dict.fromkeys((row["source"], row["lookahead"]) for row in rows))
+    for place, (source, ahead) in enumerate(lines):
         own = [row for row in rows if (row["source"], row["lookahead"]) == (source, ahead)]
         own.sort(key=lambda row: row["layer"])
         colour, marker, name = SOURCES[source]
         line, far = AHEAD[ahead]
-        aside = APART * (place - (len(ways) - 1) / 2)  # else the intervals overlap
+        aside = APART * (place - (len(lines) - 1) / 2)  # else the intervals overlap
         at, shares = [row["layer"] + aside for row in own], [row["recall"] for row in own]
         axes.plot(
             at, shares,

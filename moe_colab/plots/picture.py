@@ -98,6 +98,17 @@ def rows_of(table: Any, what: str, *columns: str) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_of_layer(
+    table: Any, layer: int | None, what: str, *columns: str
+) -> tuple[list[dict[str, Any]], int]:
+    """The rows of one layer, and its number; None: the lowest. Raises as `need` does."""
+    rows = records(table)
+    layer = min((row["layer"] for row in rows), default=0) if layer is None else layer
+    rows = [row for row in rows if row["layer"] == layer]
+    need(rows, f"{what} layer {layer}", "layer", *columns)
+    return rows, layer
+
+
 def records(table: Any) -> list[dict[str, Any]]:
     """The rows of a frame, or of any sequence of mappings, as dictionaries."""
     if hasattr(table, "to_dict"):

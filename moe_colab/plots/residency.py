@@ -101,7 +101,7 @@ def frame(axes: Axes, words: dict[int, str], experts: int) -> None:
     steps = sorted(words)
     axes.set_xlim(steps[0] - 0.6, steps[-1] + 0.6)
     axes.set_ylim(experts - 0.4, -0.6)
-    label(axes.yaxis, [str(expert) for expert in range(experts)])
+    label(axes.yaxis, range(experts))
     axes.set_ylabel("expert")
     axes.tick_params(axis="y", length=0)
     if len(steps) <= ROOM_FOR_TOKENS and any(words.values()):

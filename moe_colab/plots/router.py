@@ -31,7 +31,7 @@ def router(table: Any, word: str = "") -> Picture:
     for axes, (column, title) in zip(picture.subplots(1, 2), PANELS.items(), strict=True):
         draw(axes, rows, column)
         axes.set(title=title, xlabel="expert", ylabel=column)
-        label(axes.xaxis, [str(row["expert"]) for row in rows])
+        label(axes.xaxis, [row["expert"] for row in rows])
         plain_axes(axes, "y")
     axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     even = rows[0]["uniform"]

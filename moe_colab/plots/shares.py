@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from ..errors import MoEColabError
 from .colours import DIM, GREEN, INK, ORANGE, PALE, PINK
 from .heatmap import label
-from .picture import Picture, drawn, need, plain_axes, records, rows_of, written
+from .picture import Picture, drawn, plain_axes, rows_of, rows_of_layer, written
 
 SIGNS = [  # colour and marker of a label
     *((GREEN, "o"), (ORANGE, "s"), (PINK, "^"), (INK, "D"), (DIM, "P")),
@@ -35,10 +35,7 @@ def shares(table: Any, layer: int | None = None) -> Picture:
     table: of mc.tables.activations. layer: which; the first in the table by default. Raises
     MoEColabError for a table without rows or without one of the columns.
     """
-    rows = records(table)
-    layer = min((row["layer"] for row in rows), default=0) if layer is None else layer
-    rows = [row for row in rows if row["layer"] == layer]
-    need(rows, f"shares of layer {layer}", "layer", *COLUMNS)
+    rows, layer = rows_of_layer(table, layer, "shares of", *COLUMNS)
     if not rows[0]["uniform"] > 0:
         raise MoEColabError(f"layer {layer} routed no token, so there is nothing to draw.")
     rows.sort(key=lambda row: row["expert"])
@@ -51,13 +48,11 @@ def shares(table: Any, layer: int | None = None) -> Picture:
     )  # fmt: skip
     whiskers(axes, places, rows, INK, gid="interval")
     frame(axes, rows, f"expert of layer {layer}")
-    names = {True: "not significantly uneven", False: "even share outside the 95 % interval"}
     patches = [
-        Patch(facecolor=colour, edgecolor=INK, label=names[even])
-        for colour, even in ((DIM, False), (PALE, True))
+        Patch(facecolor=DIM, edgecolor=INK, label="even share outside the 95 % interval"),
+        Patch(facecolor=PALE, edgecolor=INK, label="not significantly uneven"),
     ]
-    handles = [*axes.get_legend_handles_labels()[0], *patches]
-    picture.legend_below(handles, 3)
+    picture.legend_below([*axes.get_legend_handles_labels()[0], *patches], 3)
     return picture
 
 
@@ -95,8 +90,7 @@ def specialisation(table: Any, experts: Sequence[int] | None = None) -> Picture:
     for border in range(1, len(shown)):
         axes.axvline(border - 0.5, color=PALE, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.5, len(shown) - 0.5)
-    handles = axes.get_legend_handles_labels()[0]
-    picture.legend_below(handles, 5)
+    picture.legend_below(axes.get_legend_handles_labels()[0], 5)
     return picture
 
 
@@ -126,7 +120,7 @@ def specialisation_title(rows: Sequence[dict]) -> str:
 
 
 def named(label: str) -> str:
-    """A label for the legend."""
+    """A trace's label as text in the legend, shortened."""
     return written(label, LONGEST) if label else "all of it"
 
 
@@ -151,6 +145,5 @@ def frame(axes: Axes, rows: Sequence[dict], across: str) -> None:
     axes.set(xlabel=across, ylabel="share of the tokens")
     axes.set_ylim(0, 1.06 * max(even, *(row["high"] for row in rows)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
-    names = [str(row["expert"]) for row in rows]
-    label(axes.xaxis, list(dict.fromkeys(names)))
+    label(axes.xaxis, list(dict.fromkeys(row["expert"] for row in rows)))
     plain_axes(axes, "y")

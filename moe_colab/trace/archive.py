@@ -56,7 +56,7 @@ def read(
         with np.load(path, allow_pickle=False) as file:
             arrays = tables({name: file[name] for name in file.files})
         header = json.loads(arrays.pop(HEADER).tobytes())
-        file_kind, found = header.pop("kind"), header.pop("version")
+        file_kind, file_version = header.pop("kind"), header.pop("version")
     except FileNotFoundError as error:
         raise MoEColabError(f"{path} does not exist: name a saved file.") from error
     except Exception as error:  # zipfile, zlib, numpy and json share no error class
@@ -64,10 +64,10 @@ def read(
             f"{path} is not a whole {kind} of moe_colab ({type(error).__name__}: {error}): it is "
             "damaged, or of another program. Use another file."
         ) from error
-    if file_kind != kind or found > version:
+    if file_kind != kind or file_version > version:
         raise MoEColabError(
-            f"{path} is a {file_kind} of version {found}, and this moe_colab reads a {kind} up "
-            f"to version {version}: install a newer moe_colab, or name another file."
+            f"{path} is a {file_kind} of version {file_version}, and this moe_colab reads a {kind} "
+            f"up to version {version}: install a newer moe_colab, or name another file."
         )
     return header, arrays
 

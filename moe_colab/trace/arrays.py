@@ -15,7 +15,7 @@ from ..cache.stats import PHASES
 
 Arrays = dict[str, np.ndarray]
 
-NOBODY = -1  # in `routing`: no expert
+NO_EXPERT = -1  # in `routing`: no expert
 OUTCOMES = ("hit", "speculative_hit", "late", "miss")
 
 FORWARD = np.dtype(
@@ -53,14 +53,15 @@ GUESS = np.dtype(
 NAMES = ("forwards", "spoke", "tokens", "routing", "logits", "accesses", "guesses")
 
 
-def empty(layers: int, top_k: int, experts: int) -> Arrays:
-    """The arrays of a trace without steps."""
+def blank(steps: int, tokens: int, layers: int, top_k: int, experts: int) -> Arrays:
+    """The arrays of a trace in which nothing is known yet: no choices, logits, accesses or
+    guesses."""
     return {
-        "forwards": np.empty(0, FORWARD),
-        "spoke": np.empty((0, layers), np.float32),
-        "tokens": np.empty(0, np.int32),
-        "routing": np.empty((0, layers, top_k), np.int16),
-        "logits": np.empty((0, layers, experts), np.float16),
+        "forwards": np.zeros(steps, FORWARD),
+        "spoke": np.full((steps, layers), np.nan, np.float32),
+        "tokens": np.full(tokens, -1, np.int32),
+        "routing": np.full((tokens, layers, top_k), NO_EXPERT, np.int16),
+        "logits": np.full((tokens, layers, experts), np.nan, np.float16),
         "accesses": np.empty(0, ACCESS),
         "guesses": np.empty(0, GUESS),
     }
@@ -78,9 +79,9 @@ def check(arrays: Arrays, experts: Sequence[int], labels: int, sources: int) -> 
     F, L, N = len(arrays["forwards"]), len(experts), len(arrays["tokens"])
     K, E = arrays["routing"].shape[2], max(experts)
     shapes = {"spoke": (F, L), "routing": (N, L, K), "logits": (N, L, E)}
-    for name, blank in empty(L, K, E).items():
+    for name, expected in blank(0, 0, L, K, E).items():
         array = arrays[name]
-        if array.dtype != blank.dtype or array.shape != shapes.get(name, (len(array),)):
+        if array.dtype != expected.dtype or array.shape != shapes.get(name, (len(array),)):
             raise ValueError(f"{name} is {array.dtype} {array.shape}")
     forwards, routing = arrays["forwards"], arrays["routing"]
     within(forwards["phase"], 0, len(PHASES))
@@ -90,7 +91,7 @@ def check(arrays: Arrays, experts: Sequence[int], labels: int, sources: int) -> 
     if bounds(forwards)[-1] != N:
         raise ValueError("tokens are missing")
     for layer, count in enumerate(experts):
-        within(routing[:, layer], NOBODY, count)
+        within(routing[:, layer], NO_EXPERT, count)
     for rows in (arrays["accesses"], arrays["guesses"]):
         within(rows["step"], 0, F)
         within(rows["layer"], 0, L)
@@ -139,7 +140,7 @@ def join(parts: Sequence[Arrays]) -> Arrays:
         part["guesses"]["step"] += step
         more = widest - part["routing"].shape[2]
         part["routing"] = np.pad(
-            part["routing"], ((0, 0), (0, 0), (0, more)), constant_values=NOBODY
+            part["routing"], ((0, 0), (0, 0), (0, more)), constant_values=NO_EXPERT
         )
         if len(forwards):
             step += len(forwards)

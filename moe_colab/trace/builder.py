@@ -107,7 +107,7 @@ class Builder:
         """The trace of all forwards that have ended."""
         layers, widest = len(self.header["experts"]), max(self.header["experts"])
         top_k = max((i.shape[1] for f in self.done for i in f.routing.values()), default=1)
-        joined = arrays.empty(layers, top_k, widest)
+        joined = arrays.blank(0, 0, layers, top_k, widest)
         sources: dict[str, int] = {}
         if self.done:
             joined = arrays.join([self._arrays(f, top_k, widest, sources) for f in self.done])
@@ -120,23 +120,18 @@ class Builder:
     def _arrays(
         self, forward: Forward, top_k: int, widest: int, sources: dict[str, int]
     ) -> arrays.Arrays:
-        """The arrays of one forward."""
+        """The arrays of one forward, as a trace of one step has them."""
         layers, tokens = len(self.header["experts"]), forward.rows * forward.length
-        out = arrays.empty(layers, top_k, widest)
-        out["forwards"] = np.zeros(1, arrays.FORWARD)
+        out = arrays.blank(1, tokens, layers, top_k, widest)
         for name in ("rows", "length", "past"):
             out["forwards"][name] = getattr(forward, name)
         out["forwards"]["phase"] = PHASES.index(forward.phase)
-        out["spoke"] = np.full((1, layers), np.nan, np.float32)
         out["spoke"][0, list(forward.spoke)] = list(forward.spoke.values())
-        out["tokens"] = np.full(tokens, -1, np.int32)
         if forward.ids is not None:
             out["tokens"][:] = np.reshape(forward.ids, -1)
-        out["routing"] = np.full((tokens, layers, top_k), arrays.NOBODY, np.int16)
-        out["logits"] = np.full((tokens, layers, widest), np.nan, np.float16)
         for layer, index in forward.routing.items():
             exists = index < self.header["experts"][layer]  # larger ids mean no expert
-            out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NOBODY)
+            out["routing"][:, layer, : index.shape[1]] = np.where(exists, index, arrays.NO_EXPERT)
             logits = forward.logits[layer]
             if logits is not None:
                 out["logits"][:, layer, : logits.shape[1]] = logits

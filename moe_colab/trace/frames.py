@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..cache.stats import PHASES
-from .arrays import NOBODY, OUTCOMES
+from .arrays import NO_EXPERT, OUTCOMES
 
 if TYPE_CHECKING:
     import pandas
@@ -23,13 +23,12 @@ def choices(trace: Trace) -> pandas.DataFrame:
     """The table of Trace.frame."""
     import pandas as pd
 
-    token, layer, rank = np.nonzero(trace.routing != NOBODY)
-    step = trace.step_of[token]
-    order = np.lexsort((rank, token, layer, step))
-    token, layer, rank, step = (column[order] for column in (token, layer, rank, step))
-    forward, expert = trace.forwards[step], trace.routing[token, layer, rank]
+    (token, layer, rank), key = routed(trace)
+    order = np.lexsort((rank, token, layer, trace.step_of[token]))
+    token, layer, rank, key = (column[order] for column in (token, layer, rank, key))
+    step, expert = trace.step_of[token], trace.routing[token, layer, rank]
+    forward = trace.forwards[step]
     place = token - trace.bounds[step]  # among the tokens of its forward
-    key = keys(trace, step, layer, expert)
     first = np.zeros(len(key), bool)
     first[np.unique(key, return_index=True)[1]] = True
     access, known = lookup(trace, trace.accesses, trace.accesses["step"], key)
@@ -68,17 +67,24 @@ def guesses(trace: Trace) -> pandas.DataFrame:
     meant = meant_step(trace)
     rows = trace.guesses[meant < trace.steps]
     key = keys(trace, meant[meant < trace.steps], rows["layer"], rows["expert"])
-    frame = choices(trace)
-    routed = keys(trace, *(frame[name].to_numpy() for name in ("step", "layer", "expert")))
+    right = np.isin(key, routed(trace)[1])
     names = ("step", "at", "layer", "expert", "place", "probability")
     frame = pd.DataFrame({name: rows[name] for name in names})
-    return frame.assign(source=category(rows["source"], trace.sources), right=np.isin(key, routed))
+    return frame.assign(source=category(rows["source"], trace.sources), right=right)
 
 
 def meant_step(trace: Trace) -> np.ndarray:
     """For each guess the step that it was made for: its own, or the next."""
     made = trace.guesses["step"].astype(np.int64)
     return made + (trace.guesses["layer"] <= trace.guesses["at"])
+
+
+def routed(trace: Trace) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """The places (token, layer, rank) of all choices in the routing, token after token; and the key
+    of each one's (step, layer, expert)."""
+    token, layer, rank = np.nonzero(trace.routing != NO_EXPERT)
+    expert = trace.routing[token, layer, rank]
+    return (token, layer, rank), keys(trace, trace.step_of[token], layer, expert)
 
 
 def keys(trace: Trace, step, layer, expert) -> np.ndarray:

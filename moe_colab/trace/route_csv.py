@@ -68,23 +68,17 @@ def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:
     tokens, token = np.unique(
         np.stack([forward, table["step"].to_numpy()]), axis=1, return_inverse=True
     )
-    L, N = len(shape["experts"]), tokens.shape[1]
-    out = arrays.empty(L, shape["top_k"], max(shape["experts"]))
-    out["routing"] = np.full((N, L, shape["top_k"]), arrays.NOBODY, np.int16)
-    out["routing"][token.reshape(-1), table["layer"], table["slot"]] = table["expert"]
-    out["logits"] = np.full((N, L, max(shape["experts"])), np.nan, np.float16)
-    out["tokens"] = np.full(N, -1, np.int32)
-
     first = table.groupby(forward).first()
-    F = len(first)
-    out["forwards"] = np.zeros(F, arrays.FORWARD)
+    experts = shape["experts"]
+    F, N, L = len(first), tokens.shape[1], len(experts)
+    out = arrays.blank(F, N, L, shape["top_k"], max(experts))
+    out["routing"][token.reshape(-1), table["layer"], table["slot"]] = table["expert"]
     out["forwards"]["phase"] = first["phase"]
     out["forwards"]["rows"] = 1
     out["forwards"]["length"] = np.bincount(tokens[0], minlength=F)
     out["forwards"]["sequence"] = np.unique(first["turn"], return_inverse=True)[1]
     begun = first.groupby("turn")["step"].transform("min")
     out["forwards"]["past"] = first["step"] - begun
-    out["spoke"] = np.full((F, L), np.nan, np.float32)
 
     loaded = table.assign(step=forward).groupby(["step", "layer", "expert"], sort=True)
     loaded = loaded["expert_bytes"].max().reset_index()
@@ -94,5 +88,5 @@ def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:
     missed = loaded["expert_bytes"] > 0
     out["accesses"]["outcome"] = np.where(missed, 3, 0)
     out["accesses"]["bytes"] = loaded["expert_bytes"]
-    arrays.check(out, shape["experts"], 1, 0)
+    arrays.check(out, experts, 1, 0)
     return out

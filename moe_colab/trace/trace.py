@@ -60,12 +60,12 @@ class Trace:
     # ------------------------------------------------------------------ questions
     @property
     def layers(self) -> int:
-        """MoE layers."""
+        """Number of MoE layers."""
         return len(self.experts)
 
     @property
     def steps(self) -> int:
-        """Forwards."""
+        """Number of steps: forwards of the model."""
         return len(self.forwards)
 
     @cached_property
@@ -88,7 +88,7 @@ class Trace:
             flat = self.routing[:, layer].reshape(-1).tolist()
             bounds = (self.bounds * self.routing.shape[2]).tolist()
             chosen = (set(flat[a:b]) for a, b in pairwise(bounds))
-            self._needed[layer] = [sorted(experts - {arrays.NOBODY}) for experts in chosen]
+            self._needed[layer] = [sorted(experts - {arrays.NO_EXPERT}) for experts in chosen]
         return self._needed[layer]
 
     @cached_property
@@ -121,6 +121,11 @@ class Trace:
         (that compute waited) only in the first row, marked `first`: count outcomes there."""
         return frames.choices(self)
 
+    def guesses_from(self, source: str) -> np.ndarray:
+        """The guesses from one source; none where the trace does not have it."""
+        number = self.sources.index(source) if source in self.sources else len(self.sources)
+        return self.guesses[self.guesses["source"] == number]
+
     def guess_frame(self) -> pandas.DataFrame:
         """One row per guess: the step and layer (`at`) in which it was made, the guessed layer and
         expert, its place (0: the likeliest), probability, source, and whether the router then chose
@@ -135,22 +140,17 @@ class Trace:
             raise MoEColabError(
                 f"this trace has no part {label!r}; it has {', '.join(map(repr, self.labels))}."
             )
-        kept = self.forwards["label"] == self.labels.index(label)
-        return Trace(**self._header(), **arrays.take(self._arrays(), kept))
+        return self._steps(self.forwards["label"] == self.labels.index(label))
 
     def between(self, begin: int, end: int) -> Trace:
         """The steps from `begin` to before `end`."""
         number = np.arange(self.steps)
-        kept = (begin <= number) & (number < end)
-        return Trace(**self._header(), **arrays.take(self._arrays(), kept))
+        return self._steps((begin <= number) & (number < end))
 
     def is_like(self, other: Trace) -> bool:
         """Whether both are of one model: the same name, layers, experts and bytes."""
-        return (self.model, self.experts, self.expert_bytes) == (
-            other.model,
-            other.experts,
-            other.expert_bytes,
-        )
+        names = ("model", "experts", "expert_bytes")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @classmethod
     def merge(cls, *traces: Trace) -> Trace:
@@ -201,10 +201,10 @@ class Trace:
         four domains, each a label. Raises MoEColabError for a file that is missing, damaged or no
         trace."""
         path = shipped_trace() if path is None else path
-        header, found = archive.read(path, KIND, VERSION)
+        header, stored = archive.read(path, KIND, VERSION)
         try:
             header["texts"] = {int(token): text for token, text in header["texts"].items()}
-            trace = cls._of(header, found)
+            trace = cls._of(header, stored)
             arrays.check(trace._arrays(), trace.experts, len(trace.labels), len(trace.sources))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise MoEColabError(
@@ -227,12 +227,15 @@ class Trace:
         self.__dict__.update(other.__dict__)
 
     @classmethod
-    def _of(cls, header: Mapping[str, Any], found: arrays.Arrays) -> Trace:
+    def _of(cls, header: Mapping[str, Any], stored: arrays.Arrays) -> Trace:
         known = {name: header[name] for name in HEADER if name in header}
         for name in ("experts", "expert_bytes", "labels", "sources"):
             if name in known:
                 known[name] = tuple(known[name])
-        return cls(**known, **{name: found[name] for name in arrays.NAMES})
+        return cls(**known, **{name: stored[name] for name in arrays.NAMES})
+
+    def _steps(self, kept: np.ndarray) -> Trace:
+        return Trace(**self._header(), **arrays.take(self._arrays(), kept))
 
     def _header(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in HEADER}

@@ -421,7 +421,7 @@ def test_a_policy_need_not_inherit(policy, bypass):
     rates = mc.tables.hit_rates(TRACE, [policy], [3])
     assert set(rates["policy"]) == {policy.__name__}
     histories = [replayed(TRACE, p, 3, steps=20) for p in (policy, Lowest)]
-    assert histories[0].found == histories[1].found and histories[0].measures == ()
+    assert histories[0].snapshots == histories[1].snapshots and histories[0].measures == ()
     assert histories[0].policy == policy.__name__
 
 

@@ -16,7 +16,7 @@ TABLE = ROOT / "assets" / "benchmarks" / "speculation.json"
 
 def test_the_default_is_worth_having_at_every_speed_of_link():
     """At half of what can be spared at least, for 8 % more bytes at the most, and never slower."""
-    assert bench.WAYS["default"].n == SPECULATE
+    assert bench.VARIANTS["default"].n == SPECULATE
     rows = [row for row in json.loads(TABLE.read_text())["clock"] if row["way"] == "default"]
     assert {(row["load"], row["slots"]) for row in rows} == {
         (load, slots) for load in bench.LOADS for slots in bench.SLOTS
@@ -64,8 +64,8 @@ def test_what_is_guessed_can_be_heard(trace):
 
 
 def test_guesses_change_what_is_waited_for_and_not_what_is_kept(trace):
-    rows = bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.WAYS])
-    assert rows == bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.WAYS]), "virtual time"
+    rows = bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.VARIANTS])
+    assert rows == bench.rows(trace, bench.by_clock, (5.5, 0.2), [*bench.VARIANTS]), "virtual time"
     for row in rows:
         (none,) = (
             other

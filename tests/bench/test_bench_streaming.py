@@ -77,7 +77,7 @@ def test_a_stage_that_takes_too_much_is_seen(small, tmp_path, monkeypatch):
     streaming.make_checkpoint(tmp_path / "checkpoint")
     peaks = dict.fromkeys(streaming.STAGES, 0)
     monkeypatch.setattr(
-        streaming, "in_process", lambda name, *rest: {"peak_over_start_up": peaks[name]}
+        streaming, "in_process", lambda name, *rest: ({"peak_over_start_up": peaks[name]}, 0)
     )
 
     def within() -> bool:

@@ -112,8 +112,8 @@ def test_a_text_is_read_recorded_and_added(explorer, loaded):
     name = "“The old man and the sea”"
     assert explorer.part.value == name and explorer.trace.labels == (*TRACE.labels, name)
     mine = mc.record_text(*loaded, explorer.words.value, tokens=20, prompt=8, more=6)
-    assert explorer.chosen.tokens.tolist() == mine.tokens.tolist()
-    assert (explorer.chosen.routing == mine.routing).all()
+    assert explorer.selected.tokens.tolist() == mine.tokens.tolist()
+    assert (explorer.selected.routing == mine.routing).all()
     assert mc.replay(explorer.trace.only("code"), slots=4) == mc.replay(
         TRACE.only("code"), slots=4
     ), "the others are as they were"
@@ -126,7 +126,7 @@ def test_a_text_is_read_recorded_and_added(explorer, loaded):
     for number in (2, 3):
         explorer.go.click()
         assert explorer.part.value == f"french {number}" and not explorer.go.disabled
-    assert (explorer.chosen.steps, len(explorer.chosen.tokens)) == (20 - 8 + 1 + 6, 26)
+    assert (explorer.selected.steps, len(explorer.selected.tokens)) == (20 - 8 + 1 + 6, 26)
 
 
 def test_what_was_not_recorded_cannot_be_asked_for(explorer):

@@ -55,15 +55,17 @@ def test_slots_victims_and_reasons_are_those_of_a_dumb_list(policy, slots):
             left = {e: gone for e, _, gone, _ in naive.access(needed, None) if gone is not None}
             if step == 0:
                 continue
-            moment = view.at(31 + step, layer)
-            assert moment.step == step and list(moment.resident) == before
-            for access in moment.accesses:
+            token_step = view.at(31 + step, layer)
+            assert token_step.step == step and list(token_step.resident) == before
+            for access in token_step.accesses:
                 assert access.bytes == (access.expert not in before) * code.expert_bytes[layer]
-                assert (access.choice.victim if access.choice else None) == left.get(access.expert)
-                if access.choice and policy == "lfu":  # in numbers, too
-                    uses = {e: naive.uses.count(e) for e in access.choice.scores}
-                    assert {e: score[0] for e, score in access.choice.scores.items()} == uses
-                seen += access.choice is not None
+                assert (access.eviction.victim if access.eviction else None) == left.get(
+                    access.expert
+                )
+                if access.eviction and policy == "lfu":  # in numbers, too
+                    uses = {e: naive.uses.count(e) for e in access.eviction.scores}
+                    assert {e: score[0] for e, score in access.eviction.scores.items()} == uses
+                seen += access.eviction is not None
         assert seen > 3
 
 
@@ -71,25 +73,29 @@ def test_the_router_is_the_traces():
     view = mc.stepper(PROSE, tokens=20)
     for token in (32, 40, 51):
         for layer in EVERY_LAYER:
-            moment = view.at(token, layer)
+            token_step = view.at(token, layer)
             logits = PROSE.logits[token, layer].astype(float)
-            assert np.array_equal(moment.logits, PROSE.logits[token, layer])
+            assert np.array_equal(token_step.logits, PROSE.logits[token, layer])
             shares = np.exp(logits) / np.exp(logits).sum()
-            assert moment.probabilities == pytest.approx(shares, rel=1e-5)
-            assert moment.experts == tuple(np.argsort(-logits, kind="stable")[:2])
-            assert moment.text == PROSE.texts[int(PROSE.tokens[token])]
-            assert (moment.phase, moment.position, moment.together) == ("decode", token, 1)
-            assert moment.computed is None
+            assert token_step.probabilities == pytest.approx(shares, rel=1e-5)
+            assert token_step.experts == tuple(np.argsort(-logits, kind="stable")[:2])
+            assert token_step.text == PROSE.texts[int(PROSE.tokens[token])]
+            assert (token_step.phase, token_step.position, token_step.together) == (
+                "decode",
+                token,
+                1,
+            )
+            assert token_step.computed is None
 
 
 def test_outcomes_and_waits_are_the_recorded_ones():
     frame = TRACE.frame()
     frame = frame[(frame["step"] < 60) & (frame["phase"] == "decode")]
     view = mc.stepper(TRACE, first=32, tokens=59)
-    assert view.moments.history.recorded
+    assert view.token_steps.history.recorded
     for row in frame.itertuples():
-        moment = view.at(32 + row.step - 1, row.layer)
-        access = moment.accesses[row.rank]
+        token_step = view.at(32 + row.step - 1, row.layer)
+        access = token_step.accesses[row.rank]
         assert (access.expert, access.outcome) == (row.expert, row.outcome)
         assert access.wait is not None
         if row.first:
@@ -103,21 +109,23 @@ def test_another_cache_tells_nothing_of_the_recording(setting):
     accesses = [a for n in range(30) for a in view.at(32 + n, 1).accesses]
     assert {access.outcome for access in accesses} <= {"hit", "miss"}
     assert all(access.wait is None for access in accesses)
-    history = view.moments.history
+    history = view.token_steps.history
     assert not history.recorded and history.slots[1] == setting.get("slots", 4) * (
         setting.get("policy") != "none"
     )
     if setting.get("policy") == "none":
-        assert not any(a.kept or a.choice for a in accesses) and not view.at(40, 1).resident
-    for step, found in enumerate(history.found[1][:31]):
-        hits = set(PROSE.needed(1)[step]) & set(found.resident)
-        assert len(found.resident) <= history.slots[1] and len(hits) <= len(PROSE.needed(1)[step])
+        assert not any(a.kept or a.eviction for a in accesses) and not view.at(40, 1).resident
+    for step, snapshot in enumerate(history.snapshots[1][:31]):
+        hits = set(PROSE.needed(1)[step]) & set(snapshot.resident)
+        assert len(snapshot.resident) <= history.slots[1] and len(hits) <= len(
+            PROSE.needed(1)[step]
+        )
     counts = mc.replay(PROSE, setting.get("policy", "lru"), setting.get("slots", 4))
     whole = replayed(PROSE, **setting)
     hits = [
-        len(set(PROSE.needed(layer)[step]) & set(found.resident))
+        len(set(PROSE.needed(layer)[step]) & set(snapshot.resident))
         for layer in EVERY_LAYER
-        for step, found in enumerate(whole.found[layer])
+        for step, snapshot in enumerate(whole.snapshots[layer])
     ]
     assert sum(hits) == counts.hits
 
@@ -147,14 +155,16 @@ def test_beladys_reasons_are_the_next_uses(policy):
     for layer in (0, 5):
         needed = PROSE.needed(layer)
         for token in range(32, 96):
-            moment = view.at(token, layer)
-            for choice in (access.choice for access in moment.accesses if access.choice):
-                for expert, (use,) in choice.scores.items():
-                    later = [s for s in range(moment.step + 1, PROSE.steps) if expert in needed[s]]
+            token_step = view.at(token, layer)
+            for eviction in (access.eviction for access in token_step.accesses if access.eviction):
+                for expert, (use,) in eviction.scores.items():
+                    later = [
+                        s for s in range(token_step.step + 1, PROSE.steps) if expert in needed[s]
+                    ]
                     assert use == min(later, default=float("inf"))
-                gone = {a.choice.victim for a in moment.accesses if a.choice}
-                stay = [use[0] for expert, use in choice.scores.items() if expert not in gone]
-                assert choice.scores[choice.victim][0] >= max(stay, default=0)
+                gone = {a.eviction.victim for a in token_step.accesses if a.eviction}
+                stay = [use[0] for expert, use in eviction.scores.items() if expert not in gone]
+                assert eviction.scores[eviction.victim][0] >= max(stay, default=0)
                 checked += 1
     assert checked > 20
 
@@ -178,11 +188,13 @@ def test_a_trace_that_knows_little(tmp_path):
         accesses=trace.accesses[:0],
     )
     view = mc.stepper(blank, first=0)
-    moment = view.at(1, trace.layers - 1)
-    assert moment.logits is None and moment.probabilities is None and moment.guess is None
-    assert moment.experts == tuple(e for e in trace.routing[1, -1].tolist() if e >= 0)
+    token_step = view.at(1, trace.layers - 1)
+    assert (
+        token_step.logits is None and token_step.probabilities is None and token_step.guess is None
+    )
+    assert token_step.experts == tuple(e for e in trace.routing[1, -1].tolist() if e >= 0)
     assert view.save(tmp_path / "view.png").stat().st_size > 1000
-    assert view.moments.history.policy == "lru"
+    assert view.token_steps.history.policy == "lru"
     numbered = replace(blank, tokens=np.arange(len(blank.tokens), dtype=np.int32))
     assert mc.stepper(numbered, Letters(), first=0).at(1, 0).text == "<1>"
 
@@ -257,20 +269,20 @@ def test_and_of_a_store_of_few_bits(bits, tmp_path):
 
 
 def check_vectors(view, plain) -> None:
-    trace = view.moments.trace
+    trace = view.token_steps.trace
     heard = Plain(plain, trace.tokens.tolist())
     assert len(trace.tokens) == 12 and (trace.forwards["length"] == 1).all()
     for layer, calls in enumerate(heard.calls):
         for number, (x, index, weights, total) in enumerate(calls):
-            moment = view.at(number, layer)
-            assert list(moment.experts) == index[0].tolist()
-            assert np.array_equal(moment.computed.input, x[0])
-            assert np.array_equal(moment.computed.weights, weights[0].float())
-            assert np.array_equal(moment.computed.total, total[0])
-            for rank, output in enumerate(moment.computed.outputs):
+            token_step = view.at(number, layer)
+            assert list(token_step.experts) == index[0].tolist()
+            assert np.array_equal(token_step.computed.input, x[0])
+            assert np.array_equal(token_step.computed.weights, weights[0].float())
+            assert np.array_equal(token_step.computed.total, total[0])
+            for rank, output in enumerate(token_step.computed.outputs):
                 assert np.array_equal(output, heard.alone(layer, number, rank))
-            weighed = (moment.computed.weights[:, None] * moment.computed.outputs).sum(0)
-            assert weighed == pytest.approx(moment.computed.total, rel=1e-5, abs=1e-6)
+            weighed = (token_step.computed.weights[:, None] * token_step.computed.outputs).sum(0)
+            assert weighed == pytest.approx(token_step.computed.total, rel=1e-5, abs=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -290,10 +302,10 @@ def test_a_warm_model_is_told_as_it_is(loaded):
     view = mc.stepper(model, tokenizer, TEXT, more=3)
     stats = model.offload.stats()
     assert [list(view.at(0, layer).resident) for layer in EVERY_LAYER] == before
-    moments = view.moments
+    token_steps = view.token_steps
     told = [
         access.outcome
-        for token in range(moments.end)
+        for token in range(token_steps.end)
         for layer in EVERY_LAYER
         for access in view.at(token, layer).accesses
     ]
@@ -302,15 +314,15 @@ def test_a_warm_model_is_told_as_it_is(loaded):
     assert told.count("late") == stats.late and stats.accesses == len(told)
     for layer in EVERY_LAYER:
         use = 0
-        for token in range(moments.end - 1):
+        for token in range(token_steps.end - 1):
             now, after = view.at(token, layer), set(view.at(token + 1, layer).resident)
             for access in now.accesses:
                 assert (access.outcome == "hit") == (access.expert in now.resident)
                 assert access.expert in after  # three slots, two experts
-                if access.choice:
+                if access.eviction:
                     use += 1
-                    (lowest,) = {access.choice.victim} - after
-                    assert access.choice.scores[lowest] == min(access.choice.scores.values())
+                    (lowest,) = {access.eviction.victim} - after
+                    assert access.eviction.scores[lowest] == min(access.eviction.scores.values())
         assert use
     # all is as it was
     assert [cache.policy for cache in model.offload.pool.caches] == policies
@@ -345,14 +357,14 @@ def test_listening_changes_no_text(loaded):
     plain = reference(TINY_MOE)
     with torch.no_grad():
         said = plain.generate(ids, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert view.moments.trace.tokens.tolist() == said[0].tolist()
+    assert view.token_steps.trace.tokens.tolist() == said[0].tolist()
 
 
 def test_a_window_of_a_longer_text(loaded):
     model, tokenizer = loaded
     whole = mc.stepper(model, tokenizer, TEXT, more=0)
     part = mc.stepper(model, tokenizer, TEXT, first=4, tokens=3)
-    assert (part.moments.first, part.moments.end) == (4, 7)
+    assert (part.token_steps.first, part.token_steps.end) == (4, 7)
     for layer in EVERY_LAYER:
         one, other = part.at(5, layer), whole.at(5, layer)
         assert one.text == other.text and one.experts == other.experts
@@ -386,18 +398,18 @@ def test_experts_that_always_or_never_stay(setting):
         view = mc.stepper(model, tokenizer, TEXT, more=0)
         hits = model.offload.stats().hits
     seen = [
-        (moment, access)
-        for token in range(view.moments.end)
+        (token_step, access)
+        for token in range(view.token_steps.end)
         for layer in EVERY_LAYER
-        for moment in [view.at(token, layer)]
-        for access in moment.accesses
+        for token_step in [view.at(token, layer)]
+        for access in token_step.accesses
     ]
-    for moment, access in seen:
-        assert set(always.get(moment.layer, ())) <= set(moment.resident)
-        if access.expert in always.get(moment.layer, ()):
+    for token_step, access in seen:
+        assert set(always.get(token_step.layer, ())) <= set(token_step.resident)
+        if access.expert in always.get(token_step.layer, ()):
             assert access.outcome == "hit" and access.kept and access.bytes == 0
         if not always:
-            assert not (moment.resident or access.kept or access.choice)
+            assert not (token_step.resident or access.kept or access.eviction)
     assert hits >= sum(access.outcome == "hit" for _, access in seen)
     assert any(access.expert in always.get(m.layer, ()) for m, access in seen) == bool(always)
 
@@ -416,16 +428,16 @@ def test_a_policy_that_gives_no_reasons(loaded):
         view = mc.stepper(model, tokenizer, TEXT, more=0)
     finally:
         model.offload.policy = "lru"
-    choices = [a.choice for n in range(5) for a in view.at(n, 0).accesses if a.choice]
-    assert choices and not any(choice.scores for choice in choices)
-    assert view.moments.history.rule == "" and view.picture.png()
+    evictions = [a.eviction for n in range(5) for a in view.at(n, 0).accesses if a.eviction]
+    assert evictions and not any(eviction.scores for eviction in evictions)
+    assert view.token_steps.history.rule == "" and view.picture.png()
 
 
 # ---------------------------------------------------------------------- the view
 def test_a_view_is_small_and_says_what_does_not_fit():
     for trace in (TRACE, wide(TRACE)):
         view = mc.stepper(trace)
-        count = view.moments.end - view.moments.first
+        count = view.token_steps.end - view.token_steps.first
         assert len(view.html.encode()) <= LIMIT and count == len(view.data["texts"])
         assert (count == 64) == (trace is TRACE) and count > 0
     with pytest.raises(mc.MoEColabError, match=r"ask for tokens=\d+") as error:
@@ -478,33 +490,41 @@ def test_bad_requests_are_one_sentence(loaded):
 
 
 # ---------------------------------------------------------------------- the picture
-def axes_of(moment):
-    picture = mc.plots.step(moment)
+def axes_of(token_step):
+    picture = mc.plots.step(token_step)
     return picture, {axes.get_gid(): axes for axes in picture.axes}
 
 
 def test_the_picture_shows_the_moment(loaded):
     model, tokenizer = loaded
     view = mc.stepper(model, tokenizer, TEXT)
-    moment = view.at(*view.start)
-    picture, parts = axes_of(moment)
+    token_step = view.at(*view.start)
+    picture, parts = axes_of(token_step)
     heights = [bar.get_height() for bar in parts["router"].patches]
-    assert heights == pytest.approx(moment.probabilities.tolist())
+    assert heights == pytest.approx(token_step.probabilities.tolist())
     signs = [line for line in parts["router"].lines if line.get_marker() in "oXD^"]
-    assert {int(sign.get_xdata()[0]) for sign in signs} == set(moment.experts)
+    assert {int(sign.get_xdata()[0]) for sign in signs} == set(token_step.experts)
     (goes,) = (bar for bar in parts["scores"].patches if bar.get_gid() == "evicted")
-    choice = max((a.choice for a in moment.accesses if a.choice), key=lambda c: len(c.scores))
-    assert goes.get_width() == choice.scores[choice.victim][0]
+    eviction = max(
+        (a.eviction for a in token_step.accesses if a.eviction), key=lambda c: len(c.scores)
+    )
+    assert goes.get_width() == eviction.scores[eviction.victim][0]
     assert goes.get_width() == min(bar.get_width() for bar in parts["scores"].patches)
     widths = [bar.get_width() for bar in parts["guesses"].patches]
-    assert widths == pytest.approx([share for _, share, _ in moment.guess.experts])
-    rows = [moment.computed.outputs[0], moment.computed.outputs[1], moment.computed.total]
+    assert widths == pytest.approx([share for _, share, _ in token_step.guess.experts])
+    rows = [
+        token_step.computed.outputs[0],
+        token_step.computed.outputs[1],
+        token_step.computed.total,
+    ]
     drawn = np.array([bar.get_height() for bar in parts["outputs"].patches]).reshape(3, 16)
     expected = -np.stack(rows)[:, :16]
     assert drawn / np.abs(drawn).max() == pytest.approx(expected / np.abs(expected).max(), abs=1e-5)
-    misses = sum(access.outcome == "miss" for access in moment.accesses)
+    misses = sum(access.outcome == "miss" for access in token_step.accesses)
     told = {0: "", 1: "1 miss", 2: "2 misses"}[misses]
-    assert f"layer {moment.layer}: " in picture.get_suptitle() and told in picture.get_suptitle()
+    assert (
+        f"layer {token_step.layer}: " in picture.get_suptitle() and told in picture.get_suptitle()
+    )
     assert len(picture.png()) < 300_000
 
 

@@ -392,7 +392,7 @@ def test_it_fits_its_page(opened, heard, width):
     for view in (heard, mc.stepper(replace_experts(PROSE, 128), slots=16, tokens=4)):
         steps = opened(view, viewport=(width, 800))
         for step in range(9):
-            steps.go(view.moments.first, 1, step)
+            steps.go(view.token_steps.first, 1, step)
             assert steps.page.evaluate("() => document.documentElement.scrollWidth") <= width
 
 

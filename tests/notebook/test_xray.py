@@ -48,16 +48,16 @@ def made_up(seed: int, **shape) -> Trace:
     forwards = np.array(forwards, arrays.FORWARD)
     N = int((forwards["rows"] * forwards["length"]).sum())
     chance = rng.dirichlet(np.full(max(experts), 0.6), layers)  # some experts are liked
-    routing = np.full((N, layers, top_k), arrays.NOBODY, np.int16)
+    routing = np.full((N, layers, top_k), arrays.NO_EXPERT, np.int16)
     for layer, count in enumerate(experts):
         liked = np.log(chance[layer, :count] + 1e-9) + rng.gumbel(size=(N, count))
         routing[:, layer] = np.argsort(-liked, axis=1)[:, :top_k]
-    routing[rng.random((N, layers, top_k)) < shape.get("left_out", 0.05)] = arrays.NOBODY
+    routing[rng.random((N, layers, top_k)) < shape.get("left_out", 0.05)] = arrays.NO_EXPERT
     logits = np.full((N, layers, max(experts)), np.nan, np.float16)
     if shape.get("logits"):
         for layer, count in enumerate(experts):
             logits[:, layer, :count] = rng.normal(size=(N, count))
-    none = arrays.empty(layers, top_k, max(experts))
+    none = arrays.blank(0, 0, layers, top_k, max(experts))
     found = {"forwards": forwards, "routing": routing, "logits": logits}
     found["tokens"] = rng.integers(0, 50, N).astype(np.int32)
     found["spoke"] = np.full((len(forwards), layers), np.nan, np.float32)
@@ -168,21 +168,21 @@ def test_choices_are_those_of_the_traces_frame():
     """Who pays, what it came to, and how probable it was, against the table that Trace.frame
     makes."""
     view = mc.xray(PROSE, first=20, tokens=40)
-    flat = unpacked(view, "fates")
-    fates = np.stack([flat & 15, flat >> 4], 1).reshape(40, 8, 2)
+    flat = unpacked(view, "outcomes")
+    outcomes = np.stack([flat & 15, flat >> 4], 1).reshape(40, 8, 2)
     frame, past = PROSE.frame(), PROSE.forwards["past"]
     frame["number"] = PROSE.bounds[frame["step"]] + frame["position"] - past[frame["step"]]
-    chances = PROSE.logits.astype(np.float64)
-    chances = np.exp(chances) / np.exp(chances).sum(-1, keepdims=True)
+    probabilities = PROSE.logits.astype(np.float64)
+    probabilities = np.exp(probabilities) / np.exp(probabilities).sum(-1, keepdims=True)
     own = frame[frame["number"].between(20, 59)]
     assert len(own) == 40 * 8 * 2
     for row in own.itertuples():
         place = row.number - 20, row.layer, row.rank
         assert unpacked(view, "routing")[place] == row.expert
-        assert arrays.OUTCOMES[(fates[place] & 7) - 1] == row.outcome
-        assert (fates[place] > 7) == row.first
-        told = (unpacked(view, "chances")[place] - 1) / 254
-        assert told == pytest.approx(chances[row.number, row.layer, row.expert], abs=0.0021)
+        assert arrays.OUTCOMES[(outcomes[place] & 7) - 1] == row.outcome
+        assert (outcomes[place] > 7) == row.first
+        told = (unpacked(view, "probabilities")[place] - 1) / 254
+        assert told == pytest.approx(probabilities[row.number, row.layer, row.expert], abs=0.0021)
     assert words_of(view) == [PROSE.texts[token] for token in PROSE.tokens[20:60].tolist()]
 
 
@@ -216,7 +216,7 @@ def test_a_view_is_at_most_300_kB(experts, top_k, each):
     assert len(view.html.encode()) <= LIMIT == 300_000
     whole = len(words_of(view)) == 256 and view.data["of"] == 256
     assert whole == (experts <= 255)
-    assert len(words_of(view)) > 100 and unpacked(view, "chances").min() > 0
+    assert len(words_of(view)) > 100 and unpacked(view, "probabilities").min() > 0
     assert unpacked(view, "routing").dtype == (np.uint8 if experts <= 255 else np.uint16)
 
 

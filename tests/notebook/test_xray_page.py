@@ -64,10 +64,10 @@ def numbered():
 
 
 def drawn_choices(state: dict) -> dict:
-    """(token, layer): [(expert, outcome, paid)] of the cells that can be seen."""
+    """(token, layer): [(expert, outcome, first)] of the cells that can be seen."""
     return {
         (cell["token"], cell["layer"]): [
-            (one["expert"], SHOWN_STATES[one["state"]], one["paid"]) for one in cell["chosen"]
+            (one["expert"], SHOWN_STATES[one["state"]], one["first"]) for one in cell["chosen"]
         ]
         for cell in state["grid"]
     }
@@ -106,7 +106,7 @@ def check_pixels(page, state: dict) -> None:
     for name in ("miss", "hit"):
         cell = next(
             c for c in state["grid"]
-            if SHOWN_STATES[c["chosen"][0]["state"]] == name and c["chosen"][0]["paid"]
+            if SHOWN_STATES[c["chosen"][0]["state"]] == name and c["chosen"][0]["first"]
             and c["x"] > 40 and c["token"] != state["current"]
         )  # fmt: skip
         x, y = cell["x"] + 15 + 10, cell["y"] + 1 + 7.5  # as xray_draw.js has it, one figure wide
@@ -194,7 +194,7 @@ def test_mouse_and_keys_walk_the_text(prose, chromium):
         token.nth(40).hover()
         state = state_of(page)
         assert (state["current"], state["pinned"]) == (40, 32)
-        assert "token 40" in page.locator(".told").inner_text()
+        assert "token 40" in page.locator(".readout").inner_text()
         page.mouse.move(2, 2)
         assert state_of(page)["current"] == 32  # it was not pinned
         token.nth(40).click()
@@ -211,7 +211,7 @@ def test_mouse_and_keys_walk_the_text(prose, chromium):
         for key, wanted in [("ArrowDown", 1), ("ArrowDown", 2), ("ArrowUp", 1)]:
             page.keyboard.press(key)
             assert state_of(page)["layer"] == wanted
-        assert page.locator(".told").inner_text().count("layer 1: expert") == 1
+        assert page.locator(".readout").inner_text().count("layer 1: expert") == 1
         token.nth(20).hover()
         page.keyboard.press("Enter")
         page.mouse.move(2, 2)
@@ -262,9 +262,9 @@ def test_scrubbed_and_played(prose, chromium):
         assert state_of(page)["pinned"] == 115
         page.get_by_role("button", name="play").click()
         assert page.get_by_role("button", name="pause").count() == 1
-        assert page.locator(".told").get_attribute("aria-live") == "polite"
+        assert page.locator(".readout").get_attribute("aria-live") == "polite"
         page.wait_for_function("() => document.querySelector('.moe-view').view.pinned === 119")
-        assert page.locator(".told").get_attribute("aria-live") == "off"  # too quick to be read
+        assert page.locator(".readout").get_attribute("aria-live") == "off"  # too quick to be read
         page.get_by_role("button", name="play").wait_for()  # it has stopped at the end
         assert page.get_by_label("Token", exact=True).input_value() == "119"
         page.get_by_role("button", name="play").click()  # from the beginning
@@ -368,7 +368,7 @@ def test_a_window_counts_from_the_traces_beginning(chromium):
         assert page.evaluate(TABLE)["replayed"] == numbers_of(mc.replay(part, "fifo", 5))
         page.get_by_label("Token", exact=True).fill("133")
         state = state_of(page)
-        assert state["current"] == 3 and "token 133 " in page.locator(".told").inner_text()
+        assert state["current"] == 3 and "token 133 " in page.locator(".readout").inner_text()
         found = {(layer, e): s for layer, e, s in state["experts"] if s}
         assert found == states_at(part, "fifo", 5, part.steps - 1)
         watched.check_quiet()
@@ -423,7 +423,7 @@ def test_many_experts_are_ticks_with_names(experts, tmp_path, chromium):
     with plain_page(chromium, mc.xray(trace).document, (800, 900)) as watched:
         page = watched.page
         assert "no shade" in page.locator(".notes").inner_text()
-        assert "token 8 (decode)" in page.locator(".told").inner_text()
+        assert "token 8 (decode)" in page.locator(".readout").inner_text()
         choose(page, "lfu", experts // 4)
         page.get_by_label("Token", exact=True).fill("20")
         state = state_of(page)
@@ -454,7 +454,7 @@ def test_it_works_in_a_sandboxed_frame_of_colab(prose, chromium):
         inside = watched.page.frame_locator("iframe")
         inside.locator(".token").nth(50).click()
         watched.page.keyboard.press("ArrowRight")
-        assert "token 51" in inside.locator(".told").inner_text()
+        assert "token 51" in inside.locator(".readout").inner_text()
         found = watched.page.frames[1].evaluate(COLOUR_AT, [".grid", 1, 1])
         assert found == "#1f2124"
         watched.check_quiet()
@@ -484,7 +484,7 @@ def test_two_views_of_a_notebook_leave_each_other_alone(lab, tmp_path):
         pinned = "() => [...document.querySelectorAll('.moe-view')].map(root => root.view.pinned)"
         assert page.evaluate(pinned) == [42, 32]
         views.nth(0).locator(".token").nth(20).hover()
-        assert "token 20" in views.nth(0).locator(".told").inner_text()
+        assert "token 20" in views.nth(0).locator(".readout").inner_text()
         views.nth(1).get_by_label("Policy").select_option("fifo")
         views.nth(1).get_by_label("Slots per layer").fill("6")
         for key, wanted in (("ArrowLeft", 5), ("ArrowDown", 4), ("ArrowUp", 5), ("ArrowRight", 6)):

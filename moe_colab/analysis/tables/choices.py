@@ -12,7 +12,7 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY
+from ...trace.arrays import NO_EXPERT
 
 # Tokens. In the shipped trace, shares of such blocks vary as if half the tokens were independent;
 # of longer blocks there are too few.
@@ -33,13 +33,13 @@ def chosen(trace: Trace, layer: int, top_k: int | None = None) -> np.ndarray:
     need_logits(trace, layer, f"the choices after its first {routing.shape[1]} are not known")
     order = trace.logits[:, layer, :experts].astype(np.float64)
     first = routing.astype(np.int64)
-    token, rank = np.nonzero(first != NOBODY)
+    token, rank = np.nonzero(first != NO_EXPERT)
     order[token, first[token, rank]] = np.inf  # those come first, in their own order
     rest = np.argsort(-order, axis=1, kind="stable")
-    have = (first != NOBODY).sum(axis=1, keepdims=True)
+    have = (first != NO_EXPERT).sum(axis=1, keepdims=True)
     ranks = np.arange(k)
-    padded = np.pad(first, ((0, 0), (0, k - first.shape[1])), constant_values=NOBODY)
-    return np.where(have == 0, NOBODY, np.where(ranks < have, padded, rest[:, :k]))
+    padded = np.pad(first, ((0, 0), (0, k - first.shape[1])), constant_values=NO_EXPERT)
+    return np.where(have == 0, NO_EXPERT, np.where(ranks < have, padded, rest[:, :k]))
 
 
 def sent(
@@ -48,7 +48,7 @@ def sent(
     """(bool [n, E], int [n]): the experts and the block of each token in the mask `kept` that this
     layer sent to any expert."""
     experts = chosen(trace, layer, top_k)
-    kept = kept & (experts != NOBODY).any(axis=1)
+    kept = kept & (experts != NO_EXPERT).any(axis=1)
     routed = np.zeros((int(kept.sum()), trace.experts[layer] + 1), bool)
     np.put_along_axis(routed, experts[kept], True, axis=1)  # -1: the last column
     return routed[:, :-1], blocks(trace)[kept]

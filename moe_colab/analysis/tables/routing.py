@@ -14,16 +14,8 @@ import numpy as np
 from ...cache.stats import PHASES
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY, softmax
-from .choices import (
-    by_token,
-    check_layer,
-    check_place,
-    chosen,
-    need_logits,
-    sent,
-    tokens_of,
-)
+from ...trace.arrays import NO_EXPERT, softmax
+from .choices import by_token, check_layer, check_place, chosen, need_logits, sent, tokens_of
 from .intervals import shares
 
 if TYPE_CHECKING:
@@ -100,7 +92,7 @@ def paths(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[pandas.DataFra
     """The rows of `transitions` between a layer and the next, for one expert after the other."""
     import pandas as pd
 
-    both = kept & (trace.routing[:, layer : layer + 2] != NOBODY).any(axis=2).all(axis=1)
+    both = kept & (trace.routing[:, layer : layer + 2] != NO_EXPERT).any(axis=2).all(axis=1)
     if not both.any():
         raise MoEColabError(f"no token of this trace was sent on from layer {layer} to the next.")
     here, block = sent(trace, layer, both)
@@ -108,15 +100,12 @@ def paths(trace: Trace, layer: int, kept: np.ndarray) -> Iterator[pandas.DataFra
     independent = there.mean(axis=0)
     parts = there / there.sum(axis=1, keepdims=True)
     for expert, own in enumerate(here.T):
-        found = shares(there[own], block[own])
-        lift = np.divide(
-            found.share, independent, out=np.full_like(independent, np.nan), where=independent > 0
-        )
+        sent_on = shares(there[own], block[own])
+        with np.errstate(invalid="ignore"):  # an expert that gets no token has no lift
+            lift = sent_on.share / independent
         flow = (parts[own] / here[own].sum(axis=1, keepdims=True)).sum(axis=0) / len(here)
-        columns = {"layer": layer, "expert": expert, "next": np.arange(len(lift))}
-        columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
-        columns |= {"low": found.low, "high": found.high, "independent": independent}
-        yield pd.DataFrame(columns | {"lift": lift, "flow": flow})
+        columns = {"layer": layer, "expert": expert, "next": np.arange(len(lift)), **vars(sent_on)}
+        yield pd.DataFrame(columns | {"independent": independent, "lift": lift, "flow": flow})
 
 
 def tokens(
@@ -144,7 +133,7 @@ def tokens(
     rows = [
         (
             *(place, PHASES[phases[place]], trace.labels[labels[place]], trace.text_of(place)),
-            *(layer, rank, int(expert), float(odd) if expert != NOBODY else np.nan),
+            *(layer, rank, int(expert), float(odd) if expert != NO_EXPERT else np.nan),
         )
         for place, *choices in zip(places.tolist(), experts, odds, strict=True)
         for rank, (expert, odd) in enumerate(zip(*choices, strict=True))
@@ -169,7 +158,7 @@ def router(trace: Trace, place: int, layer: int = 0, top_k: int | None = None) -
     need_logits(trace, layer, "its output cannot be shown")
     logits = trace.logits[place, layer, : trace.experts[layer]].astype(np.float64)
     odds, ranks = softmax(logits), np.full(len(logits), -1)
-    experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NOBODY]
+    experts = [e for e in chosen(trace, layer, top_k)[place].tolist() if e != NO_EXPERT]
     ranks[experts] = np.arange(len(experts))
     weights = np.where(ranks >= 0, odds, 0)
     columns = {"expert": np.arange(len(logits)), "logit": logits, "probability": odds}
@@ -183,8 +172,7 @@ def expert_shares(
     """One row per expert for the tokens routed [n, E] by a layer, in blocks [n]."""
     import pandas as pd
 
-    found = shares(routed, block)
-    uniform = routed.sum() / routed.size if routed.size else np.nan
     columns = {"layer": layer, "expert": np.arange(routed.shape[1]), **label}
-    columns |= {"tokens": found.tokens, "of": found.of, "share": found.share}
-    return pd.DataFrame(columns | {"low": found.low, "high": found.high, "uniform": uniform})
+    columns |= vars(shares(routed, block))
+    uniform = routed.sum() / routed.size if routed.size else np.nan
+    return pd.DataFrame(columns | {"uniform": uniform})

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...cache.policies import PolicySpec, policy_name
 from ...cache.settings import SOURCES, check_slots
-from ...cache.stats import PHASES
+from ...cache.stats import PHASES, Counters
 from ...errors import MoEColabError
 from ...trace import Trace
 from ..layer_caches import LayerCaches
@@ -62,9 +62,7 @@ def word(trace: Trace, step: int) -> str:
 
 
 def hit_rates(
-    trace: Trace,
-    policies: Iterable[PolicySpec] = POLICIES,
-    slots: Sequence[int] | None = None,
+    trace: Trace, policies: Iterable[PolicySpec] = POLICIES, slots: Sequence[int] | None = None
 ) -> pandas.DataFrame:
     """The hit rate of every policy with every number of slots a layer, one row each for the prompt
     and for the decoded tokens: policy, slots, phase, accesses, loads, bytes, hit_rate.
@@ -81,13 +79,10 @@ def hit_rates(
             check_slots(n, trace.experts)
             books = [caches.count(layer, n) for layer in range(trace.layers)]
             for phase in PHASES:
-                accesses, loads, nbytes, hits = (
-                    sum(getattr(book[phase], name) for book in books)
-                    for name in ("accesses", "loads", "bytes_loaded", "hits")
-                )
-                if accesses:
-                    row = (policy_name(policy), n, phase, accesses, loads, nbytes)
-                    rows.append((*row, hits / accesses))
+                total = sum((book[phase] for book in books), Counters())
+                if total.accesses:
+                    counts = (total.accesses, total.loads, total.bytes_loaded, total.hit_rate)
+                    rows.append((policy_name(policy), n, phase, *counts))
     names = ["policy", "slots", "phase", "accesses", "loads", "bytes", "hit_rate"]
     return pd.DataFrame(rows, columns=names)
 
@@ -114,20 +109,15 @@ def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     frame = frame.assign(lookahead=frame["layer"] - frame["at"])
     frame = frame[frame["lookahead"] > 0]
     block, rows = blocks(trace)[trace.bounds[:-1]], []
+    decoded = np.flatnonzero(decode).tolist()
     for source in (name for name in SOURCES if name in trace.sources):
         for (ahead, layer), own in frame[frame["source"] == source].groupby(["lookahead", "layer"]):
-            named = set(zip(own["step"], own["expert"], strict=True))
-            needed = [
-                (step, expert)
-                for step, experts in enumerate(trace.needed(layer))
-                if decode[step]
-                for expert in experts
-            ]
-            right = np.array([[need in named] for need in needed])
-            found = shares(right, block[[step for step, _ in needed]])
-            share, low, high = (float(x[0]) for x in (found.share, found.low, found.high))
+            guessed = set(zip(own["step"], own["expert"], strict=True))
+            needed = [(step, e) for step in decoded for e in trace.needed(layer)[step]]
+            right = np.array([[need in guessed] for need in needed])
+            recalled = shares(right, block[[step for step, _ in needed]])
+            columns = (recalled.tokens, recalled.share, recalled.low, recalled.high)
             chance = min(1.0, guesses / trace.experts[layer])
-            counted = (found.of, int(found.tokens[0]), share, low, high, chance)
-            rows.append((source, ahead, layer, *counted))
+            rows.append((source, ahead, layer, recalled.of, *(c[0] for c in columns), chance))
     names = ["source", "lookahead", "layer", "needed", "guessed", "recall", "low", "high", "chance"]
     return pd.DataFrame(rows, columns=names)

@@ -48,7 +48,7 @@ class CaptureListener:
 
 
 def on_host(values: torch.Tensor) -> np.ndarray:
-    """A float32 copy on the host."""
+    """A float32 copy of a tensor in host memory."""
     return values.detach().float().cpu().numpy().copy()
 
 
@@ -86,7 +86,7 @@ def capture(
         slots=tuple(policy.cache.slots for policy in policies),
         measures=measures,
         rule=LOWEST if measures else "",
-        found=[policy.found for policy in policies],
+        snapshots=[policy.snapshots for policy in policies],
         pinned=tuple(tuple(sorted(pinned)) for pinned in offload.pool.pinned),
         recorded=True,
     )

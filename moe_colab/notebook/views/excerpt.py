@@ -16,8 +16,8 @@ import numpy as np
 from ...cache.settings import is_whole
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY, softmax
-from ...trace.frames import keys, lookup
+from ...trace.arrays import NO_EXPERT, softmax
+from ...trace.frames import lookup, routed
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +48,21 @@ class Excerpt:
             shares = softmax(np.where(np.isnan(logits), -np.inf, logits))
         place = np.maximum(self.routing, 0).astype(np.int64)
         chosen = np.take_along_axis(shares, place, -1)
-        return np.where(self.routing != NOBODY, chosen, np.nan).astype(np.float32)
+        return np.where(self.routing != NO_EXPERT, chosen, np.nan).astype(np.float32)
 
     def outcomes(self) -> np.ndarray:
         """uint8 [n, L, K]: the recorded outcome of each choice's access, 1 + its number in
         arrays.OUTCOMES; 0: not known, or no choice."""
-        place, key = self._asked()
+        place, key = routed(self.trace)
         access, known = lookup(self.trace, self.trace.accesses, self.trace.accesses["step"], key)
         out = np.zeros(self.trace.routing.shape, np.uint8)
         out[place] = np.where(known, access["outcome"] + 1, 0)
         return out[self.shown]
 
-    def payers(self) -> np.ndarray:
+    def first_uses(self) -> np.ndarray:
         """bool [n, L, K]: whether this is the first token of its step that needs this expert. The
         cost of the access counts here; the other tokens share it."""
-        place, key = self._asked()
+        place, key = routed(self.trace)
         first = np.unique(key, return_index=True)[1]
         out = np.zeros(self.trace.routing.shape, bool)
         out[tuple(axis[first] for axis in place)] = True
@@ -75,17 +75,10 @@ class Excerpt:
         hidden[self.shown] = False
         steps, place = np.unique(self.trace.step_of[hidden], return_inverse=True)
         routing = self.trace.routing[hidden]
-        token, layer, rank = np.nonzero(routing != NOBODY)
-        asked = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
-        asked[place[token], layer, routing[token, layer, rank]] = True
-        return np.packbits(asked, axis=-1, bitorder="little"), steps
-
-    def _asked(self) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-        """The places of all choices in the routing, token after token; and one number for each
-        (step, layer, expert)."""
-        token, layer, rank = np.nonzero(self.trace.routing != NOBODY)
-        expert = self.trace.routing[token, layer, rank]
-        return (token, layer, rank), keys(self.trace, self.trace.step_of[token], layer, expert)
+        token, layer, rank = np.nonzero(routing != NO_EXPERT)
+        needed = np.zeros((len(steps), self.trace.layers, max(self.trace.experts)), bool)
+        needed[place[token], layer, routing[token, layer, rank]] = True
+        return np.packbits(needed, axis=-1, bitorder="little"), steps
 
 
 def stream_of(trace: Trace, row: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ...trace import Trace
 from ...trace.outcomes import SIGNS
 from ...units import human, parse_bytes
 from .token_steps import TokenStep, TokenSteps
-from .view import LIMIT, View, fit
+from .view import LIMIT, View, fit, shortened
 
 MOST = 64  # tokens of a view
 SHOWN = 16  # numbers of a vector
@@ -34,15 +34,15 @@ class Stepper(View):
     """The view; `at(token, layer)` gives the same values as a TokenStep. `start`: the token and the
     layer that are shown first."""
 
-    def __init__(self, moments: TokenSteps, start: tuple[int, int], link: float):
-        self.moments, self.start = moments, start
-        data = {**page_data(moments), "start": list(start), "link": link}
-        title = f"Step by step: {moments.trace.model}"
+    def __init__(self, steps: TokenSteps, start: tuple[int, int], link: float):
+        self.token_steps, self.start = steps, start
+        data = {**page_data(steps), "start": list(start), "link": link}
+        title = f"Step by step: {steps.trace.model}"
         super().__init__("stepper", title, data, self._figure, parts=("steps",))
 
     def at(self, token: int, layer: int) -> TokenStep:
         """Raises MoEColabError for a token or layer that is not in this view."""
-        return self.moments.at(token, layer)
+        return self.token_steps.at(token, layer)
 
     def _figure(self):
         from ...plots import step
@@ -93,7 +93,7 @@ def stepper(
         if text is not None:
             raise MoEColabError("a trace has its own text: give a model to read another text.")
         trace = Trace.load() if source is None else with_texts(source, tokenizer)
-        moments = window(trace, policy, slots, first, count)
+        steps = window(trace, policy, slots, first, count)
     else:
         if policy is not None or slots is not None:
             raise MoEColabError(
@@ -102,12 +102,12 @@ def stepper(
             )
         from .capture import capture
 
-        moments = capture(source, tokenizer, text, first or 0, count, more)
-    wanted = moments.end - moments.first
+        steps = capture(source, tokenizer, text, first or 0, count, more)
+    wanted = steps.end - steps.first
 
     def make(count: int) -> tuple[Stepper, int]:
-        moments.end = moments.first + count
-        return Stepper(moments, clearest(moments), float(rate)), count
+        steps.end = steps.first + count
+        return Stepper(steps, clearest(steps), float(rate)), count
 
     view = fit(make, wanted)
     if view.nbytes > LIMIT:
@@ -115,7 +115,7 @@ def stepper(
             f"a single token of this model takes {human(view.nbytes)}, and a view holds "
             f"{human(LIMIT)}: take a model of fewer layers or experts."
         )
-    if tokens is not None and (fits := moments.end - moments.first) < wanted:
+    if tokens is not None and (fits := steps.end - steps.first) < wanted:
         raise MoEColabError(
             f"{wanted} tokens of this model take more than the {human(LIMIT)} that a view holds: "
             f"ask for tokens={fits}."
@@ -133,8 +133,8 @@ def window(trace: Trace, policy, slots, first: int | None, count: int) -> TokenS
     if first >= len(trace.tokens):
         raise MoEColabError(f"first must be 0 to {len(trace.tokens) - 1}, not {first}.")
     end = min(first + count, len(trace.tokens))
-    steps = int(np.searchsorted(trace.bounds, end))
-    return TokenSteps(trace, replayed(trace, policy, slots, steps), first, end)
+    forwards = int(np.searchsorted(trace.bounds, end))
+    return TokenSteps(trace, replayed(trace, policy, slots, forwards), first, end)
 
 
 def with_texts(trace: Trace, tokenizer: Any) -> Trace:
@@ -145,40 +145,40 @@ def with_texts(trace: Trace, tokenizer: Any) -> Trace:
     return replace(trace, texts={token: tokenizer.decode([token]) for token in ids})
 
 
-def clearest(moments: TokenSteps) -> tuple[int, int]:
+def clearest(steps: TokenSteps) -> tuple[int, int]:
     """(token, layer) to show first: the first one with a guess and an eviction that the policy
     chose among several experts; else the very first."""
-    places = product(range(moments.first, moments.end), range(moments.trace.layers))
+    places = product(range(steps.first, steps.end), range(steps.trace.layers))
     for token, layer in places:
-        moment = moments.at(token, layer)
-        choices = [access.choice for access in moment.accesses if access.choice]
-        if moment.guess and any(len(choice.scores) > 1 for choice in choices):
+        step = steps.at(token, layer)
+        evictions = [access.eviction for access in step.accesses if access.eviction]
+        if step.guess and any(len(eviction.scores) > 1 for eviction in evictions):
             return token, layer
-    return moments.first, 0
+    return steps.first, 0
 
 
-def page_data(moments: TokenSteps) -> dict[str, Any]:
+def page_data(steps: TokenSteps) -> dict[str, Any]:
     """What web/steps.js reads. N tokens, L layers, E experts of the widest layer, K top-k."""
-    trace, history, tokens = moments.trace, moments.history, range(moments.first, moments.end)
-    grid = [[moments.at(token, layer) for layer in range(trace.layers)] for token in tokens]
+    trace, history, tokens = steps.trace, steps.history, range(steps.first, steps.end)
+    grid = [[steps.at(token, layer) for layer in range(trace.layers)] for token in tokens]
     column = [row[0] for row in grid]
     return {
         "model": trace.model,
-        "first": moments.first,
+        "first": steps.first,
         "experts": list(trace.experts),
         "bytes": list(trace.expert_bytes),
         "cache": [history.policy, list(history.slots), list(history.measures), history.rule],
-        "recorded": history.recorded and moments.agree(),
+        "recorded": history.recorded and steps.agree(),
         "signs": [[sign.name, sign.glyph, sign.means] for sign in SIGNS.values()],
-        "texts": [shortened(moment.text) for moment in column],
-        "tokens": [[moment.position, moment.phase, moment.together] for moment in column],
-        "moments": [[row_of(moment) for moment in row] for row in grid],
+        "texts": [shortened(step.text, LONGEST) for step in column],
+        "tokens": [[step.position, step.phase, step.together] for step in column],
+        "token_steps": [[row_of(step) for step in row] for row in grid],
         **router(grid, max(trace.experts)),
-        **(vectors(grid) if moments.computed else {}),
+        **(vectors(grid) if steps.computed else {}),
     }
 
 
-def row_of(moment: TokenStep) -> list[Any]:
+def row_of(step: TokenStep) -> list[Any]:
     """[resident, accesses, guess]: an access is [expert, outcome, wait in ms, kept, choice], a
     choice [victim, scores], a guess [guessed, needed]."""
     names = list(SIGNS)
@@ -188,24 +188,24 @@ def row_of(moment: TokenStep) -> list[Any]:
             names.index(access.outcome),
             None if access.wait is None else round(1e3 * access.wait, 3),
             int(access.kept),
-            (one := access.choice) and [one.victim, score_rows(one, moment.history.rule)],
+            (one := access.eviction) and [one.victim, score_rows(one, step.history.rule)],
         ]
-        for access in moment.accesses
+        for access in step.accesses
     ]
-    guess = moment.guess and [
-        [[expert, round(share, 3), int(right)] for expert, share, right in moment.guess.experts],
-        moment.guess.needed,
+    guess = step.guess and [
+        [[expert, round(share, 3), int(right)] for expert, share, right in step.guess.experts],
+        step.guess.needed,
     ]
-    return [moment.resident, accesses, guess]
+    return [step.resident, accesses, guess]
 
 
-def score_rows(choice: Eviction, rule: str) -> list[list[float | None]]:
+def score_rows(eviction: Eviction, rule: str) -> list[list[float | None]]:
     """[expert, score ...] of each expert, the next one to evict first. None for an infinite score,
     which JSON does not have."""
-    ranked = sorted(choice.scores.items(), key=lambda one: (one[1], one[0]), reverse=rule == LATEST)
+    ranked = sorted((score, expert) for expert, score in eviction.scores.items())
     return [
         [expert, *(number if math.isfinite(number) else None for number in score)]
-        for expert, score in ranked
+        for score, expert in (reversed(ranked) if rule == LATEST else ranked)
     ]
 
 
@@ -215,10 +215,10 @@ def router(grid: Sequence[Sequence[TokenStep]], experts: int) -> dict[str, np.nd
     shape = (len(grid), len(grid[0]), experts)
     logits, shares = np.full(shape, np.nan, np.float16), np.zeros(shape, np.uint16)
     for token, row in enumerate(grid):
-        for layer, moment in enumerate(row):
-            if moment.logits is not None:
-                logits[token, layer, : len(moment.logits)] = moment.logits
-                shares[token, layer, : len(moment.logits)] = np.rint(65535 * moment.probabilities)
+        for layer, step in enumerate(row):
+            if step.logits is not None:
+                logits[token, layer, : len(step.logits)] = step.logits
+                shares[token, layer, : len(step.logits)] = np.rint(65535 * step.probabilities)
     if np.isnan(logits).all():
         return {}
     return {"logits": logits.view(np.uint16), "probabilities": shares}
@@ -227,10 +227,10 @@ def router(grid: Sequence[Sequence[TokenStep]], experts: int) -> dict[str, np.nd
 def vectors(grid: Sequence[Sequence[TokenStep]]) -> dict[str, Any]:
     """weights [N, L, K]; the norm and the first 16 numbers of every vector: input and total
     [N, L, 17], outputs [N, L, K, 17]. K: the most experts of any token."""
-    most = max(len(moment.experts) for row in grid for moment in row)
+    most = max(len(step.experts) for row in grid for step in row)
 
     def gather(pick) -> np.ndarray:
-        return np.array([[pick(moment.computed) for moment in row] for row in grid], np.float32)
+        return np.array([[pick(step.computed) for step in row] for row in grid], np.float32)
 
     def padded(rows: np.ndarray) -> np.ndarray:
         return np.pad(rows, [(0, most - len(rows))] + [(0, 0)] * (rows.ndim - 1))
@@ -248,7 +248,3 @@ def head(vectors: np.ndarray) -> np.ndarray:
     """[..., H] -> [..., 17]: the norm, then the first 16 numbers."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.concatenate([norms, vectors[..., :SHOWN]], axis=-1)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

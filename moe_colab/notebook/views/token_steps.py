@@ -23,14 +23,14 @@ from ...trace.arrays import softmax
 @dataclass(frozen=True)
 class Access:
     """One of a token's experts. outcome: "hit", "speculative_hit", "late" or "miss"; wait: seconds
-    that compute waited for it, None where that was not recorded for such a cache; choice: the
-    eviction that made room for it; kept: whether it stays in its slot."""
+    that compute waited for it, None where that was not recorded for such a cache; eviction: the
+    one that made room for it; kept: whether it stays in its slot."""
 
     expert: int
     outcome: str
     bytes: int  # to be copied; 0 for a hit
     wait: float | None
-    choice: Eviction | None
+    eviction: Eviction | None
     kept: bool
 
 
@@ -104,7 +104,7 @@ class TokenSteps:
                 f"{self.first} to {self.end - 1} at layers 0 to {trace.layers - 1}."
             )
         step = int(trace.step_of[token])
-        forward, found = trace.forwards[step], self.history.found[layer][step]
+        forward, snapshot = trace.forwards[step], self.history.snapshots[layer][step]
         chosen = trace.routing[token, layer].tolist()
         experts = [expert for expert in chosen if expert >= 0]
         logits = trace.logits[token, layer, : trace.experts[layer]].astype(np.float32)
@@ -125,8 +125,8 @@ class TokenSteps:
             logits=logits if known else None,
             probabilities=softmax(logits) if known else None,
             experts=tuple(experts),
-            resident=tuple(sorted({*found.resident, *self.history.pinned[layer]})),
-            accesses=tuple(self._access(step, layer, expert, found) for expert in experts),
+            resident=tuple(sorted({*snapshot.resident, *self.history.pinned[layer]})),
+            accesses=tuple(self._access(step, layer, expert, snapshot) for expert in experts),
             guess=self._guess(step, layer),
             computed=computed or None,
             history=self.history,
@@ -143,20 +143,20 @@ class TokenSteps:
     # ------------------------------------------------------------------ inside
     def _there(self, step: int, layer: int, expert: int) -> bool:
         """Whether the cache history has `expert` in a slot at `step`."""
-        found = self.history.found[layer][step]
-        return expert in found.resident or expert in self.history.pinned[layer]
+        snapshot = self.history.snapshots[layer][step]
+        return expert in snapshot.resident or expert in self.history.pinned[layer]
 
-    def _access(self, step: int, layer: int, expert: int, found: CacheSnapshot) -> Access:
+    def _access(self, step: int, layer: int, expert: int, snapshot: CacheSnapshot) -> Access:
         """An access by the history; where the recording agrees, with its outcome and wait."""
         there = self._there(step, layer, expert)
         outcome, wait = "hit" if there else "miss", None
         recorded = self.accesses.get((step, layer, expert))
         if recorded is not None and there == (recorded[0] == "hit"):
             outcome, wait = recorded
-        choice = next((choice for choice in found.choices if choice.newcomer == expert), None)
+        eviction = next((one for one in snapshot.evictions if one.newcomer == expert), None)
         nbytes = 0 if there else self.trace.expert_bytes[layer]
-        kept = there or self.history.kept(layer, choice)
-        return Access(expert, outcome, nbytes, wait, choice, kept)
+        kept = there or self.history.kept(layer, eviction)
+        return Access(expert, outcome, nbytes, wait, eviction, kept)
 
     def _guess(self, step: int, layer: int) -> Guess | None:
         made = self.guesses.get((step, layer))
@@ -185,13 +185,12 @@ class TokenSteps:
     def _guesses(self) -> dict[tuple[int, int], tuple[str, list[tuple[int, float]]]]:
         """(source, guesses for the next layer) by the step and layer in which they were made: from
         the source that the model really went by, if that is known."""
-        sources, out = self.trace.sources, defaultdict(lambda: (name, []))
-        if not sources:
-            return {}
-        name = self.trace.settings.get("guess_from")
-        name = name if name in sources else sources[0]
-        rows = self._own(self.trace.guesses)
-        rows = rows[(rows["source"] == sources.index(name)) & (rows["layer"] == rows["at"] + 1)]
+        name, sources = self.trace.settings.get("guess_from"), self.trace.sources
+        if name not in sources:
+            name = sources[0] if sources else ""
+        out = defaultdict(lambda: (name, []))
+        rows = self._own(self.trace.guesses_from(name))
+        rows = rows[rows["layer"] == rows["at"] + 1]
         for row in rows[np.argsort(rows["place"], kind="stable")].tolist():
             out[row[0], row[1]][1].append((row[3], row[5]))
         return dict(out)

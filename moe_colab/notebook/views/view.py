@@ -125,6 +125,11 @@ def fit(make: Callable[[int], tuple[View, int]], count: int) -> View:
         count = max(1, min(count - 1, count * LIMIT // view.nbytes))
 
 
+def shortened(text: str, longest: int) -> str:
+    """At most `longest` characters of a text."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def packed(data: Mapping[str, Any]) -> str:
     """JSON that is safe inside a script element, whatever texts it contains."""
     text = json.dumps(data, default=array, ensure_ascii=False, separators=(",", ":"))

@@ -17,10 +17,10 @@ from ...cache.settings import is_whole
 from ...cache.stats import PHASES, Counters
 from ...errors import MoEColabError
 from ...trace import Trace
-from ...trace.arrays import NOBODY, OUTCOMES
+from ...trace.arrays import NO_EXPERT, OUTCOMES
 from ...trace.outcomes import SIGNS
 from .excerpt import Excerpt, excerpts, stream_of
-from .view import LIMIT, View, fit
+from .view import LIMIT, View, fit, shortened
 
 if TYPE_CHECKING:
     from ...plots import Picture
@@ -97,8 +97,8 @@ def picture(excerpt: Excerpt, words: list[str]) -> Picture:
 def page_data(excerpt: Excerpt) -> dict[str, Any]:
     """What web/xray.js reads, except for the texts."""
     trace, routing = excerpt.trace, excerpt.routing
-    narrow = max(trace.experts) <= 255
-    nobody = 255 if narrow else 65535
+    dtype = np.uint8 if max(trace.experts) <= 255 else np.uint16
+    no_expert = np.iinfo(dtype).max
     rest, rest_of = excerpt.rest()
     return {
         "model": trace.model,
@@ -109,10 +109,10 @@ def page_data(excerpt: Excerpt) -> dict[str, Any]:
         "rows": int(trace.forwards["rows"].max()),
         "step": excerpt.steps.astype(np.uint32),
         "phases": trace.forwards["phase"].astype(np.uint8),
-        "nobody": nobody,
-        "routing": np.where(routing == NOBODY, nobody, routing).astype("u1" if narrow else "u2"),
-        "chances": chances(excerpt),
-        "fates": fates(excerpt),
+        "no_expert": no_expert,
+        "routing": np.where(routing == NO_EXPERT, no_expert, routing).astype(dtype),
+        "probabilities": packed_probabilities(excerpt),
+        "outcomes": packed_outcomes(excerpt),
         "rest": rest,
         "rest_of": rest_of.astype(np.uint32),
         "recorded": recorded(trace),
@@ -133,11 +133,11 @@ def texts(excerpt: Excerpt, tokenizer: Any) -> list[str]:
     known = excerpt.trace.texts
     if tokenizer is not None:
         known = {token: tokenizer.decode([token]) for token in set(ids) if token >= 0}
-    words = [known.get(token, f"[{token}]" if token >= 0 else "") for token in ids]
-    return [word if len(word) <= LONGEST else word[: LONGEST - 1] + "…" for word in words]
+    words = (known.get(token, f"[{token}]" if token >= 0 else "") for token in ids)
+    return [shortened(word, LONGEST) for word in words]
 
 
-def chances(excerpt: Excerpt) -> np.ndarray | None:
+def packed_probabilities(excerpt: Excerpt) -> np.ndarray | None:
     """uint8 [n, L, K]: 1 to 255 for probabilities from 0 to 1, and 0 for an unknown one; None if
     all are unknown."""
     known = excerpt.probabilities()
@@ -146,10 +146,10 @@ def chances(excerpt: Excerpt) -> np.ndarray | None:
     return np.where(np.isnan(known), 0, np.rint(1 + 254 * np.nan_to_num(known))).astype(np.uint8)
 
 
-def fates(excerpt: Excerpt) -> np.ndarray:
+def packed_outcomes(excerpt: Excerpt) -> np.ndarray:
     """uint8, two choices in each, the earlier one in the lower four bits: the recorded outcome of a
-    choice, plus 8 where this token is the first of its step to need the expert."""
-    flat = (excerpt.outcomes() + 8 * excerpt.payers()).astype(np.uint8).reshape(-1)
+    choice, plus 8 where it is its expert's first use in the step."""
+    flat = (excerpt.outcomes() + 8 * excerpt.first_uses()).astype(np.uint8).reshape(-1)
     flat = np.pad(flat, (0, len(flat) % 2))
     return flat[::2] | flat[1::2] << 4
 
@@ -211,7 +211,7 @@ def rows(excerpt: Excerpt, words: list[str]) -> list[dict[str, Any]]:
     """The rows of mc.plots.xray for the static picture, one for each choice."""
     recorded = len(excerpt.trace.accesses)
     outcome = excerpt.outcomes() if recorded else replayed(excerpt)
-    first, chance, routing = excerpt.payers(), excerpt.probabilities(), excerpt.routing
+    first, chance, routing = excerpt.first_uses(), excerpt.probabilities(), excerpt.routing
     return [
         {
             "number": excerpt.first + int(place[0]),
@@ -223,5 +223,5 @@ def rows(excerpt: Excerpt, words: list[str]) -> list[dict[str, Any]]:
             "outcome": OUTCOMES[outcome[place] - 1] if outcome[place] else "",
             "first": bool(first[place]),
         }
-        for place in zip(*np.nonzero(routing != NOBODY), strict=True)
+        for place in zip(*np.nonzero(routing != NO_EXPERT), strict=True)
     ]

@@ -70,7 +70,7 @@ function stepper(root) {
   }
 
   function draw() {
-    const i = now.token - data.first, moment = moment_of(data, i, now.layer);
+    const i = now.token - data.first, token_step = token_step_of(data, i, now.layer);
     words.forEach((word, j) => word.setAttribute("aria-selected", String(j === i)));
     strip.setAttribute("aria-activedescendant", words[i].id);
     show_in(strip, words[i]);
@@ -87,7 +87,7 @@ function stepper(root) {
     where.textContent = `step ${now.step + 1} of ${STEPS.length}, layer ${now.layer}, token ${now.token}`;
     panel.setAttribute("aria-labelledby", tabs[now.step].id);
     panel.replaceChildren(make("h3", {}, `${now.step + 1}. ${STEPS[now.step][1]}`),
-      ...DRAWN[now.step](data, moment));
+      ...DRAWN[now.step](data, token_step));
     Object.assign(panel.dataset, now);
   }
 

@@ -14,16 +14,16 @@ const STEPS = [
 ];
 
 // ------------------------------------------------------------------ data
-function moment_of(data, i, layer) {
-  const [resident, accesses, guess] = data.moments[i][layer], count = data.experts[layer];
+function token_step_of(data, i, layer) {
+  const [resident, accesses, guess] = data.token_steps[i][layer], count = data.experts[layer];
   const logits = slice(data.logits, data, i, layer).map(half);
   const shares = slice(data.probabilities, data, i, layer).map(share => share / 65535);
   return {
     i, layer, resident, guess, count, logits: logits.slice(0, count), probabilities: shares.slice(0, count),
     known: logits.length > 0 && !Number.isNaN(logits[0]),
-    accesses: accesses.map(([expert, outcome, wait, kept, choice]) => {
+    accesses: accesses.map(([expert, outcome, wait, kept, eviction]) => {
       const [name, glyph, means] = data.signs[outcome];
-      return {expert, outcome, name, glyph, means, wait, kept, choice};
+      return {expert, outcome, name, glyph, means, wait, kept, eviction};
     }),
   };
 }
@@ -44,13 +44,13 @@ function half(bits) {
 }
 
 // The vectors of one token and layer: rows of [norm, first numbers ...].
-function rows_of(array, data, moment) {
-  const wide = array.shape.at(-1), values = slice(array, data, moment.i, moment.layer);
+function rows_of(array, data, token_step) {
+  const wide = array.shape.at(-1), values = slice(array, data, token_step.i, token_step.layer);
   return Array.from({length: values.length / wide}, (_, k) => values.slice(k * wide, (k + 1) * wide));
 }
 
-function weights_of(data, moment) {
-  return slice(data.weights, data, moment.i, moment.layer).slice(0, moment.accesses.length);
+function weights_of(data, token_step) {
+  return slice(data.weights, data, token_step.i, token_step.layer).slice(0, token_step.accesses.length);
 }
 
 // ------------------------------------------------------------------ words
@@ -125,59 +125,59 @@ function judged(kind, glyph, word) {
 
 const DRAWN = [arrives, logits, probabilities, top_k, slots, evicted, copied, guessed, outputs];
 
-function arrives(data, moment) {
-  const {i, layer} = moment, together = data.tokens[i][2];
+function arrives(data, token_step) {
+  const {i, layer} = token_step, together = data.tokens[i][2];
   const out = [say("The token ", make("q", {}, make("bdi", {class: "token"}, word_of(data, i))),
     ` (${place_of(data, i)}) has come to MoE layer ${layer} of ${data.experts.length}. `,
     together > 1 ? "All tokens of a step are routed together, and their experts are loaded together." : "")];
   if (!data.input) {
     return [...out, dim("A trace has no hidden states: give mc.stepper a model to see them.")];
   }
-  const [norm, ...values] = rows_of(data.input, data, moment)[0];
+  const [norm, ...values] = rows_of(data.input, data, token_step)[0];
   const most = Math.max(...values.map(Math.abs));
   return [...out, say(`The input of router and experts is a vector of ${data.hidden} numbers, with norm `,
     make("b", {class: "norm"}, short(norm)), `. The first ${values.length}:`),
   make("div", {class: "vector"}, ...values.map(value => signed(value, most)))];
 }
 
-function logits(data, moment) {
-  if (!moment.known) return [dim(NOT_HELD)];
-  const least = Math.min(0, ...moment.logits), most = Math.max(0, ...moment.logits);
+function logits(data, token_step) {
+  if (!token_step.known) return [dim(NOT_HELD)];
+  const least = Math.min(0, ...token_step.logits), most = Math.max(0, ...token_step.logits);
   const at = value => most > least ? (value - least) / (most - least) : 0;
-  return [say(`One logit for each of the layer's ${moment.count} experts; the line is 0.`),
-    bars(moment.logits.map((value, expert) =>
+  return [say(`One logit for each of the layer's ${token_step.count} experts; the line is 0.`),
+    bars(token_step.logits.map((value, expert) =>
       bar(expert, at(0), at(value), short(value), at(0))))];
 }
 
-function probabilities(data, moment) {
-  if (!moment.known) return [dim(NOT_HELD)];
-  const most = Math.max(...moment.probabilities), even = 1 / moment.count;
+function probabilities(data, token_step) {
+  if (!token_step.known) return [dim(NOT_HELD)];
+  const most = Math.max(...token_step.probabilities), even = 1 / token_step.count;
   return [say(`The softmax of the logits; they sum to 1. The line is a uniform distribution, ${percent(even)}.`),
-    bars(moment.probabilities.map((share, expert) =>
+    bars(token_step.probabilities.map((share, expert) =>
       bar(expert, 0, share / most, percent(share), even / most)))];
 }
 
-function top_k(data, moment) {
-  const weights = data.weights && weights_of(data, moment);
-  const heads = ["expert", ...(moment.known ? ["logit", "probability"] : []), ...(weights ? ["weight"] : [])];
-  const rows = moment.accesses.map(({expert}, rank) => [expert,
-    ...(moment.known ? [short(moment.logits[expert]), percent(moment.probabilities[expert])] : []),
+function top_k(data, token_step) {
+  const weights = data.weights && weights_of(data, token_step);
+  const heads = ["expert", ...(token_step.known ? ["logit", "probability"] : []), ...(weights ? ["weight"] : [])];
+  const rows = token_step.accesses.map(({expert}, rank) => [expert,
+    ...(token_step.known ? [short(token_step.logits[expert]), percent(token_step.probabilities[expert])] : []),
     ...(weights ? [make("b", {}, short(weights[rank]))] : [])]);
-  const told = weights ? "The weights are those of this model's own routing rule."
+  const note = weights ? "The weights are those of this model's own routing rule."
     : "A trace has no weights: give mc.stepper a model to see them.";
-  return [say(`${moment.accesses.length} of ${moment.count}, most probable first.`), table(heads, rows, "Chosen experts"), dim(told)];
+  return [say(`${token_step.accesses.length} of ${token_step.count}, most probable first.`), table(heads, rows, "Chosen experts"), dim(note)];
 }
 
-function slots(data, moment) {
-  const [policy, counts] = data.cache, needed = new Map(moment.accesses.map(access => [access.expert, access]));
-  const cells = Array.from({length: moment.count}, (_, expert) => {
-    const access = needed.get(expert), there = moment.resident.includes(expert);
+function slots(data, token_step) {
+  const [policy, counts] = data.cache, needed = new Map(token_step.accesses.map(access => [access.expert, access]));
+  const cells = Array.from({length: token_step.count}, (_, expert) => {
+    const access = needed.get(expert), there = token_step.resident.includes(expert);
     return make("li", {class: `${there ? "there" : "away"}${access ? " needed" : ""}`, "data-expert": expert},
       make("b", {}, String(expert)), make("small", {}, there ? "in a slot" : "no slot"), access ? sign(access) : null);
   });
-  const lines = moment.accesses.map(access => say(sign(access), `: expert ${access.expert}. ${sentence(access.means)}.`));
-  const together = data.tokens[moment.i][2];
-  return [say(`${moment.resident.length} of ${moment.count} experts are in this layer's ${counts[moment.layer]} slots (${policy}) when the router has decided.` +
+  const lines = token_step.accesses.map(access => say(sign(access), `: expert ${access.expert}. ${sentence(access.means)}.`));
+  const together = data.tokens[token_step.i][2];
+  return [say(`${token_step.resident.length} of ${token_step.count} experts are in this layer's ${counts[token_step.layer]} slots (${policy}) when the router has decided.` +
       (together > 1 ? ` All ${together} tokens of the step need their experts.` : "")),
     make("ol", {class: "cells", "aria-label": "Experts of the layer"}, ...cells), ...lines,
     data.recorded ? null : dim("This is a replay that starts with empty slots and has no guesses, so it differs from the recording.")].filter(Boolean);
@@ -192,22 +192,22 @@ const MEASURES = { // the numbers that the built-in policies compare
   "next use": "“Next use” is the next forward pass that needs the expert: only a replay knows it.",
 };
 
-function evicted(data, moment) {
-  const missing = moment.accesses.filter(access => !moment.resident.includes(access.expert));
+function evicted(data, token_step) {
+  const missing = token_step.accesses.filter(access => !token_step.resident.includes(access.expert));
   if (!missing.length) return [say("No eviction: all needed experts are in slots.")];
   const known = data.cache[2].map(name => MEASURES[name] ?? "");
-  return [make("div", {class: "choices"}, ...missing.map(access => choice_of(data, moment, access))),
+  return [make("div", {class: "choices"}, ...missing.map(access => eviction_of(data, token_step, access))),
     dim([...known, "Experts that this forward pass needs are evicted only if there are no others."].join(" "))];
 }
 
 // The eviction for one missing expert, and the candidates.
-function choice_of(data, moment, {expert, choice, kept}) {
+function eviction_of(data, token_step, {expert, eviction, kept}) {
   const [policy, counts, measures, rule] = data.cache;
-  if (!choice) {
+  if (!eviction) {
     return make("div", {}, say(kept ? `Expert ${expert} takes a free slot: no eviction.`
-      : `Expert ${expert} is loaded, used and not kept: ${counts[moment.layer] ? "its slot is needed for another expert" : `${policy} keeps no expert`}.`));
+      : `Expert ${expert} is loaded, used and not kept: ${counts[token_step.layer] ? "its slot is needed for another expert" : `${policy} keeps no expert`}.`));
   }
-  const [victim, scores] = choice, line = make("b", {}, victim === expert
+  const [victim, scores] = eviction, line = make("b", {}, victim === expert
     ? `Expert ${expert} is loaded and used, but not kept` : `Expert ${victim} is evicted for expert ${expert}`);
   if (!scores.length) return make("div", {}, say(line, `. ${policy} gives no reason.`));
   const rows = scores.map(([one, ...score]) =>
@@ -216,10 +216,10 @@ function choice_of(data, moment, {expert, choice, kept}) {
     table(["expert", ...measures, ""], rows, `Candidates for eviction, for expert ${expert}`));
 }
 
-function copied(data, moment) {
-  const size = data.bytes[moment.layer], seconds = 1e3 * size / data.link;
-  const rows = moment.accesses.map(access => {
-    const there = moment.resident.includes(access.expert);
+function copied(data, token_step) {
+  const size = data.bytes[token_step.layer], seconds = 1e3 * size / data.link;
+  const rows = token_step.accesses.map(access => {
+    const there = token_step.resident.includes(access.expert);
     return [access.expert, sign(access), there ? "nothing" : megabytes(size), there ? "0 ms" : `${short(seconds)} ms`,
       access.wait === null ? "not recorded" : `${short(access.wait)} ms`];
   });
@@ -228,31 +228,31 @@ function copied(data, moment) {
     dim("“Waited” is the measured time that compute waited in the recording. It is zero if a guess had loaded the expert, or if the copy ended while another expert was computed.")];
 }
 
-function guessed(data, moment) {
-  if (moment.layer === data.experts.length - 1) return [say("This is the last MoE layer: there is no next layer to guess for.")];
-  if (!moment.guess) return [say("No guess here: all of the next layer's experts were in slots, or prefetching was off.")];
-  const [made, needed] = moment.guess, right = made.filter(guess => guess[2]).length;
+function guessed(data, token_step) {
+  if (token_step.layer === data.experts.length - 1) return [say("This is the last MoE layer: there is no next layer to guess for.")];
+  if (!token_step.guess) return [say("No guess here: all of the next layer's experts were in slots, or prefetching was off.")];
+  const [made, needed] = token_step.guess, right = made.filter(guess => guess[2]).length;
   const rows = made.map(([expert, share, came]) =>
     [expert, percent(share), came ? judged("right", "✓", "right") : judged("wrong", "✗", "wrong")]);
   const named = made.map(guess => guess[0]), unnamed = needed.filter(expert => !named.includes(expert));
-  return [say(`The router of layer ${moment.layer + 1} gets the present hidden state early: ${right} of ${made.length} guesses were right.`),
+  return [say(`The router of layer ${token_step.layer + 1} gets the present hidden state early: ${right} of ${made.length} guesses were right.`),
     table(["expert", "probability", "guess"], rows, "Guesses"),
     say(`It then chose ${needed.length > 1 ? "experts" : "expert"} ${needed.join(", ")}` +
       (unnamed.length ? `; of these, not guessed: ${unnamed.join(", ")}.` : ": all of them had been guessed."))];
 }
 
-function outputs(data, moment) {
+function outputs(data, token_step) {
   if (!data.outputs) {
     return [say("A trace has no outputs of experts: give mc.stepper a model to see them.")];
   }
-  const weights = weights_of(data, moment), total = rows_of(data.total, data, moment)[0];
-  const found = rows_of(data.outputs, data, moment).slice(0, weights.length);
-  const most = Math.max(...[total, ...found].flatMap(row => row.slice(1).map(Math.abs)));
-  const cells = number => [...found.map(row => signed(row[number], most)), signed(total[number], most)];
-  const heads = ["", ...moment.accesses.map(({expert}) => `expert ${expert}`), "weighted sum"];
+  const weights = weights_of(data, token_step), total = rows_of(data.total, data, token_step)[0];
+  const vectors = rows_of(data.outputs, data, token_step).slice(0, weights.length);
+  const most = Math.max(...[total, ...vectors].flatMap(row => row.slice(1).map(Math.abs)));
+  const cells = number => [...vectors.map(row => signed(row[number], most)), signed(total[number], most)];
+  const heads = ["", ...token_step.accesses.map(({expert}) => `expert ${expert}`), "weighted sum"];
   const rows = [
     [make("b", {}, "weight"), ...weights.map(weight => make("b", {}, `× ${short(weight)}`)), ""],
-    [make("b", {}, "norm"), ...found.map(row => short(row[0])), short(total[0])],
+    [make("b", {}, "norm"), ...vectors.map(row => short(row[0])), short(total[0])],
     ...total.slice(1).map((_, k) => [make("span", {class: "dim"}, `${k + 1}`), ...cells(k + 1)]),
   ];
   return [say(`Each expert's output is a vector of ${data.hidden} numbers (the first ${total.length - 1} below). Their weighted sum is the output of the layer's experts.`),

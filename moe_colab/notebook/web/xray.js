@@ -14,13 +14,13 @@ function xray(root) {
 // ------------------------------------------------------------------ controls
 function build(view) {
   const text = textOf(view), {bar, moved} = controlsOf(view), table = numbersOf(view);
-  const grid = gridOf(view), states = statesOf(view), told = readoutOf(view);
+  const grid = gridOf(view), states = statesOf(view), readout = readoutOf(view);
   view.root.append(
-    make("div", {class: "title"}, heading(view)), text.box, moved.bar, told.line, bar, table.box,
+    make("div", {class: "title"}, heading(view)), text.box, moved.bar, readout.line, bar, table.box,
     make("div", {class: "name"}, "routing of each token, layer by layer: the number is the " +
-      (view.data.chances ? "expert, the shade the router's probability" : "expert")), grid.box,
+      (view.data.probabilities ? "expert, the shade the router's probability" : "expert")), grid.box,
     states.name, states.box, legendOf(view), notesOf(view));
-  view.parts = [text.show, moved.show, told.show, table.show, grid.show, states.show];
+  view.parts = [text.show, moved.show, readout.show, table.show, grid.show, states.show];
 }
 
 function heading({data, tokens}) {

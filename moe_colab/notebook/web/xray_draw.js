@@ -114,14 +114,14 @@ function drawGrid(view, canvas, box) {
 }
 
 function drawCell(pen, {x, y, chosen}, size) {
-  chosen.slice(0, size.chips).forEach(({expert, chance, state, paid}, rank) => {
+  chosen.slice(0, size.chips).forEach(({expert, probability, state, first}, rank) => {
     const middle = y + 1 + rank * LINE + LINE / 2;
-    pen.globalAlpha = chance === null ? 0 : .04 + .3 * chance;
+    pen.globalAlpha = probability === null ? 0 : .04 + .3 * probability;
     pen.fillStyle = pen.colour("fg");
     pen.fillRect(x + 3, middle - LINE / 2 + 1, size.digits, LINE - 2);
     pen.globalAlpha = 1;
     write(pen, expert, x + 3 + size.digits / 2, middle + .5);
-    if (paid) glyph(pen, state, x + size.digits + 10, middle);
+    if (first) glyph(pen, state, x + size.digits + 10, middle);
     else ring(pen, x + size.digits + 10, middle);
   });
   chosen.slice(size.chips).forEach((choice, place) => drawBar(pen, choice,
@@ -129,10 +129,10 @@ function drawCell(pen, {x, y, chosen}, size) {
 }
 
 // A further choice: higher is more expensive; a dot if another token caused the load.
-function drawBar(pen, {state, paid}, x, bottom, most) {
+function drawBar(pen, {state, first}, x, bottom, most) {
   const share = {[HIT]: .3, [SPECULATIVE]: .55, [LATE]: .8, [MISS]: 1, [PASSING]: 1}[state] ?? .3;
-  pen.fillStyle = pen.colour(paid ? colourOf(state) : "dim");
-  const height = paid ? Math.max(3, most * share) : 2;
+  pen.fillStyle = pen.colour(first ? colourOf(state) : "dim");
+  const height = first ? Math.max(3, most * share) : 2;
   pen.fillRect(x, bottom - height, 3, height);
 }
 

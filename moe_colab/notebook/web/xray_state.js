@@ -38,16 +38,16 @@ class XRay {
   }
   // The choices of a token's router, the most probable first, with their outcomes.
   chosen(token, layer) {
-    const {routing, chances, fates, nobody, step} = this.data, out = [];
+    const {routing, probabilities, outcomes, no_expert, step} = this.data, out = [];
     for (let rank = 0; rank < this.choices; rank++) {
       const place = (token * this.layers + layer) * this.choices + rank;
       const expert = routing.values[place];
-      if (expert === nobody) continue;
-      const fate = fates.values[place >> 1] >> 4 * (place & 1) & 15;
-      const told = chances && chances.values[place];
-      const state = this.shown === RECORDED ? told_state(fate & 7)
+      if (expert === no_expert) continue;
+      const outcome = outcomes.values[place >> 1] >> 4 * (place & 1) & 15;
+      const code = probabilities && probabilities.values[place];
+      const state = this.shown === RECORDED ? recordedState(outcome & 7)
         : this.replay(this.policy).states[this.place(step.values[token], layer) + expert];
-      out.push({expert, chance: told ? (told - 1) / 254 : null, state, paid: fate > 7});
+      out.push({expert, probability: code ? (code - 1) / 254 : null, state, first: outcome > 7});
     }
     return out;
   }
@@ -70,10 +70,10 @@ class XRay {
   cost(token) {
     const out = {hit: 0, speculative_hit: 0, late: 0, miss: 0, unknown: 0, shared: 0, bytes: 0};
     for (let layer = 0; layer < this.layers; layer++) {
-      for (const {state, paid} of this.chosen(token, layer)) {
+      for (const {state, first} of this.chosen(token, layer)) {
         const name = state === PASSING ? "miss" : STATE[state];
-        out[paid ? name : "shared"]++;
-        if (paid && name === "miss") out.bytes += this.data.bytes[layer];
+        out[first ? name : "shared"]++;
+        if (first && name === "miss") out.bytes += this.data.bytes[layer];
       }
     }
     return out;
@@ -89,7 +89,7 @@ class XRay {
   show() { for (const part of this.parts) part(); }
 }
 
-function told_state(fate) { return [UNKNOWN, HIT, SPECULATIVE, LATE, MISS][fate]; }
+function recordedState(outcome) { return [UNKNOWN, HIT, SPECULATIVE, LATE, MISS][outcome]; }
 
 // The experts that every step needs in every layer, for visible tokens and the others.
 function neededOf(data) {
@@ -97,7 +97,7 @@ function neededOf(data) {
   const asked = Array.from({length: steps}, () => data.experts.map(() => new Set()));
   data.routing.values.forEach((expert, place) => {
     const layer = Math.floor(place / choices) % layers, token = Math.floor(place / choices / layers);
-    if (expert !== data.nobody) asked[data.step.values[token]][layer].add(expert);
+    if (expert !== data.no_expert) asked[data.step.values[token]][layer].add(expert);
   });
   const bytes = data.rest.shape[2];
   data.rest.values.forEach((bits, place) => {

@@ -79,7 +79,7 @@ function reveal(box, child) {
 // ------------------------------------------------------------------ texts
 function readoutOf(view) {
   const token = make("div", {}), layer = make("div", {class: "dim"});
-  const line = make("div", {class: view.choices > 4 ? "told more" : "told", role: "status"}, token, layer);
+  const line = make("div", {class: view.choices > 4 ? "readout more" : "readout", role: "status"}, token, layer);
   const show = () => {
     const now = view.current, {data} = view, phase = PHASE[data.phases.values[data.step.values[now]]];
     line.setAttribute("aria-live", view.quiet ? "off" : "polite");
@@ -92,9 +92,9 @@ function readoutOf(view) {
   return {line, show};
 }
 
-function choiceInWords(view, {expert, chance, state, paid}) {
-  const likely = chance === null ? "" : ` (${(100 * chance).toFixed(0)} %)`;
-  return `expert ${expert}${likely} ${stateInWords(view, state)}${paid ? "" : " (shared)"}`;
+function choiceInWords(view, {expert, probability, state, first}) {
+  const likely = probability === null ? "" : ` (${(100 * probability).toFixed(0)} %)`;
+  return `expert ${expert}${likely} ${stateInWords(view, state)}${first ? "" : " (shared)"}`;
 }
 
 function stateInWords(view, state) {
@@ -158,7 +158,7 @@ function notesOf(view) {
       "The table counts all tokens of the steps from there on, including tokens that are not shown.",
     data.recorded ? "The recording counts the loads that layers needed, not the loads of guesses."
       : "The trace has no recorded loads.",
-    !data.chances && "The trace has no router probabilities, so there is no shade.",
+    !data.probabilities && "The trace has no router probabilities, so there is no shade.",
     data.whole_layer &&
       "Whole layers were loaded: loads that no token needed count in the first row only.",
     widest > WIDEST_DIGITS && "A tick is an expert: low without a slot, higher with one, full " +

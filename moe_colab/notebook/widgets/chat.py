@@ -25,7 +25,7 @@ from ...chat.turn import Turn
 from ...errors import MoEColabError
 from ..views.view import web_asset
 from .chat_controls import ChatControls
-from .controls import slots_value, status_line
+from .controls import close, slots_value, status_line
 from .panel import shows_errors
 
 SECONDS_BETWEEN_FLUSHES = 0.125
@@ -140,7 +140,7 @@ class ChatWidget:
     def close(self) -> None:
         """Remove the widget from the page; the conversation stays with the model."""
         self._following, self._closed = None, True
-        self.controls.close()
+        close(self.controls.page)
 
     def _ipython_display_(self) -> None:
         if self._closed:
@@ -212,8 +212,8 @@ class ChatWidget:
         parts.clear.on_click(lambda _: self.clear())
         parts.as_json.on_click(lambda _: self.save(".json"))
         parts.as_markdown.on_click(lambda _: self.save(".md"))
-        parts.slots.observe(self._change_slots, "value")
-        parts.policy.observe(self._change_policy, "value")
+        for control in (parts.slots, parts.policy):
+            control.observe(self._change_cache, "value")
         parts.several.observe(self._change_several, "value")
         parts.more.observe(self._change_more, "value")
 
@@ -228,26 +228,19 @@ class ChatWidget:
             self.send()
 
     @shows_errors
-    def _change_slots(self, change) -> None:
-        offload = self.session.model.offload
-        if change["new"] == slots_value(offload):
+    def _change_cache(self, change) -> None:
+        """Give the model the new slots or the new policy."""
+        offload, is_slots = self.session.model.offload, change["owner"] is self.controls.slots
+        if change["new"] == (slots_value(offload) if is_slots else offload.policy_spec):
             return
         try:
-            offload.slots = change["new"]
+            setattr(offload, "slots" if is_slots else "policy", change["new"])
         finally:
             self.controls.refresh(offload)
-        self.say(f"{offload.slots} slots per layer from now on; new slots start empty")
-
-    @shows_errors
-    def _change_policy(self, change) -> None:
-        offload = self.session.model.offload
-        if change["new"] == offload.policy_spec:
-            return
-        try:
-            offload.policy = change["new"]
-        finally:
-            self.controls.refresh(offload)
-        self.say(f"policy {offload.policy} from now on")
+        if is_slots:
+            self.say(f"{offload.slots} slots per layer from now on; new slots start empty")
+        else:
+            self.say(f"policy {offload.policy} from now on")
 
     def _change_several(self, change) -> None:
         shown, hidden = self.controls.line, self.controls.lines

@@ -11,7 +11,7 @@ from ...cache.policies import POLICIES
 from ...chat.session import ANSWER_TOKENS, ChatSession, sampling
 from ...errors import MoEColabError
 from ..views.view import web_asset
-from .controls import below, button, field, row, size, slots_value, tagged
+from .controls import button, field, row, size, slots_value, tagged
 
 
 class ChatControls:
@@ -111,9 +111,3 @@ class ChatControls:
         buttons = (self.send, self.stop, self.retry, self.clear)
         for widget in (*shown, *buttons, self.slots, self.policy):
             widget.send_state()
-
-    def close(self) -> None:
-        for widget in list(below(self.page)):
-            for part in (widget, widget.layout, getattr(widget, "style", None)):
-                if part is not None:
-                    part.close()

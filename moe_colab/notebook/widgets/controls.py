@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as w
 
-LABEL = "80px"
+LABEL = "90px"
 
 
 def below(widget: w.Widget) -> Iterator[w.Widget]:
@@ -17,6 +17,14 @@ def below(widget: w.Widget) -> Iterator[w.Widget]:
     for child in getattr(widget, "children", ()):
         yield from below(child)
     yield widget
+
+
+def close(page: w.Widget) -> None:
+    """Remove a widget and everything inside it from the page, with layouts and styles."""
+    for widget in list(below(page)):
+        for part in (widget, widget.layout, getattr(widget, "style", None)):
+            if part is not None:
+                part.close()
 
 
 def tagged(widget: w.DOMWidget, *classes: str) -> w.DOMWidget:
@@ -30,8 +38,22 @@ def size(width: str) -> w.Layout:
 
 
 def field(kind: type, label: str, width: str = "200px", **settings) -> w.DOMWidget:
-    style = {"description_width": "90px"}
+    """A control with its label. settings: of the widget `kind`."""
+    style = {"description_width": LABEL}
     return kind(description=label, layout=size(width), style=style, **settings)
+
+
+def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
+    settings = {"min": least, "max": most, "value": value, "continuous_update": False}
+    return field(w.IntSlider, label, "360px", **settings)
+
+
+def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
+    return field(w.BoundedFloatText, label, min=least, max=most, step=least, value=value)
+
+
+def menu(label: str, options: Any, width: str = "300px") -> w.Dropdown:
+    return field(w.Dropdown, label, width, options=options)
 
 
 def button(label: str, style: str = "", **settings) -> w.Button:
@@ -40,25 +62,6 @@ def button(label: str, style: str = "", **settings) -> w.Button:
 
 def row(*widgets: w.Widget) -> w.Box:
     return w.Box(widgets, layout=w.Layout(display="flex", flex_flow="row wrap"))
-
-
-def slider(label: str, least: int, most: int, value: int) -> w.IntSlider:
-    return w.IntSlider(
-        value, least, most, description=label, continuous_update=False, layout=size("360px"),
-        style={"description_width": LABEL},
-    )  # fmt: skip
-
-
-def decimal(label: str, least: float, most: float, value: float) -> w.BoundedFloatText:
-    return w.BoundedFloatText(
-        value, min=least, max=most, step=least, description=label, layout=size("200px"),
-        style={"description_width": LABEL},
-    )  # fmt: skip
-
-
-def menu(label: str, options: Any, width: str = "300px") -> w.Dropdown:
-    style = {"description_width": LABEL}
-    return w.Dropdown(options=options, description=label, layout=size(width), style=style)
 
 
 def status_line(text: str, bad: bool = False) -> str:

@@ -15,7 +15,7 @@ from ...errors import MoEColabError
 from ...evaluation.perplexity import DOMAINS, evaluation_texts
 from ...offload.read_text import record_text
 from ...trace import Trace
-from .controls import button, menu, size, slider
+from .controls import button, field, menu, slider
 from .panel import shows_errors
 from .trace import TraceWidget
 from .trace_views import TRACE_VIEWS
@@ -50,10 +50,8 @@ class Explorer(TraceWidget):
             self.offered = {name: texts[domain][-1][:LETTERS] for name, domain in DOMAINS.items()}
             self.offered[OWN] = GREETING
             self.kind = menu("Read", [(name, name) for name in self.offered])
-            self.words = w.Textarea(
-                self.offered[self.kind.value], description="Words", rows=3, layout=size("98%"),
-                continuous_update=False, style={"description_width": "80px"},
-            )  # fmt: skip
+            words = {"value": self.offered[self.kind.value], "continuous_update": False}
+            self.words = field(w.Textarea, "Words", "98%", rows=3, **words)
             self.length = slider("Tokens", 8, MOST_TOKENS, 96)
             self.more = slider("And write", 0, 64, 0)
             self.go = button("Read and record", "primary")
@@ -86,7 +84,7 @@ class Explorer(TraceWidget):
             self.part.value = mine.labels[0]
 
     def _name(self) -> str:
-        """A new label for the trace."""
+        """The label of the next recording, which no part of the trace has yet."""
         words = " ".join(self.words.value.split())
         offered = self.words.value == self.offered[self.kind.value] and self.kind.value != OWN
         name = self.kind.value if offered else f"“{words[:LONGEST].strip()}”"

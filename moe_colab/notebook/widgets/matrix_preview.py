@@ -10,6 +10,7 @@ import math
 import os
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Matrices:
             elif len(entry.shape) == 2 and (match := ATTENTION.search(name)):
                 self.attention[int(match[1])][match[2]] = entry
             else:
-                self.rest_bytes += entry.end - entry.start
+                self.rest_bytes += entry.nbytes
         if not self.experts or not self.attention:
             raise MoEColabError(
                 f"{folder} has no separate matrix for each expert, or none for attention: take a "
@@ -78,14 +79,9 @@ class Matrices:
 
     def groups(self) -> list[int]:
         """The group sizes that divide every row of every matrix."""
-        columns = {entry.shape[1] for entry in (*self.all_experts(), *self.all_attention())}
+        entries = *entries_of(self.experts), *entries_of(self.attention)
+        columns = {entry.shape[1] for entry in entries}
         return [group for group in GROUPS if not any(count % group for count in columns)]
-
-    def all_experts(self) -> list[TensorEntry]:
-        return [entry for matrices in self.experts.values() for entry in matrices.values()]
-
-    def all_attention(self) -> list[TensorEntry]:
-        return [entry for matrices in self.attention.values() for entry in matrices.values()]
 
     def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> MatrixPreview:
         """Quantize one matrix by HQQ; the preview shows the first group of `row`. Raises
@@ -111,11 +107,15 @@ class Matrices:
         """The bytes of all weights in these formats, with scales and zeros, without padding and
         headers; a format of None keeps the weights as they are."""
         return {
-            "experts": sum(entry_bytes(entry, experts) for entry in self.all_experts()),
-            "attention": sum(entry_bytes(entry, attention) for entry in self.all_attention()),
+            "experts": sum(entry_bytes(entry, experts) for entry in entries_of(self.experts)),
+            "attention": sum(entry_bytes(entry, attention) for entry in entries_of(self.attention)),
             "rest": self.rest_bytes,
         }
 
 
+def entries_of(matrices: Mapping[Any, Mapping[str, TensorEntry]]) -> list[TensorEntry]:
+    return [entry for by_name in matrices.values() for entry in by_name.values()]
+
+
 def entry_bytes(entry: TensorEntry, form: Format | None) -> int:
-    return entry.end - entry.start if form is None else stored_bytes(tuple(entry.shape), form)
+    return entry.nbytes if form is None else stored_bytes(tuple(entry.shape), form)

@@ -16,7 +16,7 @@ import ipywidgets as w
 from IPython.display import display
 
 from ...errors import MoEColabError
-from .controls import below, row, status_line, tagged
+from .controls import close, row, status_line, tagged
 
 
 def shows_errors(handler: Callable) -> Callable:
@@ -86,8 +86,7 @@ class Panel(ABC):
 
     def close(self) -> None:
         """Remove the panel from the page."""
-        for widget in list(below(self.page)):
-            widget.close()
+        close(self.page)
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:

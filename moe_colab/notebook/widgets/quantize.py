@@ -43,9 +43,9 @@ class QuantizeWidget(Panel):
         self.expert_bits = buttons("Expert bits", BITS, 2)
         self.group = buttons("Group", groups, 64 if 64 in groups else groups[-1])
         self.attention_bits = buttons("Attention", (*BITS, KEEP), 4)
-        self.layer = menu("Layer", named(layers), NARROW)
-        self.expert = menu("Expert", named(experts), NARROW)
-        self.matrix = menu("Matrix", named(some), NARROW)
+        self.layer = menu("Layer", options_of(layers), NARROW)
+        self.expert = menu("Expert", options_of(experts), NARROW)
+        self.matrix = menu("Matrix", options_of(some), NARROW)
         super().__init__(
             "moe-quantize",
             (self.expert_bits, self.group),
@@ -105,8 +105,8 @@ FOOT = "Scales and zeros are counted; padding and headers, a few kilobytes per l
 
 def buttons(label: str, values: Any, value: int) -> w.ToggleButtons:
     style = {"button_width": "38px", "description_width": LABEL}
-    return w.ToggleButtons(options=named(values), value=value, description=label, style=style)
+    return w.ToggleButtons(options=options_of(values), value=value, description=label, style=style)
 
 
-def named(values: Iterable[Any]) -> list[tuple[str, Any]]:
+def options_of(values: Iterable[Any]) -> list[tuple[str, Any]]:
     return [(str(one), one) for one in values]

@@ -103,12 +103,12 @@ class TraceWidget(Panel):
         self.update()
 
     @property
-    def chosen(self) -> Trace:
+    def selected(self) -> Trace:
         """The trace of the selected part."""
         return self.replays.part(self.part.value)
 
     def show(self) -> None:
-        view, trace = TRACE_VIEWS[self.view.value], self.chosen
+        view, trace = TRACE_VIEWS[self.view.value], self.selected
         with self.quiet():  # a part is shorter than the whole trace
             self.place.max = len(trace.tokens) - 1
             self.first.max = self.step.max = trace.steps - 1
@@ -183,10 +183,7 @@ def offer(control: w.Dropdown, options: list[tuple[str, Any]]) -> None:
 
 def held_sources(trace: Trace) -> list[str]:
     """The sources of which every part with decoded steps holds guesses."""
-    label, guesses = trace.forwards["label"], trace.guesses
+    label = trace.forwards["label"]
     parts = set(label[trace.forwards["phase"] > 0].tolist())
-    return [
-        name
-        for number, name in enumerate(trace.sources)
-        if parts <= set(label[guesses["step"][guesses["source"] == number]].tolist())
-    ]
+    steps_of = {name: trace.guesses_from(name)["step"] for name in trace.sources}
+    return [name for name, steps in steps_of.items() if parts <= set(label[steps].tolist())]
