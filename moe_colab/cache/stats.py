@@ -114,7 +114,8 @@ class Ledger:
     @property
     def recorder(self) -> Any:
         """What records this thread's forward, such as a trace.builder.Forward, or None."""
-        return self.recording and self.recording.forward
+        recording = self.recording  # read once: another thread may end the recording
+        return recording and recording.forward
 
     @property
     def phase(self) -> str:

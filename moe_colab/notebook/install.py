@@ -115,7 +115,10 @@ def needs_of(name: str, extras: Iterable[str] = ()) -> list[str]:
         lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError:
         return []
-    return [line for line in lines if applies(parse(line), extras)]
+    needed = [one for one in map(parse, lines) if applies(one, extras)]
+    for one in needed:
+        one.marker = None  # it was decided here; pip knows no extras of `name`
+    return list(map(str, needed))
 
 
 def install_missing(needed: Iterable[str], by: str = "moe_colab") -> list[str]:
@@ -143,13 +146,14 @@ def install_missing(needed: Iterable[str], by: str = "moe_colab") -> list[str]:
     known = all(one in missing or is_installed(one.name) for one in requirements)
     if known and pip_install(missing, frozen=True).returncode == 0:
         return remarks
-    done = pip_install(missing, frozen=False)
-    absent = ", ".join(one.name for one in missing if not is_here(one.name))
-    if done.returncode != 0 or absent:
+    absent = [one for one in missing if not is_here(one.name)]  # the others lack only an extra
+    done = pip_install(absent, frozen=False) if absent else None
+    failed = ", ".join(one.name for one in absent if not is_here(one.name))
+    if done and (done.returncode != 0 or failed):
         lines = (done.stderr.strip() or "no reason given").splitlines()
         reason = next((line for line in lines if line.lower().startswith("error: ")), lines[-1])
         raise MoEColabError(
-            f"pip could not install {absent or names} ({reason[:200]}): {advice(done.stderr)}, or "
+            f"pip could not install {failed or names} ({reason[:200]}): {advice(done.stderr)}, or "
             "install it yourself, then run this cell again."
         )
     for one in missing:
@@ -161,7 +165,8 @@ def is_here(name: str, extras: Iterable[str] = ()) -> bool:
     """Whether a package is installed with what these extras need, or can be imported without being
     installed, as in some distributions."""
     if is_installed(name):
-        return not extras or all(is_here(parse(line).name) for line in needs_of(name, extras))
+        needed = map(parse, needs_of(name, extras) if extras else ())
+        return all(is_here(one.name, one.extras) for one in needed)
     spec = util.find_spec(normal(name).replace("-", "_"))
     return spec is not None and spec.origin is not None  # not just a folder of that name
 

@@ -211,7 +211,7 @@ def packed_sizes(name: str) -> Sizes | None:
     for path in cache_folder().glob(f"{glob.escape(store_name(name))}-*/{MANIFEST}"):
         with contextlib.suppress(MoEColabError):  # damaged, or old: packed again by loading
             manifest = Manifest.load(path.parent)
-            if manifest.source["id"] == name:
+            if manifest.source["id"] == name and manifest.layers:
                 return store_sizes(manifest)
     return None
 

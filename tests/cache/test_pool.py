@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -463,6 +464,15 @@ class TestTheBooks:
         ledger.layer(0).accesses += 1
         ledger.reset()
         assert ledger.stats() == Ledger(1).stats()
+
+    def test_a_recording_may_end_in_another_thread(self, monkeypatch):
+        """Between two looks at it."""
+        looks = [None, SimpleNamespace(forward="this one")]
+        monkeypatch.setattr(
+            Ledger, "recording", property(lambda _: looks.pop(), lambda *_: None), raising=False
+        )
+        ledger = Ledger(1)
+        assert ledger.recorder == "this one" and ledger.recorder is None
 
 
 # ---------------------------------------------------------------------- guesses

@@ -223,6 +223,21 @@ def test_extras_bring_what_they_need(session):
     assert session.packages() == {"tiny_a-1.0", "tiny_x-1.0"}
 
 
+@pytest.mark.parametrize("wanted", ["tiny_a[x]", "tiny_a[all]>=2"])
+def test_extras_bring_what_they_need_beside_a_conflict(session, wanted):
+    """pip finds no versions that go together; the package with the extra stays as it is."""
+    needs = ("tiny_x; extra == 'x'", "tiny_a[x]; extra == 'all'")
+    make_wheel(session.wheels, "tiny_a", "1.0", needs)
+    make_wheel(session.wheels, "tiny_old", "1.0")
+    session.pip("tiny_a", "tiny_old")
+    make_wheel(session.wheels, "tiny_a", "2.0", needs)
+    make_wheel(session.wheels, "tiny_x", "1.0")
+    make_wheel(session.wheels, "tiny_c", "1.0", ("tiny_old>=2",))
+    session.checkout(wanted, "tiny_c")
+    session.run()
+    assert session.packages() == {"tiny_a-1.0", "tiny_old-1.0", "tiny_c-1.0", "tiny_x-1.0"}
+
+
 @pytest.mark.parametrize(
     ("where", "advice"), [("KAGGLE_KERNEL_RUN_TYPE", "switch the internet on"), ("", "connected")]
 )

@@ -11,6 +11,8 @@ import random
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from moe_colab.cache.homes import DiskHome
 from moe_colab.cache.policies import POLICIES
 from moe_colab.cache.settings import SOURCES
 from moe_colab.cache.spares import SPARES
+from moe_colab.offload import hooks
 from moe_colab.offload.hooks import OffloadedLayer
 from moe_colab.offload.prefetch import likeliest
 
@@ -304,6 +307,54 @@ def test_the_speculator_keeps_no_model_alive():
     gc.collect()
     assert gone() is None
     offload.close()
+
+
+class Awaited(ThreadPoolExecutor):
+    """Every task is done when `submit` returns."""
+
+    def submit(self, *task):
+        super().submit(*task).result(timeout=60)
+
+
+class PlayedGpu:
+    """In the place of torch in hooks.py and of the device: a GPU that has copied at once."""
+
+    type = "cuda"
+
+    def __getattr__(self, name: str):
+        return getattr(torch, name)
+
+    def __eq__(self, device: object) -> bool:
+        return device == torch.device("cpu")
+
+    @property
+    def cuda(self):
+        event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+        return SimpleNamespace(Event=lambda: event)
+
+    @staticmethod
+    def empty(shape, pin_memory: bool) -> torch.Tensor:
+        return torch.empty(shape)
+
+
+def test_on_a_gpu_a_thread_brings_guesses_and_ends_with_the_model(said, monkeypatch):
+    monkeypatch.setattr(hooks, "ThreadPoolExecutor", Awaited)
+    model, _ = mc.load(slots=3, speculate=2, guess_from="layer_output", **ALWAYS)
+    monkeypatch.setattr(hooks, "torch", PlayedGpu())
+    monkeypatch.setattr(model.offload.runtime, "device", PlayedGpu())
+    with mc.record(model) as trace:
+        check_says(model, said, "greedy")
+    stats = model.offload.stats()
+    assert stats.speculative_hits + stats.late > 0 and len(trace.guesses)
+    monkeypatch.undo()
+    workers = [t for t in threading.enumerate() if t.name.startswith("moe_colab-guesses")]
+    pool = weakref.ref(model.offload.pool)
+    del model
+    gc.collect()
+    for worker in workers:
+        worker.join(timeout=10)
+    gc.collect()
+    assert workers and not any(worker.is_alive() for worker in workers) and pool() is None
 
 
 # ---------------------------------------------------------------------- what is counted

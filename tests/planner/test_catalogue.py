@@ -186,7 +186,8 @@ def test_a_store_of_another_model_of_that_name_is_not_its_own(tmp_path, monkeypa
     expected = Sizes(1607, 1600, DeviceMemory((100, 100), (8, 8), 7))
     assert catalogue.packed_sizes("org/model-Instruct") == expected
     assert catalogue.packed_sizes("org/model") is None
-    for damaged in ("half a manif", whole.replace('"experts": 8', '"experts": 9')):
+    empty = Manifest(source, "mixtral", "F32", dense, (), ()).dump()
+    for damaged in ("half a manif", whole.replace('"experts": 8', '"experts": 9'), empty):
         path.write_text(damaged)
         assert catalogue.packed_sizes("org/model-Instruct") is None
 
