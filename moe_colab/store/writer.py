@@ -27,7 +27,7 @@ from .safetensors import make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
 LOW_BIT = "dense-lowbit.safetensors"
-SHARDS = "shards"  # a folder for downloads; a finished store has none
+DOWNLOADS = "shards"  # a folder for downloads; a finished store has none
 # The files of a store; a folder with any other file is never cleared.
 SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
 
@@ -191,7 +191,7 @@ class StoreWriter:
         self.journal_path.write_text("")
         # The manifest goes first: a folder that lacks files must not look like a store.
         (self.folder / NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
+        shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
         for path in self.folder.iterdir():
             if path != self.journal_path:
                 path.unlink()
@@ -204,7 +204,7 @@ class StoreWriter:
         foreign = [
             path
             for path in paths
-            if path.name != SHARDS and (path.is_dir() or path.suffix not in SUFFIXES)
+            if path.name != DOWNLOADS and (path.is_dir() or path.suffix not in SUFFIXES)
         ]
         if not self._exists(NAME) and not self.journal_path.exists():
             foreign = paths

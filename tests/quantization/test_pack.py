@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import moe_colab as mc
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.checkpoint.tensors import TORCH_DTYPES
-from moe_colab.quantization import pack as packing
+from moe_colab.quantization import pack as pack_module
 from moe_colab.quantization.pack import cached_store, pack
 from moe_colab.store import Manifest, Store, StoreWriter, verify, writer
 from moe_colab.store.manifest import NAME
@@ -91,8 +91,10 @@ def read_experts(store: Path) -> list[list[dict[str, torch.Tensor]]]:
 def packings(monkeypatch) -> list[Path]:
     """The folders that were packed."""
     done = []
-    real = packing.pack
-    monkeypatch.setattr(packing, "pack", lambda c, f, *rest: (done.append(f), real(c, f, *rest))[1])
+    real = pack_module.pack
+    monkeypatch.setattr(
+        pack_module, "pack", lambda c, f, *rest: (done.append(f), real(c, f, *rest))[1]
+    )
     return done
 
 
@@ -421,7 +423,7 @@ def pack_slowly(checkpoint: Path, cache: Path, log: Path, start) -> None:
         start.wait(10)
 
     StoreWriter.finish = finish
-    packing.tqdm.write = write
+    pack_module.tqdm.write = write
     cached_store(Checkpoint(checkpoint), None, progress=True)
 
 
@@ -445,7 +447,7 @@ def test_of_two_processes_one_packs_and_the_other_waits(processes, checkpoint, o
 
 # ---------------------------------------------------------------------- no room, no right
 def test_too_small_a_disk_is_met_before_anything_is_written(checkpoint, own_cache, monkeypatch):
-    monkeypatch.setattr(packing, "free_disk", lambda folder: 10_000_000)
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: 10_000_000)
     with pytest.raises(mc.MoEColabError, match=r"needs .* MB of disk .* 10\.0 MB are free"):
         mc.load(checkpoint, progress=False)
     assert [path for path in own_cache.rglob("*") if path.suffix != ".lock"] == []
@@ -461,11 +463,11 @@ def test_the_need_is_counted_to_the_byte_and_what_was_written_counts_as_free(
         taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
         assert taken > TOTAL * 73_728
     dense = sum(tensor.nbytes for tensor in load_file(uninterrupted / "dense.safetensors").values())
-    need = dense + LAYERS * (1 << 20) + packing.DISK_HEADROOM  # a layer's experts have 0.6 MB
-    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken - 1)
+    need = dense + LAYERS * (1 << 20) + pack_module.DISK_HEADROOM  # a layer's experts have 0.6 MB
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: need - taken - 1)
     with pytest.raises(mc.MoEColabError, match="make room"):
         pack(checkpoint, folder, torch.float32, progress=False)
-    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken)
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: need - taken)
     pack(checkpoint, folder, torch.float32, progress=False)
     assert contents(folder) == contents(uninterrupted)
 
