@@ -608,7 +608,7 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
         for place, count in {
             ("device", "slots"): LAYERS * 2,
             ("device", "spares"): SPARES,
-            ("device", "experts that stay"): len(at_home),
+            ("device", "pinned experts"): len(at_home),
             ("host", "experts"): in_host,
             ("disk", "experts"): LAYERS * EXPERTS - len(at_home) - in_host,
         }.items()
