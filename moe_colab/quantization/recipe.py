@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import MoEColabError
 from ..store import BlobLayout, Field, Matrix
-from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
+from ..store.blobs import BLOB_ALIGNMENT, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
 from .format import Format
 
-UNPACKED, LOWBIT, LOWBIT_TRANSPOSED = "none", "lowbit", "lowbit-transposed"
-"""How a matrix is stored in a blob (`Matrix.packing`): as it is; as low-bit fields of [out, in]; as
-low-bit fields of [out, in] where the module has [in, out]."""
+LOWBIT, LOWBIT_TRANSPOSED = "lowbit", "lowbit-transposed"
+"""How a low-bit matrix is stored in a blob (`Matrix.packing`): as fields of [out, in]; as fields of
+[out, in] where the module has [in, out]."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Recipe:
         for name, shape in shapes.items():
             fmt = self.format(EXPERTS, expert_name(layer, name)) if len(shape) == 2 else None
             if fmt is None:
-                matrices.append(unpacked_matrix(name, shape, dtype))
+                matrices.append(Matrix.unpacked(name, shape, dtype))
             else:
                 across = tuple(reversed(shape)) if transposed else tuple(shape)
                 fmt = fmt.with_group(across)
@@ -99,12 +99,6 @@ class Recipe:
 def expert_name(layer: int, matrix: str) -> str:
     """The name that a recipe uses for a matrix of a layer's experts."""
     return f"{EXPERTS}.{layer}.{matrix}"
-
-
-def unpacked_matrix(name: str, shape: tuple[int, ...], dtype: str) -> Matrix:
-    """A matrix that is stored as it is."""
-    whole = Field("weight", dtype, tuple(shape), 0)
-    return Matrix(name, tuple(shape), 8 * DTYPE_BYTES[dtype], None, None, UNPACKED, (whole,))
 
 
 def low_bit_matrix(name: str, shape: tuple[int, ...], fmt: Format, transposed: bool) -> Matrix:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..units import human
-from .blobs import DENSE, DTYPE_BYTES, EMBEDDINGS, EXPERTS, Field, Matrix
+from .blobs import DENSE, EMBEDDINGS, EXPERTS, Matrix
 from .manifest import REPORT, Manifest
 from .reader import Store, store_folder
 from .safetensors import read_header
@@ -165,9 +165,7 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         name, (matrix,) = entry.modules[0], entry.layout.matrices
         yield _row(entry.part, name, matrix, outside.get(name))
     for entry in read_header(folder / manifest.dense.name).values():
-        whole = Field("weight", entry.dtype, entry.shape, 0)
-        bits = 8 * DTYPE_BYTES[entry.dtype]
-        matrix = Matrix(entry.name, entry.shape, bits, None, None, "none", (whole,))
+        matrix = Matrix.unpacked(entry.name, entry.shape, entry.dtype)
         yield _row(REST, entry.name, matrix, None)
 
 

@@ -264,7 +264,7 @@ def before_call(owner, name: str, n: int) -> Callable[[], None]:
 
 def amid_the_bytes_of_part(n: int) -> Callable[[], None]:
     def arm() -> None:
-        real, calls = writer._write_all, []
+        real, calls = writer.write_all, []
 
         def half(out, data):
             if len(calls) == n:
@@ -273,7 +273,7 @@ def amid_the_bytes_of_part(n: int) -> Callable[[], None]:
             calls.append(1)
             real(out, data)
 
-        writer._write_all = half
+        writer.write_all = half
 
     return arm
 
@@ -479,8 +479,8 @@ def full(*_args, **_kwargs):
 @pytest.mark.parametrize(
     ("owner", "name", "whole"),
     [
-        (writer, "_allocate", 0),
-        (writer, "_write_all", 0),
+        (writer, "allocate", 0),
+        (writer, "write_all", 0),
         (os, "fsync", TOTAL),
         (os, "replace", TOTAL),
     ],
@@ -502,9 +502,9 @@ def test_a_full_disk_midway_keeps_what_was_written(
     checkpoints, uninterrupted, tmp_path, written, monkeypatch
 ):
     folder, checkpoint = tmp_path / "store", Checkpoint(checkpoints / "one")
-    real = writer._write_all
+    real = writer.write_all
     with monkeypatch.context() as patch, pytest.raises(mc.MoEColabError, match=r"disk .* is full"):
-        patch.setattr(writer, "_write_all", lambda *a: full() if len(written) > 6 else real(*a))
+        patch.setattr(writer, "write_all", lambda *a: full() if len(written) > 6 else real(*a))
         pack(checkpoint, folder, torch.float32, progress=False)
     with pytest.raises(mc.MoEColabError, match="unfinished"):
         Store(folder)

@@ -239,7 +239,7 @@ def test_the_report_as_a_frame(checkpoints, tmp_path):
 
 def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_path, monkeypatch):
     source = checkpoints("mixtral")
-    write = writer._write_all
+    write = writer.write_all
     left = [6]
 
     def full(out, data):
@@ -249,7 +249,7 @@ def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_
         write(out, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_write_all", full)
+        patch.setattr(writer, "write_all", full)
         with pytest.raises(mc.MoEColabError, match="make room and start again"):
             mc.quantize(source, tmp_path / "s", group_size=32, progress=False)
     mc.quantize(source, tmp_path / "s", group_size=32, progress=False)

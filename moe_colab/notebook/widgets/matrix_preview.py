@@ -45,7 +45,7 @@ class MatrixPreview:
 
     def as_row(self) -> dict[str, Any]:
         """A row for `plots.levels`."""
-        name = f"{self.name}: {self.form.bits} bits, {self.relative_error:.1%} lost"
+        name = f"{self.name}: {self.fmt.bits} bits, {self.relative_error:.1%} lost"
         return {"name": name, "weights": self.weights, "group": self.group, "levels": self.levels}
 
 
