@@ -166,13 +166,11 @@ class Pool:
         out = dict.fromkeys(names, 0)
         for layer, homes in enumerate(self.homes):
             for expert in range(len(homes)):
-                out["home_" + self.where(layer, expert).home] += 1
-            out["ready"] += len(self.pinned[layer])
-            out["free"] += len(self.free[layer])
-        tables = [slot for table in self.table for slot in table.values()]
-        for slot in (*tables, *self.spares.guesses.values()):
-            out["ready" if slot.ticket.done() else "loading"] += 1
-        out["free"] += self.spares.idle()
+                place = self.where(layer, expert)
+                out["home_" + place.home] += 1
+                if place.slot != "absent":
+                    out[place.slot] += 1
+        out["free"] = sum(map(len, (*self.free, *self.spares.free.values())))
         return out
 
     def change_cache(self, layer: int, cache: LayerCache) -> None:
@@ -216,18 +214,18 @@ class Pool:
         if decision.victim is not None:
             self._drop(layer, decision.victim)
             counters.evictions += 1
-        home, own = self.homes[layer][decision.expert], self.free[layer]
-        spares, slot = self.spares.available(home.nbytes), self.spares.take(layer, decision.expert)
+        expert, keep, own = decision.expert, decision.keep, self.free[layer]
+        home = self.homes[layer][expert]
+        spares = self.spares.available(home.nbytes)
+        slot = self.spares.guesses.pop((layer, expert), None)
         if slot is None:
             blocks = own or spares
-            slot = start(
-                self.link, home, blocks, counters, True, decision.keep, spare=blocks is spares
-            )
+            slot = start(self.link, home, blocks, counters, True, keep, spare=blocks is spares)
         else:  # a guess; the layer takes its block and gives a free one back
-            slot.keep, slot.spare = decision.keep, not decision.keep
-            if decision.keep:
+            slot.keep, slot.spare = keep, not keep
+            if keep:
                 spares.append(own.popleft())
-        self.table[layer][decision.expert] = slot
+        self.table[layer][expert] = slot
 
     def _has_block(self, layer: int, decision: Decision) -> bool:
         """Whether there is a block for a load. For one that will not be kept, a guess for a later

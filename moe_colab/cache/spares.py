@@ -80,10 +80,6 @@ class Spares:
         """The experts of this layer that are in spares."""
         return [expert for number, expert in self.guesses if number == layer]
 
-    def idle(self) -> int:
-        """The number of idle spares."""
-        return sum(map(len, self.free.values()))
-
     # ------------------------------------------------------------------ guesses
     def guess(self, layer: int, ranked: Ranked, counters: Counters) -> None:
         """Begin to load the experts of `ranked`, likeliest first, as far as there is room and the
@@ -134,10 +130,6 @@ class Spares:
         if guesses:
             self.drop(*guesses[-1])
         return bool(guesses)
-
-    def take(self, layer: int, expert: int) -> Slot | None:
-        """Hand a guess over to its layer; None if there is none."""
-        return self.guesses.pop((layer, expert), None)
 
     def clear(self) -> None:
         """Drop all guesses and blocks."""

@@ -131,8 +131,7 @@ def fill(
 ) -> None:
     """Read the store's low-bit matrices into the modules that `swap` made. Raises MoEColabError
     where a blob is damaged or has another size than its module."""
-    matrices = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
-    for matrix, home in zip(matrices, store.dense_homes, strict=True):
+    for matrix, home in zip(store.manifest.low_bit_matrices, store.dense_homes, strict=True):
         (block,) = allocate(1, home.nbytes, device, kernels)
         read(home, block)
         weight = block.views(matrix.layout, None)["weight"]

@@ -551,7 +551,7 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a layer gives no block for the one that a guess has brought": (
         "nothing",
         *(Pool, "_start"),
-        *("if decision.keep:", "if False:"),
+        *("if keep:", "if False:"),
     ),
     "a guess does not wait for its turn": (
         "nothing",

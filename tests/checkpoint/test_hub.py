@@ -67,9 +67,9 @@ def load(repo=REPO, **settings):
 def refusal(repo=REPO, **settings) -> str:
     with pytest.raises(mc.MoEColabError) as caught:
         load(repo, **settings)
-    said = str(caught.value)
-    assert "\n" not in said.strip()
-    return said
+    message = str(caught.value)
+    assert "\n" not in message.strip()
+    return message
 
 
 def test_a_model_of_the_hub_says_what_the_plain_one_says(hub, checkpoint):
@@ -144,8 +144,8 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, checkpoint, seed):
 def test_a_hub_that_fails_midway_is_one_sentence_and_the_next_try_goes_on(hub, checkpoint):
     name = sorted(weights(checkpoint))[2]
     hub.break_at[name] = [20_000, *[0] * hub_module.TRIES]
-    said = refusal()
-    assert REPO in said and "goes on where it stopped" in said
+    message = refusal()
+    assert REPO in message and "goes on where it stopped" in message
     hub.sent.clear()
     load()[0].offload.close()
     assert hub.begun[name][-1] == 20_000 and sorted(weights(checkpoint))[0] not in hub.sent
@@ -210,8 +210,8 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_store(hub, checkpoint, 
 
 
 def test_a_missing_repo_says_what_to_do(hub):
-    said = refusal("someone/nothing")
-    assert "someone/nothing" in said and "check its name" in said
+    message = refusal("someone/nothing")
+    assert "someone/nothing" in message and "check its name" in message
 
 
 def test_an_unknown_revision_is_named(hub):
@@ -222,8 +222,8 @@ def test_an_unknown_revision_is_named(hub):
 
 def test_a_gated_repo_says_what_to_do_and_moves_no_weights(hub):
     hub.gated.add(REPO)
-    said = refusal()
-    assert "gated" in said and f"/{REPO}" in said and "hf auth login" in said
+    message = refusal()
+    assert "gated" in message and f"/{REPO}" in message and "hf auth login" in message
     assert not hub.sent
 
 
@@ -319,8 +319,8 @@ def test_too_little_disk_is_said_before_the_weights_move(hub, checkpoint, monkey
     shutil.rmtree(store)
     hub.sent.clear()
     monkeypatch.setattr(pack, "free_disk", lambda folder: need)  # the store, without headroom
-    said = refusal()
-    assert "of disk" in said and "MOE_COLAB_CACHE" in said
+    message = refusal()
+    assert "of disk" in message and "MOE_COLAB_CACHE" in message
     assert not moved(hub)
     two = sum(sorted(shards.values())[-2:])
     monkeypatch.setattr(pack, "free_disk", lambda folder: need + DISK_HEADROOM + two + (30 << 20))

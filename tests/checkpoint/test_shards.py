@@ -279,8 +279,8 @@ def test_a_hub_that_goes_away_is_one_sentence_and_the_next_try_goes_on(hub, sour
     with pytest.raises(MoEColabError) as caught:
         for job in streaming:
             done.append(job)
-    said = str(caught.value)
-    assert REPO in said and "goes on where it stopped" in said and "\n" not in said
+    message = str(caught.value)
+    assert REPO in message and "goes on where it stopped" in message and "\n" not in message
     assert len(done) == 2 and no_thread_is_left()
     run(shards(), [job for job in jobs if job not in done], place, source)
     assert hub.begun[NAMES[1]][-1] >= 5000 - hub_module.PIECE

@@ -323,10 +323,10 @@ def test_in_a_shell(tmp_path):
     command += ["--group-size", "32", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["bits"] == {"4": 128} and said["bits_per_weight"] < 5.6
-    assert list(said["parts"]) == ["experts", "dense", "embeddings", "rest"]
-    assert 3 < said["parts"]["dense"]["bits_per_weight"] < 4.1
-    assert 8 < said["parts"]["embeddings"]["bits_per_weight"] < 10.1
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["bits"] == {"4": 128} and report["bits_per_weight"] < 5.6
+    assert list(report["parts"]) == ["experts", "dense", "embeddings", "rest"]
+    assert 3 < report["parts"]["dense"]["bits_per_weight"] < 4.1
+    assert 8 < report["parts"]["embeddings"]["bits_per_weight"] < 10.1
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "finished store already" in again.stderr
