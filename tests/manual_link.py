@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moe_colab.cache.links import DONE, FAILED, MOVING, QueueLink, QueueTicket
+from moe_colab.cache.links import DONE, FAILED, MOVING, Link, Ticket
 
 
-class ManualLink(QueueLink):
+class ManualLink(Link):
     """Nothing completes until `finish` or `fail` is called. `on_wait(ticket)` must end a ticket
     that compute waits for."""
 
-    def __init__(self, on_wait: Callable[[QueueTicket], None] | None = None):
+    def __init__(self, on_wait: Callable[[Ticket], None] | None = None):
         super().__init__()
         self.on_wait = on_wait or self.finish
 
     @property
-    def pending(self) -> list[QueueTicket]:
+    def pending(self) -> list[Ticket]:
         """Loads that have not ended: demand loads first, each kind in the order of asking."""
         return [ticket for queue in self.queues for ticket in queue]
 
-    def begin(self, ticket: QueueTicket, moved: int = 1) -> None:
+    def begin(self, ticket: Ticket, moved: int = 1) -> None:
         """Say that so many bytes have moved."""
         ticket.state, ticket.moved = MOVING, moved
 
-    def finish(self, ticket: QueueTicket) -> None:
+    def finish(self, ticket: Ticket) -> None:
         ticket.moved = ticket.home.nbytes
         try:
             for _ in ticket.home.fill(ticket.block.buffer):
@@ -34,7 +34,7 @@ class ManualLink(QueueLink):
         else:
             self._end(ticket, DONE)
 
-    def fail(self, ticket: QueueTicket, error: Exception) -> None:
+    def fail(self, ticket: Ticket, error: Exception) -> None:
         self._end(ticket, FAILED, error)
 
     def await_end(self, ticket):

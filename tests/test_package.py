@@ -98,16 +98,13 @@ def dotted(path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path, typing: bool = True) -> set[str]:
-    """The full names of everything that a file imports, wherever the statement is. typing: with
-    what it imports only for types."""
+def imports(path) -> set[str]:
+    """The full names of everything that a file imports, wherever the statement is."""
     package = dotted(path).split(".")[: None if path.name == "__init__.py" else -1]
     out = set()
     nodes = [ast.parse(path.read_text())]
     while nodes:
         node = nodes.pop()
-        if not typing and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
         if isinstance(node, ast.Import):
             out |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -146,7 +143,7 @@ def test_arrows_point_down(path):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    graph = {n: imports(path, typing=False) & set(MODULES) - {n} for n, path in MODULES.items()}
+    graph = {n: imports(path) & set(MODULES) - {n} for n, path in MODULES.items()}
     while leaves := [name for name, needs in graph.items() if not needs & set(graph)]:
         for name in leaves:
             del graph[name]

@@ -84,7 +84,7 @@ def replay(
     name = "whole layer" if whole_layer else policy_name(policy)
     if speculate and not whole_layer:
         clock = Clock.of(link, compute, trace, chunk)
-        stats = Simulation(caches, slots, clock, guesses).run().ledger.stats()
+        stats = Simulation(caches, slots, clock, guesses).run().tracker.stats()
     else:
         stats = counted(caches, slots)
     known = {field.name: getattr(stats, field.name) for field in fields(Stats)}

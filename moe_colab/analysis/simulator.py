@@ -20,7 +20,7 @@ from ..cache.policies import Tokens
 from ..cache.pool import Pool
 from ..cache.settings import PrefetchSettings, is_whole
 from ..cache.spares import SPARES
-from ..cache.stats import Ledger
+from ..cache.stats import StatsTracker
 from ..errors import MoEColabError
 from ..trace import Trace
 from ..units import parse_bytes
@@ -163,7 +163,7 @@ class LoggedClockLink(ClockLink):
 
 
 class Simulation:
-    """One run of a trace: call `run`, then read `events`, `step_ends` (seconds) and `ledger`.
+    """One run of a trace: call `run`, then read `events`, `step_ends` (seconds) and `tracker`.
 
     slots: one number per layer. governed: whether a governor limits the guesses. link: in place of
     a clock link; it has `now`, `compute` and `note` too.
@@ -180,7 +180,7 @@ class Simulation:
     ):
         self.caches, self.trace, self.clock, self.guesses = caches, caches.trace, clock, guesses
         self.link = link or LoggedClockLink(clock.link, clock.chunk)
-        self.ledger = Ledger(self.trace.layers)
+        self.tracker = StatsTracker(self.trace.layers)
         homes = [
             [EmptyHome(layer, expert, nbytes) for expert in range(experts)]
             for layer, (experts, nbytes) in enumerate(
@@ -194,7 +194,7 @@ class Simulation:
             [caches.make(layer, n) for layer, n in enumerate(slots)],
             spares={n: [EmptyBlock()] * SPARES for n in set(self.trace.expert_bytes)},
             pinned=[{e: EmptyBlock() for e in pinned} for pinned in caches.pinned],
-            ledger=self.ledger,
+            tracker=self.tracker,
             governor=Governor(self.link.time) if governed else None,
         )
         self.noted: list[tuple] = []
@@ -207,7 +207,7 @@ class Simulation:
         shown = [self.caches.shown(layer) for layer in range(self.trace.layers)]
         sizes = np.diff(self.trace.bounds).tolist()
         for step, (phase, tokens) in enumerate(zip(self.caches.phases, sizes, strict=True)):
-            self.ledger.forward(phase, tokens)
+            self.tracker.forward(phase, tokens)
             for layer in range(self.trace.layers):
                 self.link.step, self.link.layer = step, layer
                 tokens = next(shown[layer])

@@ -165,7 +165,7 @@ def timeline(
         part(np.ones(trace.steps, bool)),
         part(~decode),
         part(decode),
-        run.ledger.stats(),
+        run.tracker.stats(),
         events,
         tuple(caches.phases),
         clock,

@@ -20,7 +20,7 @@ from .rows import FULL, Documents, Setting, agreement, columns, format_name, rat
 # Settings whose bytes are allocated again: two of about 3 bits, then the default of `quantize`. Its
 # experts already have the fewest bits, so that only the attention can give bytes.
 UNIFORM = tuple(
-    Setting(Format(4, 64), form) for form in (Format(2, 16), Format(3, 64), Format(2, 64))
+    Setting(Format(4, 64), fmt) for fmt in (Format(2, 16), Format(3, 64), Format(2, 64))
 )
 
 
@@ -82,8 +82,8 @@ def against_uniform(
         **{name: rows[name] for name in ("by_rise", "blind")},
         **others,
         "formats": {
-            name: {"bits": form.bits, "group": form.group}
-            for name, form in overrides["allocated"].items()
+            name: {"bits": fmt.bits, "group": fmt.group}
+            for name, fmt in overrides["allocated"].items()
         },
     }
 

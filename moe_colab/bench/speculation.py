@@ -25,7 +25,7 @@ from ..analysis.simulator import Clock, RecordedGuesses, Simulation
 from ..analysis.tables import recall
 from ..cache.governor import Ranked
 from ..cache.homes import CHUNK
-from ..cache.links import QueueTicket, ThreadLink
+from ..cache.links import ThreadLink, Ticket
 from ..cache.settings import FARTHEST, SOURCES
 from ..cache.stats import PHASES
 from ..machine.folders import evaluation_folder
@@ -98,7 +98,7 @@ class SleepingLink(ThreadLink):
     def note(self) -> None:
         """Does nothing: a simulation calls it to log the last copy of a clock link."""
 
-    def chunks_of(self, ticket: QueueTicket) -> Iterator[int]:
+    def chunks_of(self, ticket: Ticket) -> Iterator[int]:
         for _ in range(ticket.home.nbytes // CHUNK):
             now = time.perf_counter()
             begin = self.free_at if now - self.free_at < SLACK else now
@@ -134,7 +134,7 @@ def by_clock(
     run = Simulation(caches, per_layer, clock, guesses, variant.governed, link)
     begin = run.link.now
     seconds = run.run().link.now - begin
-    total, governor = run.ledger.stats().total, run.pool.governor
+    total, governor = run.tracker.stats().total, run.pool.governor
     return {
         "time": round(seconds / unit, 2),
         "stall": round(total.stall_seconds / unit, 2),

@@ -6,10 +6,10 @@ Knows the protocol of links. Each load's bytes move for real when it ends.
 from __future__ import annotations
 
 from .homes import CHUNK
-from .links import CANCELLED, DONE, FAILED, MOVING, QUEUED, QueueLink, QueueTicket
+from .links import CANCELLED, DONE, FAILED, MOVING, QUEUED, Link, Ticket
 
 
-class ClockLink(QueueLink):
+class ClockLink(Link):
     """Moves `bytes_per_second`, one chunk at a time; at every chunk demand loads come first.
 
     Time passes only in `compute(seconds)` and while compute waits, so every run has the same late
@@ -20,7 +20,7 @@ class ClockLink(QueueLink):
         super().__init__()
         self.rate, self.chunk = bytes_per_second, chunk
         self.now = 0.0  # seconds that compute has reached
-        self.moving: tuple[QueueTicket, float] | None = None  # a load, its chunk's end
+        self.moving: tuple[Ticket, float] | None = None  # a load, its chunk's end
 
     def time(self) -> float:
         return self.now
@@ -66,7 +66,7 @@ class ClockLink(QueueLink):
             self._carry_out(ticket)
         self._begin_chunk(arrived)
 
-    def _carry_out(self, ticket: QueueTicket) -> None:
+    def _carry_out(self, ticket: Ticket) -> None:
         """Move all bytes of a load; it ends."""
         try:
             for _ in ticket.home.fill(ticket.block.buffer):

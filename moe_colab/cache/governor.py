@@ -3,7 +3,7 @@
 Two rules. *Bytes*: guesses may waste a small share of the bytes that were needed. The nearer they
 come to this share, the more probable a guess must be; how far a router's probabilities can be
 trusted is learned for every layer. *Time*: in regular trials every other token is made without
-guesses; if these are not slower, speculation stands aside. Knows bytes, seconds and probabilities;
+guesses; if these are not slower, the prefetch stands aside. Knows bytes, seconds and probabilities;
 knows no slots. The same events give the same answers, so a run in virtual time can be repeated.
 """
 
@@ -97,9 +97,9 @@ class Governor:
         """The result of the last trial in words; "" before the first."""
         if self.found is None:
             return ""
-        speculating, alone = (f"{1e3 * seconds:.1f} ms" for seconds in self.found)
+        with_prefetch, without = (f"{1e3 * seconds:.1f} ms" for seconds in self.found)
         what = "pays" if self.pays else "stands aside"
-        return f"speculation {what}: {speculating} a token with it, {alone} without"
+        return f"prefetch {what}: {with_prefetch} a token with it, {without} without"
 
 
 class Trial:

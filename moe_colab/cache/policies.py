@@ -59,7 +59,21 @@ class Policy(ABC):
         return {}
 
 
-class LRU(Policy):
+class ScoredPolicy(Policy):
+    """A policy that evicts the candidate with the lowest score."""
+
+    @abstractmethod
+    def score(self, expert: int) -> tuple[float, ...]:
+        """The numbers of `measures` for one expert."""
+
+    def victim(self, candidates, newcomer):
+        return min(candidates, key=self.score)
+
+    def scores(self, candidates):
+        return {expert: self.score(expert) for expert in candidates}
+
+
+class LRU(ScoredPolicy):
     """Evicts the least recently used expert. Experts of the same forward count as used in
     ascending order."""
 
@@ -75,11 +89,8 @@ class LRU(Policy):
             self.last_use[expert] = self.clock
             self.clock += 1
 
-    def victim(self, candidates, newcomer):
-        return min(candidates, key=self.last_use.__getitem__)
-
-    def scores(self, candidates):
-        return {expert: (self.last_use[expert],) for expert in candidates}
+    def score(self, expert):
+        return (self.last_use[expert],)
 
 
 class LFU(LRU):
@@ -97,14 +108,11 @@ class LFU(LRU):
         for expert in used:
             self.uses[expert] += 1
 
-    def victim(self, candidates, newcomer):
-        return min(candidates, key=lambda expert: (self.uses[expert], self.last_use[expert]))
-
-    def scores(self, candidates):
-        return {expert: (self.uses[expert], self.last_use[expert]) for expert in candidates}
+    def score(self, expert):
+        return (self.uses[expert], self.last_use[expert])
 
 
-class FIFO(Policy):
+class FIFO(ScoredPolicy):
     """Evicts the expert that was loaded first, however often it was used since."""
 
     measures = ("arrival",)
@@ -118,11 +126,8 @@ class FIFO(Policy):
         self.arrival[expert] = self.clock
         self.clock += 1
 
-    def victim(self, candidates, newcomer):
-        return min(candidates, key=self.arrival.__getitem__)
-
-    def scores(self, candidates):
-        return {expert: (self.arrival[expert],) for expert in candidates}
+    def score(self, expert):
+        return (self.arrival[expert],)
 
 
 class RandomChoice(Policy):

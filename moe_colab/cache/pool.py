@@ -23,7 +23,7 @@ from .layer_cache import Decision, LayerCache
 from .links import Block, Link
 from .policies import Tokens
 from .spares import Slot, Spares, start
-from .stats import Counters, Ledger
+from .stats import Counters, StatsTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Pool:
 
     homes[layer][expert]; blocks[layer]: the layer's slots; spares: by the bytes of an expert, the
     blocks that layers with experts of this size share, for guesses and for loads that bypass the
-    cache; pinned[layer]: experts that stay on the device, with their blocks. Without a governor
+    cache; pinned[layer]: the pinned experts, with their blocks. Without a governor
     every guess for which there is room is made.
     """
 
@@ -52,12 +52,12 @@ class Pool:
         caches: Sequence[LayerCache],
         spares: Mapping[int, Sequence[Block]] | None = None,
         pinned: Sequence[dict[int, Block]] | None = None,
-        ledger: Ledger | None = None,
+        tracker: StatsTracker | None = None,
         governor: Governor | None = None,
     ):
         self.link, self.homes, self.caches, self.governor = link, homes, list(caches), governor
         self.pinned = list(pinned or [{} for _ in homes])
-        self.ledger = ledger or Ledger(len(homes))
+        self.tracker = tracker or StatsTracker(len(homes))
         self.table: list[dict[int, Slot]] = [{} for _ in homes]
         # Earlier compute may still read the memory that the blocks were made of.
         fresh = link.mark()
@@ -67,7 +67,7 @@ class Pool:
         self.spares = Spares(link, homes, spares or {}, fresh, governor)
         self.unfinished: dict[int, Any] = {}  # by layer: a use that has not ended
         self.guessed: dict[int, Ranked] = {}  # the last guesses for each layer
-        self.turns = [0] * len(homes)  # how often each layer was used
+        self.router_calls = [0] * len(homes)  # how often each layer's router ran
         self.closed = False
 
     # ------------------------------------------------------------------ use
@@ -76,51 +76,51 @@ class Pool:
         layer: int,
         needed: Sequence[int],
         tokens: Tokens | None = None,
-        ahead: Sequence[tuple[int, Ranked]] = (),
+        prefetches: Sequence[tuple[int, Ranked]] = (),
     ) -> Iterator[tuple[int, Block]]:
         """Yield each needed expert once, with the block that holds it: hits first, then right
-        guesses, then loads, as many at once as there is room for. Behind these loads begin the
-        guesses for the layers `ahead`.
+        guesses, then loads, as many at once as there is room for. The prefetches begin behind
+        these loads.
 
-        needed: distinct experts, ascending. A block is the caller's until it asks for the next one.
-        A new use ends the one before. Raises MoEColabError where a load fails; the pool stays
-        consistent.
+        needed: distinct experts, ascending. prefetches: the guesses for later layers. A block is
+        the caller's until it asks for the next one. A new use ends the one before. Raises
+        MoEColabError where a load fails; the pool stays consistent.
         """
         self.check_open()
         for left in list(self.unfinished):  # it may hold spares
             self._repair(left)
         if layer == 0 and self.governor is not None:
-            self.governor.forward(decode=self.ledger.phase == "decode")
-        book, pinned, table = self.ledger.layer(layer), self.pinned[layer], self.table[layer]
-        self.turns[layer] += 1
+            self.governor.forward(decode=self.tracker.phase == "decode")
+        counters, pinned, table = self.tracker.layer(layer), self.pinned[layer], self.table[layer]
+        self.router_calls[layer] += 1
         guessed = self.guessed.pop(layer, ())
         if guessed and self.governor is not None:
             self.governor.judge(layer, guessed, needed)
         self.spares.resolve_guesses(layer, needed)
         use = self.unfinished[layer] = object()
         try:
-            steps = self.caches[layer].access([e for e in needed if e not in pinned], tokens)
-            steps = self._guesses_first(layer, steps)
-            self._count(layer, needed, steps, book)
-            to_load = deque(step for step in steps if not step.hit)
-            unused = {step.expert for step in steps}
-            self._start_all(layer, to_load, unused, book)
-            for other, ranked in ahead:
+            decisions = self.caches[layer].access([e for e in needed if e not in pinned], tokens)
+            decisions = self._guesses_first(layer, decisions)
+            self._count(layer, needed, decisions, counters)
+            to_load = deque(decision for decision in decisions if not decision.hit)
+            unused = {decision.expert for decision in decisions}
+            self._start_all(layer, to_load, unused, counters)
+            for other, ranked in prefetches:
                 self.guess(other, ranked)
             for expert in needed:
                 if expert in pinned:
                     yield expert, pinned[expert]
                     self._check_goes_on(layer, use)
-            for step in steps:
-                self._start_all(layer, to_load, unused, book)
-                slot = table[step.expert]
-                self._await(layer, step.expert, slot, book)
+            for decision in decisions:
+                self._start_all(layer, to_load, unused, counters)
+                slot = table[decision.expert]
+                self._await(layer, decision.expert, slot, counters)
                 slot.guessed = False
-                yield step.expert, slot.block
+                yield decision.expert, slot.block
                 self._check_goes_on(layer, use)
-                unused.discard(step.expert)
+                unused.discard(decision.expert)
                 if not slot.keep:
-                    self._drop(layer, step.expert)
+                    self._drop(layer, decision.expert)
             del self.unfinished[layer]
         finally:
             if self.unfinished.get(layer) is use:  # an error, Ctrl-C, or a caller that stopped
@@ -134,7 +134,7 @@ class Pool:
         self.guessed[layer] = ranked
         there = (self.table[layer], self.pinned[layer])
         absent = [guess for guess in ranked if not any(guess[0] in some for some in there)]
-        self.spares.guess(layer, absent, self.ledger.layer(layer, phase))
+        self.spares.guess(layer, absent, self.tracker.layer(layer, phase))
 
     # ------------------------------------------------------------------ ask
     @property
@@ -166,13 +166,11 @@ class Pool:
         out = dict.fromkeys(names, 0)
         for layer, homes in enumerate(self.homes):
             for expert in range(len(homes)):
-                out["home_" + self.where(layer, expert).home] += 1
-            out["ready"] += len(self.pinned[layer])
-            out["free"] += len(self.free[layer])
-        tables = [slot for table in self.table for slot in table.values()]
-        for slot in (*tables, *self.spares.guesses.values()):
-            out["ready" if slot.ticket.done() else "loading"] += 1
-        out["free"] += self.spares.idle()
+                place = self.where(layer, expert)
+                out["home_" + place.home] += 1
+                if place.slot != "absent":
+                    out[place.slot] += 1
+        out["free"] = sum(map(len, (*self.free, *self.spares.free.values())))
         return out
 
     def change_cache(self, layer: int, cache: LayerCache) -> None:
@@ -202,37 +200,39 @@ class Pool:
 
     # ------------------------------------------------------------------ move
     def _start_all(
-        self, layer: int, to_load: deque[Decision], unused: set[int], book: Counters
+        self, layer: int, to_load: deque[Decision], unused: set[int], counters: Counters
     ) -> None:
         """Start loads, in order, as far as there is room: a victim that is still to be used keeps
         its slot."""
         while to_load:
-            step = to_load[0]
-            if step.victim in unused or not (step.keep or self._has_spare(layer, step.expert)):
+            decision = to_load[0]
+            if decision.victim in unused or not self._has_block(layer, decision):
                 return
-            self._start(layer, to_load.popleft(), book)
+            self._start(layer, to_load.popleft(), counters)
 
-    def _start(self, layer: int, step: Decision, book: Counters) -> None:
-        if step.victim is not None:
-            self._drop(layer, step.victim)
-            book.evictions += 1
-        home, own = self.homes[layer][step.expert], self.free[layer]
-        spares, slot = self.spares.available(home.nbytes), self.spares.take(layer, step.expert)
+    def _start(self, layer: int, decision: Decision, counters: Counters) -> None:
+        if decision.victim is not None:
+            self._drop(layer, decision.victim)
+            counters.evictions += 1
+        expert, keep, own = decision.expert, decision.keep, self.free[layer]
+        home = self.homes[layer][expert]
+        spares = self.spares.available(home.nbytes)
+        slot = self.spares.guesses.pop((layer, expert), None)
         if slot is None:
             blocks = own or spares
-            slot = start(self.link, home, blocks, book, True, step.keep, spare=blocks is spares)
+            slot = start(self.link, home, blocks, counters, True, keep, spare=blocks is spares)
         else:  # a guess; the layer takes its block and gives a free one back
-            slot.keep, slot.spare = step.keep, not step.keep
-            if step.keep:
+            slot.keep, slot.spare = keep, not keep
+            if keep:
                 spares.append(own.popleft())
-        self.table[layer][step.expert] = slot
+        self.table[layer][expert] = slot
 
-    def _has_spare(self, layer: int, expert: int) -> bool:
-        """Whether there is a block for an expert that will not be kept. A guess for a later layer
-        may be dropped for it."""
-        if (layer, expert) in self.spares.guesses or self.free[layer]:
+    def _has_block(self, layer: int, decision: Decision) -> bool:
+        """Whether there is a block for a load. For one that will not be kept, a guess for a later
+        layer may be dropped."""
+        if decision.keep or self.free[layer] or (layer, decision.expert) in self.spares.guesses:
             return True
-        nbytes = self.homes[layer][expert].nbytes
+        nbytes = self.homes[layer][decision.expert].nbytes
         return bool(self.spares.available(nbytes)) or self.spares.drop_last(nbytes)
 
     def _drop(self, layer: int, expert: int) -> None:
@@ -259,50 +259,42 @@ class Pool:
             what = "was closed" if self.closed else "was run again"
             raise MoEColabError(f"this model {what} while one of its layers was at work.")
 
-    def _guesses_first(self, layer: int, steps: list[Decision]) -> list[Decision]:
+    def _guesses_first(self, layer: int, decisions: list[Decision]) -> list[Decision]:
         """Move right guesses before loads, because they arrive first. The order stays where a
         load waits until a needed expert was used and leaves its slot."""
-        guessed, needed = self.spares.guessed(layer), {step.expert for step in steps}
-        if any(step.victim in needed for step in steps):
-            if any(not (step.hit or step.keep) for step in steps):
+        guessed, needed = self.spares.guessed(layer), {decision.expert for decision in decisions}
+        if any(decision.victim in needed for decision in decisions):
+            if any(not (decision.hit or decision.keep) for decision in decisions):
                 for expert in guessed:  # a load before them may wait for their block
                     self.spares.drop(layer, expert)
-            return steps
-        return sorted(steps, key=lambda step: 0 if step.hit else 1 if step.expert in guessed else 2)
+            return decisions
+        return sorted(decisions, key=lambda d: 0 if d.hit else 1 if d.expert in guessed else 2)
 
     # ------------------------------------------------------------------ count
     def _count(
-        self, layer: int, needed: Sequence[int], steps: Sequence[Decision], book: Counters
+        self, layer: int, needed: Sequence[int], decisions: Sequence[Decision], counters: Counters
     ) -> None:
         """Count each access as exactly one of hit, speculative hit, late and miss."""
-        book.accesses += len(needed)
-        book.hits += len(needed) - len(steps)  # pinned
         outcomes = dict.fromkeys(needed, "hit")
-        for step in steps:
-            guess = self.spares.guesses.get((layer, step.expert))
-            slot = guess or self.table[layer].get(step.expert)
-            book.bypasses += not (step.hit or step.keep)
+        for decision in decisions:
+            expert, hit = decision.expert, decision.hit
+            slot = self.spares.guesses.get((layer, expert)) or self.table[layer].get(expert)
+            counters.bypasses += not (hit or decision.keep)
             if slot is None:
-                book.misses += 1
-                outcomes[step.expert] = "miss"
-            elif not slot.guessed:
-                book.hits += 1
-            elif slot.ticket.done():
-                book.speculative_hits += 1
-                outcomes[step.expert] = "speculative_hit"
-            else:
-                book.late += 1
-                outcomes[step.expert] = "late"
-            if not step.hit and self.governor is not None:
-                self.governor.needed(self.homes[layer][step.expert].nbytes)
-        if self.ledger.recorder is not None:
+                outcomes[expert] = "miss"
+            elif slot.guessed:
+                outcomes[expert] = "speculative_hit" if slot.ticket.done() else "late"
+            if not hit and self.governor is not None:
+                self.governor.needed(self.homes[layer][expert].nbytes)
+        counters.count(list(outcomes.values()))
+        if self.tracker.recorder is not None:
             for expert, outcome in outcomes.items():
                 nbytes = self.homes[layer][expert].nbytes if outcome == "miss" else 0
-                self.ledger.recorder.accessed(layer, expert, outcome, nbytes)
+                self.tracker.recorder.accessed(layer, expert, outcome, nbytes)
 
-    def _await(self, layer: int, expert: int, slot: Slot, book: Counters) -> None:
+    def _await(self, layer: int, expert: int, slot: Slot, counters: Counters) -> None:
         """Wait until compute may use the slot."""
-        before = book.stall_seconds
-        slot.ticket.wait(book)
-        if self.ledger.recorder is not None:
-            self.ledger.recorder.waited(layer, expert, book.stall_seconds - before)
+        before = counters.stall_seconds
+        slot.ticket.wait(counters)
+        if self.tracker.recorder is not None:
+            self.tracker.recorder.waited(layer, expert, counters.stall_seconds - before)

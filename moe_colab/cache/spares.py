@@ -29,7 +29,7 @@ class Slot:
     block: Block
     after: Any  # the mark that its load waits for
     ticket: Ticket
-    book: Counters  # the counters of its load
+    counters: Counters  # the counters of its load
     guessed: bool = False  # loaded by a guess and not used yet
     keep: bool = True  # False: given back after its use
     spare: bool = False  # the block belongs to the spares
@@ -37,7 +37,7 @@ class Slot:
     def count(self) -> None:
         """Count its load."""
         home = self.ticket.home
-        self.book.loads += 1
+        self.counters.loads += 1
         self._count_bytes(home, home.nbytes)
 
     def uncount(self) -> None:
@@ -45,14 +45,14 @@ class Slot:
         all bytes of an unused guess are wasted."""
         home, moved = self.ticket.home, self.ticket.moved
         if self.ticket.failed():
-            self.book.loads -= 1
+            self.counters.loads -= 1
             self._count_bytes(home, moved - home.nbytes)
         if self.guessed:
-            self.book.bytes_wasted += moved
+            self.counters.bytes_wasted += moved
 
     def _count_bytes(self, home: Home, nbytes: int) -> None:
-        self.book.bytes_loaded += nbytes
-        self.book.disk_bytes += nbytes if home.tier == "disk" else 0
+        self.counters.bytes_loaded += nbytes
+        self.counters.disk_bytes += nbytes if home.tier == "disk" else 0
 
 
 class Spares:
@@ -80,12 +80,8 @@ class Spares:
         """The experts of this layer that are in spares."""
         return [expert for number, expert in self.guesses if number == layer]
 
-    def idle(self) -> int:
-        """The number of idle spares."""
-        return sum(map(len, self.free.values()))
-
     # ------------------------------------------------------------------ guesses
-    def guess(self, layer: int, ranked: Ranked, book: Counters) -> None:
+    def guess(self, layer: int, ranked: Ranked, counters: Counters) -> None:
         """Begin to load the experts of `ranked`, likeliest first, as far as there is room and the
         governor allows."""
         wanted = [expert for expert, _ in ranked]
@@ -102,7 +98,9 @@ class Spares:
                     return
                 self.drop(layer, stale[0])
             try:
-                slot = start(self.link, home, blocks, book, urgent=False, keep=False, spare=True)
+                slot = start(
+                    self.link, home, blocks, counters, urgent=False, keep=False, spare=True
+                )
             except (MoEColabError, RuntimeError):  # RuntimeError: no thread can be started
                 return  # the use that needs this expert raises it
             self.guesses[layer, expert] = slot
@@ -133,10 +131,6 @@ class Spares:
             self.drop(*guesses[-1])
         return bool(guesses)
 
-    def take(self, layer: int, expert: int) -> Slot | None:
-        """Hand a guess over to its layer; None if there is none."""
-        return self.guesses.pop((layer, expert), None)
-
     def clear(self) -> None:
         """Drop all guesses and blocks."""
         for layer, expert in list(self.guesses):
@@ -155,14 +149,16 @@ def start(
     link: Link,
     home: Home,
     blocks: deque[tuple[Block, Any]],
-    book: Counters,
+    counters: Counters,
     urgent: bool,
     keep: bool,
     spare: bool,
 ) -> Slot:
     """Begin to load an expert into the first block of `blocks`; after an error the block stays."""
     block, after = blocks[0]
-    slot = Slot(block, after, link.start(home, block, after, urgent), book, not urgent, keep, spare)
+    slot = Slot(
+        block, after, link.start(home, block, after, urgent), counters, not urgent, keep, spare
+    )
     blocks.popleft()
     slot.count()
     return slot

@@ -11,6 +11,7 @@ is under way) and *miss* (a load must be issued). A *load* brings one expert's b
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -43,6 +44,14 @@ class Counters:
         return Counters(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Counters)}
         )
+
+    def count(self, outcomes: Sequence[str]) -> None:
+        """Count accesses, each as one of "hit", "speculative_hit", "late" and "miss"."""
+        self.accesses += len(outcomes)
+        self.hits += outcomes.count("hit")
+        self.speculative_hits += outcomes.count("speculative_hit")
+        self.late += outcomes.count("late")
+        self.misses += outcomes.count("miss")
 
     @property
     def hit_rate(self) -> float:
@@ -91,7 +100,7 @@ class Stats:
         }
 
 
-class Ledger:
+class StatsTracker:
     """The running counters: one Counters per layer and phase, and the phase of each thread's
     forward. recording: what records single events too, such as a trace.Builder, or None."""
 
@@ -104,7 +113,7 @@ class Ledger:
     def reset(self) -> None:
         self.forwards = 0
         self.tokens = 0
-        self._books = {phase: [Counters() for _ in range(self.layers)] for phase in PHASES}
+        self._counters = {phase: [Counters() for _ in range(self.layers)] for phase in PHASES}
 
     def forward(self, phase: str, tokens: int) -> None:
         """A forward over `tokens` tokens (all rows) begins."""
@@ -124,11 +133,11 @@ class Ledger:
 
     def layer(self, layer: int, phase: str | None = None) -> Counters:
         """The counters of a layer, to be added to: those of this thread's phase, or of `phase`."""
-        return self._books[phase or self.phase][layer]
+        return self._counters[phase or self.phase][layer]
 
     def stats(self) -> Stats:
-        prompt, decode = (sum(self._books[phase], Counters()) for phase in PHASES)
+        prompt, decode = (sum(self._counters[phase], Counters()) for phase in PHASES)
         layers = tuple(
-            p + d for p, d in zip(self._books["prompt"], self._books["decode"], strict=True)
+            p + d for p, d in zip(self._counters["prompt"], self._counters["decode"], strict=True)
         )
         return Stats(prompt + decode, prompt, decode, layers, self.forwards, self.tokens)

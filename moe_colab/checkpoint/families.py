@@ -22,13 +22,13 @@ TOP_K = "num_experts_per_tok moe_k moe_topk top_k_experts num_experts_per_token"
 ACCUMULATES_IN_FP32 = frozenset({"nemotron_h"})
 
 
-def is_experts(module: nn.Module) -> bool:
-    return all(hasattr(module, mark) for mark in MARKS)
-
-
 def experts_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """(name, experts module) of every MoE layer, in execution order."""
-    return [(name, module) for name, module in model.named_modules() if is_experts(module)]
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if all(hasattr(module, mark) for mark in MARKS)
+    ]
 
 
 def parameter_names(experts: nn.Module) -> list[str]:

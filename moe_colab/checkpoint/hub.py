@@ -73,7 +73,11 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
             lambda hub: hub.model_info(repo_id, revision=revision, files_metadata=True)
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        small = [name for name in sizes if "/" not in name and is_small_file(name)]
+        small = [
+            name
+            for name in sizes
+            if "/" not in name and any(Path(name).match(pattern) for pattern in SIDE_FILES)
+        ]
         # By the name that the user gave, which offline mode looks up again.
         folder = Path(access.snapshot_download(repo_id, revision=revision, allow_patterns=small))
         names = weight_files(folder)
@@ -102,11 +106,6 @@ def not_here(repo_id: str) -> MoEColabError:
         f"{repo_id} is not on this machine, and offline mode is on: leave it (HF_HUB_OFFLINE) to "
         "download the model."
     )
-
-
-def is_small_file(name: str) -> bool:
-    """Whether a file is configuration or tokenizer."""
-    return any(Path(name).match(pattern) for pattern in SIDE_FILES)
 
 
 # ---------------------------------------------------------------------- weights

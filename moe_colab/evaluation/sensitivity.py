@@ -71,10 +71,10 @@ class MatrixSensitivity:
     weights: int
     errors: Mapping[Format, float]
 
-    def expected(self, form: Format, coarsest: Format, by: str) -> float:
+    def expected(self, fmt: Format, coarsest: Format, by: str) -> float:
         """The expected loss in a format, which adds up over matrices. A rise below 0 is noise and
         counts as 0."""
-        relative = self.errors[form] / max(self.errors[coarsest], 1e-12)
+        relative = self.errors[fmt] / max(self.errors[coarsest], 1e-12)
         if by == PERPLEXITY:
             return max(0.0, self.loss.rise.value) * relative**2
         return (self.loss.disagreement.value * relative) ** 2
@@ -129,7 +129,7 @@ def allocate(
         for ways in sensitivity.parts
     ]
     options = best_options(parts, parse_bytes(budget) - sensitivity.fixed_bytes)
-    return {name: form for option in options for name, form in option.choice.items()}
+    return {name: fmt for option in options for name, fmt in option.choice.items()}
 
 
 def measure_sensitivity(
@@ -205,25 +205,25 @@ def relative_errors(
         square = weight.double().square().sum().item()
         counts[name] += weight.numel()
         norms[name] += square
-        for form in formats:
-            _, error = quantize_matrix(weight.to(device), form, choose_scales)
-            errors[name, form] += error**2 * square
+        for fmt in formats:
+            _, error = quantize_matrix(weight.to(device), fmt, choose_scales)
+            errors[name, fmt] += error**2 * square
     return {
         name: (n, {f: (errors[name, f] / max(norms[name], 1e-60)) ** 0.5 for f in formats})
         for name, n in counts.items()
     }
 
 
-def all_weights(checkpoint: Checkpoint, form: Format) -> Iterator[tuple[str, torch.Tensor]]:
+def all_weights(checkpoint: Checkpoint, fmt: Format) -> Iterator[tuple[str, torch.Tensor]]:
     """(matrix, weight [out, in]) of every expert, then of every dense matrix that can be kept in
-    `form`; one expert at a time is in memory."""
+    `fmt`; one expert at a time is in memory."""
     for layer, (_, experts) in enumerate(checkpoint.layers):
         for expert in range(experts.num_experts):
             for name, weight in checkpoint.expert(layer, expert).items():
                 if weight.dim() == 2:
                     across = weight.T.contiguous() if experts.is_transposed else weight
                     yield expert_name(layer, name), across
-    for key, matrix in low_bit_targets(checkpoint, Recipe(dense=form)).items():
+    for key, matrix in low_bit_targets(checkpoint, Recipe(dense=fmt)).items():
         yield matrix.modules[0], read_tensor(checkpoint.entries[key])
 
 
@@ -245,7 +245,7 @@ def expert_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[t
 
 def attention_ways(checkpoint: Checkpoint, formats: Sequence[Format]) -> Iterator[tuple[Way, ...]]:
     """For every matrix of the attention, each in a blob of its own, all formats."""
-    by_form = {form: low_bit_targets(checkpoint, Recipe(dense=form)) for form in formats}
+    by_form = {fmt: low_bit_targets(checkpoint, Recipe(dense=fmt)) for fmt in formats}
     for key, matrix in by_form[formats[0]].items():
         name = matrix.modules[0]
-        yield tuple(({name: form}, low[key].layout.nbytes) for form, low in by_form.items())
+        yield tuple(({name: fmt}, low[key].layout.nbytes) for fmt, low in by_form.items())

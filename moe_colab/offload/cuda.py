@@ -14,12 +14,12 @@ from collections.abc import Iterator
 import torch
 
 from ..cache.homes import CHUNK
-from ..cache.links import DONE, QueueTicket, ThreadLink
+from ..cache.links import DONE, ThreadLink, Ticket
 from ..errors import MoEColabError
 from .slots import host_slab
 
 
-class CudaTicket(QueueTicket):
+class CudaTicket(Ticket):
     """A load whose state DONE means *issued* to the copy stream; once `event` has passed, the bytes
     are there."""
 
@@ -28,10 +28,10 @@ class CudaTicket(QueueTicket):
     def done(self) -> bool:
         return self.state == DONE and self.event.query()
 
-    def wait(self, book=None) -> None:
+    def wait(self, counters=None) -> None:
         """The host waits until the copy is issued, the compute stream until it has ended."""
         if not self.done():
-            with self.link.stall(book):
+            with self.link.stall(counters):
                 super().wait()
                 torch.cuda.current_stream(self.link.device).wait_event(self.event)
 
@@ -48,23 +48,23 @@ class CudaLink(ThreadLink):
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.staging = Staging()
-        self.stalls: deque[tuple] = deque()  # (book, event before, event after), oldest first
+        self.stalls: deque[tuple] = deque()  # (counters, event before, event after), oldest first
 
     def mark(self) -> torch.cuda.Event:
         with torch.cuda.device(self.device):
             return record()
 
     @contextlib.contextmanager
-    def stall(self, book) -> Iterator[None]:
+    def stall(self, counters) -> Iterator[None]:
         """Time the compute stream in this block, in which it only waits. The seconds are added to
-        `book` when the events have passed."""
+        `counters` when the events have passed."""
         compute = torch.cuda.current_stream(self.device)
         before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         before.record(compute)
         yield
         after.record(compute)
-        if book is not None:
-            self.stalls.append((book, before, after))
+        if counters is not None:
+            self.stalls.append((counters, before, after))
         while self.stalls and self.stalls[0][2].query():  # passed: no need to wait
             self._book_oldest()
 
@@ -74,8 +74,8 @@ class CudaLink(ThreadLink):
             self._book_oldest()
 
     def _book_oldest(self) -> None:
-        book, before, after = self.stalls.popleft()
-        book.stall_seconds += before.elapsed_time(after) / 1e3
+        counters, before, after = self.stalls.popleft()
+        counters.stall_seconds += before.elapsed_time(after) / 1e3
 
     def close(self) -> None:
         """Stop, and wait until the copies that were issued have ended: their memory is freed."""

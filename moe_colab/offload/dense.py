@@ -73,7 +73,7 @@ def load_dense(
             f"the model without its experts needs {human(need)} on {device}, but "
             f"{human(free_memory(device))} are free: choose a checkpoint with fewer bits."
         )
-    low_bit = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
+    low_bit = store.manifest.low_bit_matrices
     config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
     config.transformers_weights = store.manifest.dense.name
     config.quantization_config = {
@@ -93,7 +93,10 @@ def load_dense(
             ignore_mismatched_sizes=True,  # they are named below
         )
     mismatched = (name for name, *_ in info["mismatched_keys"])
-    lacking = sorted({*info["missing_keys"], *mismatched, *reshaped(model)})
+    # With a quantizer, some versions of transformers load other shapes and report nothing.
+    built = model.hf_quantizer.shapes
+    reshaped = (n for n, p in model.named_parameters() if p.shape != built.get(n, p.shape))
+    lacking = sorted({*info["missing_keys"], *mismatched, *reshaped})
     if lacking:
         raise MoEColabError(
             f"{store.folder} does not fill the model: {', '.join(lacking[:3])} are missing, or of "
@@ -117,13 +120,6 @@ def untie(config: transformers.PreTrainedConfig) -> None:
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
         if hasattr(part, "tie_word_embeddings"):
             part.tie_word_embeddings = False
-
-
-def reshaped(model: transformers.PreTrainedModel) -> list[str]:
-    """Names of parameters of another shape than the model was built with: with a quantizer, some
-    versions of transformers load them and report nothing."""
-    shapes = model.hf_quantizer.shapes
-    return [name for name, p in model.named_parameters() if p.shape != shapes.get(name, p.shape)]
 
 
 @contextlib.contextmanager

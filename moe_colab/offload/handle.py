@@ -18,7 +18,7 @@ from ..cache.links import Link, ThreadLink
 from ..cache.policies import PolicySpec, make_policy
 from ..cache.pool import Place, Pool
 from ..cache.settings import PrefetchSettings, check_slots
-from ..cache.stats import Ledger, Stats
+from ..cache.stats import Stats, StatsTracker
 from ..checkpoint import families
 from ..errors import MoEColabError
 from ..quantization.kernels.dispatch import AUTO
@@ -94,8 +94,8 @@ class Offload:
         if ram is None and all(n >= e for n, e in zip(settings.slots, self.experts, strict=True)):
             ram = 0  # every expert will be in a slot and needs no copy in host memory
         homes = placement.make_homes(store.homes, ram, device, settings.pinned)
-        ledger = Ledger(len(self.entries))
-        self.runtime = Runtime(device, dtype, self.model_type, self.entries, settings, ledger)
+        tracker = StatsTracker(len(self.entries))
+        self.runtime = Runtime(device, dtype, self.model_type, self.entries, settings, tracker)
         self.runtime.prefetcher = attach(model, self.runtime)
         self.runtime.pool = self._make_pool(settings.slots, homes)
         self._model = weakref.ref(model)
@@ -176,13 +176,13 @@ class Offload:
         governor, prefetcher = self.pool.governor, self.runtime.prefetcher
         clauses = [governor.says() if governor else "", prefetcher.describe_errors()]
         speculation = "; ".join(filter(None, clauses))
-        return replace(self.runtime.ledger.stats(), speculation=speculation)
+        return replace(self.runtime.tracker.stats(), speculation=speculation)
 
     def reset_stats(self) -> None:
         """Set every counter to 0."""
         with self.runtime.lock:
             self.pool.link.book_stalls()
-            self.runtime.ledger.reset()
+            self.runtime.tracker.reset()
 
     def where(self, layer: int, expert: int) -> Place:
         """Where one expert is now: its home and its slot. Raises MoEColabError once closed."""

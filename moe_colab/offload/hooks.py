@@ -51,7 +51,7 @@ class Routing(NamedTuple):
 
     index: np.ndarray  # int [T, K]
     tokens: Tokens | None  # for the policy: (experts, logits) of each token
-    ahead: list[tuple[int, Ranked]]  # guesses by layer
+    prefetches: list[tuple[int, Ranked]]  # guesses by layer
 
 
 class OffloadedLayer:
@@ -79,7 +79,7 @@ class OffloadedLayer:
         one transfer. Policies and traces get logits in 16 bits, so that a replay of the trace
         decides as the policy did. Raises MoEColabError where the policy needs logits and there are
         none."""
-        wanted, recorder = self.runtime.needs_logits, self.runtime.ledger.recorder
+        wanted, recorder = self.runtime.needs_logits, self.runtime.tracker.recorder
         logits = self._logits(len(top_k_index)) if wanted or recorder is not None else None
         guesses = self.runtime.guesses(self.number, "router_input")
         optional = [] if logits is None else [logits]
@@ -87,13 +87,13 @@ class OffloadedLayer:
         index = index.astype(np.int64)
         logits = None if logits is None else to_half(rest.pop(0))
         least = self.runtime.prefetch.guess_threshold
-        ahead = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
+        prefetches = [(t, ranked(guess, least)) for t, guess in zip(guesses, rest, strict=True)]
         if recorder is not None:
             recorder.routed(self.number, index, logits)
-            for layer, likely in ahead:
+            for layer, likely in prefetches:
                 recorder.guessed(self.number, layer, likely, "router_input")
         tokens = list(zip(index.tolist(), logits.tolist(), strict=True)) if wanted else None
-        return Routing(index, tokens, ahead)
+        return Routing(index, tokens, prefetches)
 
     def _logits(self, length: int) -> torch.Tensor | None:
         """The router's logits [T, E]; None where it shows none and only a recording wants them."""
@@ -114,12 +114,12 @@ class OffloadedLayer:
         if self.runtime.settings.whole_layer:
             needed = list(range(self.experts))
         pool, number = self.runtime.pool, self.number
-        for expert, block in pool.experts(number, needed, routing.tokens, routing.ahead):
+        for expert, block in pool.experts(number, needed, routing.tokens, routing.prefetches):
             yield expert, block.views(self.layout, (number, expert))
 
     def keep_logits(self, router, args, output) -> None:
         """Hook on the router: keeps its logits where the policy or a recording wants them."""
-        if self.runtime.needs_logits or self.runtime.ledger.recorder is not None:
+        if self.runtime.needs_logits or self.runtime.tracker.recorder is not None:
             self.router.logits = families.router_logits(output, self.experts)
 
 
@@ -136,9 +136,9 @@ class PrefetchWorker:
         guesses = self.runtime.guesses(number, "layer_output")
         if not guesses:
             return
-        pool, ledger = self.runtime.pool, self.runtime.ledger
-        recorder, phase = ledger.recorder, ledger.phase
-        turns = {layer: pool.turns[layer] for layer in guesses}
+        pool, tracker = self.runtime.pool, self.runtime.tracker
+        recorder, phase = tracker.recorder, tracker.phase
+        calls = {layer: pool.router_calls[layer] for layer in guesses}
         copied = None
         if self.runtime.device.type != "cpu":
             guesses = {
@@ -154,7 +154,7 @@ class PrefetchWorker:
             least = self.runtime.prefetch.guess_threshold
             with self.runtime.lock:
                 for layer, guess in guesses.items():
-                    if pool.turns[layer] == turns[layer]:  # or its router has run meanwhile
+                    if pool.router_calls[layer] == calls[layer]:  # its router has not run since
                         likely = ranked(guess.numpy(), least)
                         pool.guess(layer, likely, phase)
                         if recorder is not None:
@@ -191,7 +191,7 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
         decode = length == 1 and past_length(kwargs) > 0
         with runtime.lock:
             runtime.pool.check_open()
-            runtime.ledger.forward("decode" if decode else "prompt", rows * length)
+            runtime.tracker.forward("decode" if decode else "prompt", rows * length)
 
     model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)

@@ -50,6 +50,10 @@ class LowBitModule(nn.Module):
         themselves."""
         return self._held().dequantized(self.dtype)
 
+    def bits(self) -> str:
+        """The bits of its matrix, for its repr."""
+        return "empty" if self.matrix is None else f"{self.matrix.fmt.bits} bits"
+
     def _held(self) -> LowBitWeight:
         if self.matrix is None:
             raise MoEColabError(CLOSED)
@@ -70,8 +74,9 @@ class LowBitLinear(LowBitModule):
         return out if self.bias is None else out + self.bias
 
     def extra_repr(self) -> str:
-        bits = "empty" if self.matrix is None else f"{self.matrix.form.bits} bits"
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {bits}"
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.bits()}"
+        )
 
 
 class LowBitEmbedding(LowBitModule):
@@ -88,8 +93,7 @@ class LowBitEmbedding(LowBitModule):
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
-        bits = "empty" if self.matrix is None else f"{self.matrix.form.bits} bits"
-        return f"{self.num_embeddings}, {self.embedding_dim}, {bits}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.bits()}"
 
 
 KINDS = {nn.Linear: LowBitLinear, nn.Embedding: LowBitEmbedding}
@@ -127,8 +131,7 @@ def fill(
 ) -> None:
     """Read the store's low-bit matrices into the modules that `swap` made. Raises MoEColabError
     where a blob is damaged or has another size than its module."""
-    matrices = store.manifest.low_bit.matrices if store.manifest.low_bit else ()
-    for matrix, home in zip(matrices, store.dense_homes, strict=True):
+    for matrix, home in zip(store.manifest.low_bit_matrices, store.dense_homes, strict=True):
         (block,) = allocate(1, home.nbytes, device, kernels)
         read(home, block)
         weight = block.views(matrix.layout, None)["weight"]

@@ -148,7 +148,7 @@ def memory_table(
     parts = (
         ("device", "all but the experts", memory.dense),
         ("device", "slots", memory.slot_bytes(slots)),
-        ("device", "experts that stay", memory.pinned_bytes()),
+        ("device", "pinned experts", memory.pinned_bytes()),
         ("device", "spares", memory.spare_bytes()),
         ("host", "experts", tiers["host"]),
         ("disk", "experts", tiers["disk"]),

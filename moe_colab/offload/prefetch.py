@@ -24,7 +24,7 @@ from ..checkpoint import families
 log = logging.getLogger("moe_colab")
 
 
-class Stage:
+class EarlyRouter:
     """The modules of one MoE layer that a guess runs through; they are not kept alive."""
 
     def __init__(self, block: nn.Module, router: nn.Module | None, experts: int):
@@ -78,11 +78,11 @@ class Prefetcher:
     ) -> None:
         self.wanted, self.after = wanted, after
         self.state = ForwardState()
-        self.stages: list[Stage] = []
+        self.early_routers: list[EarlyRouter] = []
         for number, (name, module) in enumerate(families.experts_modules(model)):
             block = model.get_submodule(name.rpartition(".")[0])
             router = families.router_of(model, name)
-            self.stages.append(Stage(block, router, module.num_experts))
+            self.early_routers.append(EarlyRouter(block, router, module.num_experts))
             if router is not None:
                 self._watch(number, families.decoder_layer(model, name), router)
 
@@ -92,13 +92,13 @@ class Prefetcher:
         at layer `source`: float [2, n] on the device, ids and probabilities (that at least one of
         the tokens needs it); None where there is no guess. Never waits for the device. A router
         that raises is not run early again, and logged: a guess changes speed, never output."""
-        stage, inputs = self.stages[target], self.state.inputs.get(source)
-        if inputs is None or stage.router is None or not stage.known or stage.error:
+        early, inputs = self.early_routers[target], self.state.inputs.get(source)
+        if inputs is None or early.router is None or not early.known or early.error:
             return None
         hidden, args, kwargs, stream = inputs
         if from_output:
             stream = self.state.outputs.get(source)
-        norm = stage.norm()
+        norm = early.norm()
         if norm is not None and stream is None:
             return None
         try:
@@ -108,10 +108,10 @@ class Prefetcher:
                 elif from_output:
                     hidden = stream.reshape(hidden.shape)
                 args, kwargs = self._own(source, target, args, kwargs)
-                return likeliest(stage.router.forward(hidden, *args, **kwargs), stage.experts, n)
+                return likeliest(early.router.forward(hidden, *args, **kwargs), early.experts, n)
         except Exception as error:
             first = not self.errors
-            stage.error = f"{type(error).__name__}: {error}"
+            early.error = f"{type(error).__name__}: {error}"
             if first:
                 log.warning("%s; output does not change", self.describe_errors())
             return None
@@ -124,7 +124,7 @@ class Prefetcher:
     @property
     def errors(self) -> dict[int, str]:
         """MoE layers whose routers cannot run early, and why."""
-        return {i: stage.error for i, stage in enumerate(self.stages) if stage.error}
+        return {i: early.error for i, early in enumerate(self.early_routers) if early.error}
 
     def describe_errors(self) -> str:
         """One clause that names the layers without prefetch and the first reason; "" for none."""
@@ -137,20 +137,20 @@ class Prefetcher:
 
     # ------------------------------------------------------------------ watch
     def _watch(self, number: int, layer: nn.Module, router: nn.Module) -> None:
-        stage, state = self.stages[number], self.state
+        early, state = self.early_routers[number], self.state
 
         def on_norm(norm, args, output) -> None:
-            if (not stage.known or self.wanted()) and args and torch.is_tensor(output):
+            if (not early.known or self.wanted()) and args and torch.is_tensor(output):
                 state.passed.setdefault(number, []).append((norm, output, args[0]))
 
         def on_router(router, args, kwargs) -> None:
             passed = state.passed.pop(number, [])
             if not args or not torch.is_tensor(args[0]):
                 return
-            if not stage.known:
-                stage.find_norm(args[0], passed)
+            if not early.known:
+                early.find_norm(args[0], passed)
             if self.wanted():
-                right = stage.norm()
+                right = early.norm()
                 stream = next((s for norm, _, s in reversed(passed) if norm is right), None)
                 state.inputs[number] = (args[0], args[1:], kwargs, stream)
 
@@ -162,14 +162,14 @@ class Prefetcher:
                     self.after(number)
                 self.forget(number)
 
-        stage.watch(layer, on_norm)
+        early.watch(layer, on_norm)
         router.register_forward_pre_hook(on_router, with_kwargs=True)
         layer.register_forward_hook(on_layer_end)
 
     def _own(self, source: int, target: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """A router's other arguments; a tensor of the source's block (a bias) is replaced by the
         same tensor of the target's block."""
-        from_block, to_block = self.stages[source].block, self.stages[target].block
+        from_block, to_block = self.early_routers[source].block, self.early_routers[target].block
 
         def own(value: Any) -> Any:
             if torch.is_tensor(value):

@@ -37,12 +37,12 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
     trace = builder.trace()
     with runtime.lock:
         runtime.pool.check_open()
-        if runtime.ledger.recording is not None:
+        if runtime.tracker.recording is not None:
             raise MoEColabError(
                 "this model is being recorded already: leave the first `with mc.record(...)` block "
                 "before the next begins."
             )
-        runtime.ledger.recording = builder
+        runtime.tracker.recording = builder
 
     def begin(model, args, kwargs) -> None:
         inputs = model_input(args, kwargs)
@@ -50,10 +50,10 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
             rows, length = inputs.shape[:2]
             # Copied on their device, and brought to the host at the end.
             ids = None if inputs.is_floating_point() else inputs.detach().clone()
-            builder.begin(runtime.ledger.phase, rows, length, past_length(kwargs), ids)
+            builder.begin(runtime.tracker.phase, rows, length, past_length(kwargs), ids)
 
     def end(model, args, output) -> None:
-        if runtime.ledger.recording is builder:
+        if runtime.tracker.recording is builder:
             builder.end()
 
     hooks = [
@@ -66,7 +66,7 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
         for hook in hooks:
             hook.remove()
         with runtime.lock:  # no layer runs now
-            runtime.ledger.recording = None
+            runtime.tracker.recording = None
         builder.header["texts"] = texts_of(builder, tokenizer)
         trace._fill_from(builder.trace())
 

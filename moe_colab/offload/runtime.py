@@ -20,7 +20,7 @@ from ..cache.policies import make_policy, policy_name
 from ..cache.pool import Pool
 from ..cache.settings import PrefetchSettings
 from ..cache.spares import SPARES
-from ..cache.stats import Ledger
+from ..cache.stats import StatsTracker
 from ..errors import MoEColabError
 from ..store import LayerEntry
 from .prefetch import Prefetcher
@@ -33,7 +33,8 @@ class Runtime:
     """Made once per model. `settings` (checked) and `pool` change while the model lives, under
     `lock`; they hold from the next MoE layer on.
 
-    entries: the store's MoE layers. ledger: the counters. check_stop: called before every MoE
+    entries: the store's MoE layers. tracker: the running
+    counters. check_stop: called before every MoE
     layer; may raise.
     """
 
@@ -42,7 +43,7 @@ class Runtime:
     model_type: str
     entries: Sequence[LayerEntry]
     settings: Settings
-    ledger: Ledger
+    tracker: StatsTracker
     lock: threading.RLock = field(default_factory=threading.RLock)
     check_stop: Callable[[], None] = lambda: None
     pool: Pool = field(init=False)
@@ -99,7 +100,7 @@ class Runtime:
                 [self.make_cache(layer, n) for layer, n in enumerate(slots)],
                 spares={nbytes: self._allocate(SPARES, nbytes) for nbytes in sorted({*sizes})},
                 pinned=self._load_pinned(homes, link),
-                ledger=self.ledger,
+                tracker=self.tracker,
                 governor=self.make_governor(link),
             )
         except BaseException:

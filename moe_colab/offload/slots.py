@@ -14,8 +14,8 @@ from ..errors import MoEColabError
 from ..quantization.format import Shape
 from ..quantization.kernels import Dispatcher, LowBitWeight, dispatcher_for
 from ..quantization.kernels.dispatch import AUTO
-from ..quantization.recipe import LOWBIT_TRANSPOSED, UNPACKED, format_of
-from ..store.blobs import BlobLayout, Field, Matrix
+from ..quantization.recipe import LOWBIT_TRANSPOSED, format_of
+from ..store.blobs import UNPACKED, BlobLayout, Field, Matrix
 from ..units import human
 
 

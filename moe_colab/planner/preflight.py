@@ -107,10 +107,12 @@ class Preflight:
         """(name, value, remark) of this machine's parts."""
         gpu = ("GPU", "none", "")
         if self.gpu is not None:
-            memory = "memory unknown" if self.gpu.free is None else free_of(self.gpu)
-            gpu = ("GPU", self.gpu.name, memory)
+            memory = "memory unknown"
             if not self.torch_has_cuda:
-                gpu = ("GPU", self.gpu.name, "this torch was built without CUDA")
+                memory = "this torch was built without CUDA"
+            elif self.gpu.free is not None:
+                memory = f"{human(self.gpu.free)} free of {human(self.gpu.total or self.gpu.free)}"
+            gpu = ("GPU", self.gpu.name, memory)
         return [
             gpu,
             ("RAM", f"{human(self.ram_free)} free", f"of {human(self.ram_total)}"),
@@ -165,10 +167,6 @@ def slots_of(verdict: Verdict, model: ModelInfo) -> str:
     if not verdict.slots:
         return ""
     return f" with up to {verdict.slots} of {model.sizes.experts_per_layer} slots a layer"
-
-
-def free_of(gpu: Gpu) -> str:
-    return f"{human(gpu.free)} free of {human(gpu.total or gpu.free)}"
 
 
 # ---------------------------------------------------------------------- this machine

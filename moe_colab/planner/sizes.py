@@ -98,8 +98,8 @@ def store_sizes(manifest: Manifest) -> Sizes:
     """The sizes of a finished store; nothing of it is left to download."""
     blobs = tuple(layer.layout.nbytes for layer in manifest.layers)
     experts = tuple(layer.experts for layer in manifest.layers)
-    matrices = manifest.low_bit.matrices if manifest.low_bit else ()
-    largest = max((matrix.layout.parameters() for matrix in matrices), default=0)
+    low_bit = (matrix.layout.parameters() for matrix in manifest.low_bit_matrices)
+    largest = max(low_bit, default=0)
     working = largest * DTYPE_BYTES[manifest.dtype]
     memory = DeviceMemory(blobs, experts, manifest.dense_bytes(), working=working)
     return Sizes(manifest.total_bytes(), manifest.expert_bytes(), memory)

@@ -95,7 +95,7 @@ PARTS = {
     "all but the experts": DIM,
     "slots": GREEN,
     "spares": PINK,
-    "experts that stay": INK,
+    "pinned experts": INK,
     "experts": ORANGE,
 }
 

@@ -28,7 +28,7 @@ ChooseScales = Callable[[torch.Tensor, Format], Scales]
 
 # ---------------------------------------------------------------------- quantize
 def quantize_matrix(
-    weight: torch.Tensor, form: Format, choose_scales: ChooseScales
+    weight: torch.Tensor, fmt: Format, choose_scales: ChooseScales
 ) -> tuple[dict[str, torch.Tensor], float]:
     """(fields, relative error) of `weight` [N, K]; the error is the norm of the difference over the
     norm of the weights. Works piece by piece: it takes memory for the fields and a few copies of
@@ -36,39 +36,39 @@ def quantize_matrix(
     shape = tuple(weight.shape)
     fields = {
         name: torch.empty(dims, dtype=KINDS[kind], device=weight.device)
-        for name, (kind, dims) in form.fields(shape).items()
+        for name, (kind, dims) in fmt.fields(shape).items()
     }
     error = total = 0.0
-    for piece, dims in form.pieces(shape):
-        part = form.part(weight, piece).float().contiguous().view(dims)
-        packed = quantize_piece(part, form, choose_scales)
+    for piece, dims in fmt.pieces(shape):
+        part = fmt.part(weight, piece).float().contiguous().view(dims)
+        packed = quantize_piece(part, fmt, choose_scales)
         for name, values in packed.items():
-            into = form.field(fields[name], name, shape, piece)
+            into = fmt.field(fields[name], name, shape, piece)
             into.copy_(values.view(into.shape))
         total += part.square().sum(dtype=torch.float64).item()
-        back = dequantize(packed, form, dims, torch.float32)
+        back = dequantize(packed, fmt, dims, torch.float32)
         error += back.sub_(part).square_().sum(dtype=torch.float64).item()
     return fields, (error / max(total, 1e-60)) ** 0.5
 
 
 def quantize_piece(
-    weight: torch.Tensor, form: Format, choose_scales: ChooseScales
+    weight: torch.Tensor, fmt: Format, choose_scales: ChooseScales
 ) -> dict[str, torch.Tensor]:
     """The fields of one piece. The codes are rounded with the scales as they are stored, and so
     make up for most of the scales' own rounding."""
-    scales = quantize_scales(form, *choose_scales(weight, form))
-    scale, zero = (part.unsqueeze(2 * form.axis) for part in dequantize_scales(form, scales))
-    codes = form.grouped(weight) / scale + zero
-    codes = codes.round_().clamp_(0, 2**form.bits - 1).to(torch.uint8)
-    return {**pack_codes(codes.view(weight.shape), form), **scales}
+    scales = quantize_scales(fmt, *choose_scales(weight, fmt))
+    scale, zero = (part.unsqueeze(2 * fmt.axis) for part in dequantize_scales(fmt, scales))
+    codes = fmt.grouped(weight) / scale + zero
+    codes = codes.round_().clamp_(0, 2**fmt.bits - 1).to(torch.uint8)
+    return {**pack_codes(codes.view(weight.shape), fmt), **scales}
 
 
 def quantize_scales(
-    form: Format, scale: torch.Tensor, zero: torch.Tensor
+    fmt: Format, scale: torch.Tensor, zero: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """The fields that store scales and zeros [grid]; floats at 8 bits, whose codes are too fine for
     coarse scales."""
-    if form.bits == 8:
+    if fmt.bits == 8:
         return {"scale": scale.float(), "zero": zero.float()}
     fields, lines = {}, []
     for name, values in (("scale", scale.float()), ("zero", zero.float())):
@@ -80,12 +80,12 @@ def quantize_scales(
     return fields | {"lines": torch.cat(lines, 1)}
 
 
-def pack_codes(codes: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
+def pack_codes(codes: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
     """uint8 codes [N, K] as bit planes, uint8 [bytes] each."""
     planes, below = {}, 0
-    for name, bits in PLANES[form.bits].items():
+    for name, bits in PLANES[fmt.bits].items():
         plane = codes >> below & 2**bits - 1
-        planes[name] = (pack_rows if form.axis else pack_columns)(plane, bits, form.group).flatten()
+        planes[name] = (pack_rows if fmt.axis else pack_columns)(plane, bits, fmt.group).flatten()
         below += bits
     return planes
 
@@ -118,32 +118,32 @@ def split(shape: Shape, bits: int) -> Shape:
 
 
 # ---------------------------------------------------------------------- dequantize
-def unpack_codes(fields: Mapping[str, torch.Tensor], form: Format, shape: Shape) -> torch.Tensor:
+def unpack_codes(fields: Mapping[str, torch.Tensor], fmt: Format, shape: Shape) -> torch.Tensor:
     """The codes, int16 [N, K]."""
     codes, below = None, 0
-    for name, bits in PLANES[form.bits].items():
-        plane = (unpack_rows if form.axis else unpack_columns)(fields[name], bits, form, shape)
+    for name, bits in PLANES[fmt.bits].items():
+        plane = (unpack_rows if fmt.axis else unpack_columns)(fields[name], bits, fmt, shape)
         codes = plane.view(shape) if not below else codes | plane.view(shape) << below
         below += bits
     return codes
 
 
-def unpack_rows(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
+def unpack_rows(packed: torch.Tensor, bits: int, fmt: Format, shape: Shape) -> torch.Tensor:
     rows, units, count, words, _ = split(shape, bits)
     halves = packed.view(torch.int16).view(rows, units, 1, words, 2)
     shifts = bits * torch.arange(count, device=packed.device, dtype=torch.int16)
     return halves >> shifts[:, None, None] & 2**bits - 1
 
 
-def unpack_columns(packed: torch.Tensor, bits: int, form: Format, shape: Shape) -> torch.Tensor:
-    packed = packed.view(1, form.group * bits // 8, -1).to(torch.int16)
+def unpack_columns(packed: torch.Tensor, bits: int, fmt: Format, shape: Shape) -> torch.Tensor:
+    packed = packed.view(1, fmt.group * bits // 8, -1).to(torch.int16)
     shifts = torch.arange(8 - bits, -1, -bits, device=packed.device, dtype=torch.int16)
     return packed >> shifts[:, None, None] & 2**bits - 1
 
 
-def dequantize_scales(form: Format, fields: Mapping[str, torch.Tensor]) -> Scales:
+def dequantize_scales(fmt: Format, fields: Mapping[str, torch.Tensor]) -> Scales:
     """Scales and zeros from the fields that store them."""
-    if form.bits == 8:
+    if fmt.bits == 8:
         return fields["scale"], fields["zero"]
     lines = fields["lines"].float()
     return (
@@ -153,18 +153,18 @@ def dequantize_scales(form: Format, fields: Mapping[str, torch.Tensor]) -> Scale
 
 
 def dequantize(
-    fields: Mapping[str, torch.Tensor], form: Format, shape: Shape, dtype: torch.dtype
+    fields: Mapping[str, torch.Tensor], fmt: Format, shape: Shape, dtype: torch.dtype
 ) -> torch.Tensor:
     """The weights [N, K] in `dtype`, computed in float32. Takes memory for the result and a few
     copies of one piece of it."""
     weight = torch.empty(shape, dtype=dtype, device=fields["scale"].device)
-    for piece, dims in form.pieces(shape):
+    for piece, dims in fmt.pieces(shape):
         parts = {
-            name: form.field(values, name, shape, piece).contiguous()
+            name: fmt.field(values, name, shape, piece).contiguous()
             for name, values in fields.items()
         }
-        scale, zero = (part.unsqueeze(2 * form.axis) for part in dequantize_scales(form, parts))
-        codes = form.grouped(unpack_codes(parts, form, dims).float())
-        into = form.part(weight, piece)
+        scale, zero = (part.unsqueeze(2 * fmt.axis) for part in dequantize_scales(fmt, parts))
+        codes = fmt.grouped(unpack_codes(parts, fmt, dims).float())
+        into = fmt.part(weight, piece)
         into.copy_(codes.sub_(zero).mul_(scale).view(into.shape))
     return weight

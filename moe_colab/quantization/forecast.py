@@ -109,13 +109,13 @@ def forecast(
     `mc.quantized`. Fetches no weights, only headers and configuration of a model of the hub.
     Raises MoEColabError where the model's size cannot be learned, where no row of 4096 weights
     could be kept so, and where hqq is not installed."""
-    form = Format(expert_bits, group_size)
-    form.check("a row", (1, COLUMNS))
+    fmt = Format(expert_bits, group_size)
+    fmt.check("a row", (1, COLUMNS))
     model = info(source_of(source), refresh=False)
     if model.sizes is None:
         raise MoEColabError(f"the size of {model.title} is not known: {model.problem}")
     sizes, weights = model.sizes, model.sizes.experts // 2  # of 16 bits
-    store = weights * stored_bytes((1, COLUMNS), form) // COLUMNS + sizes.memory.dense
+    store = weights * stored_bytes((1, COLUMNS), fmt) // COLUMNS + sizes.memory.dense
     return Forecast(
         model=model,
         store_bytes=store,
@@ -125,16 +125,16 @@ def forecast(
         memory_free=available_memory(),
         download_bytes=0 if model.here else sizes.download,
         weights=weights,
-        weights_a_second=speed(form, pick_device(device)),
+        weights_a_second=speed(fmt, pick_device(device)),
     )
 
 
-def speed(form: Format, device: torch.device) -> float:
+def speed(fmt: Format, device: torch.device) -> float:
     """Weights quantized in a second, measured on a matrix of random weights; without reading and
     writing. The first of two runs is a warm-up."""
     matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0)).to(device)
     for _ in range(2):
         start = time.perf_counter()
-        quantize_matrix(matrix, form, choose_scales)  # returns a number, so it waits for the device
+        quantize_matrix(matrix, fmt, choose_scales)  # returns a number, so it waits for the device
         seconds = time.perf_counter() - start
     return matrix.numel() / seconds

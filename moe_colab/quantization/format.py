@@ -117,6 +117,6 @@ class Format:
         return values.view(-1, rows, shape[1])[:, piece]
 
 
-def stored_bytes(shape: Shape, form: Format) -> int:
+def stored_bytes(shape: Shape, fmt: Format) -> int:
     """Bytes of a matrix's codes, scales and zeros."""
-    return sum(math.prod(dims) * DTYPE_BYTES[kind] for kind, dims in form.fields(shape).values())
+    return sum(math.prod(dims) * DTYPE_BYTES[kind] for kind, dims in fmt.fields(shape).values())

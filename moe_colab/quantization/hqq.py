@@ -10,7 +10,7 @@ from ..errors import MoEColabError
 from .format import Format
 
 
-def choose_scales(weight: torch.Tensor, form: Format) -> tuple[torch.Tensor, torch.Tensor]:
+def choose_scales(weight: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros, float32 [grid], for the groups of `weight` [N, K], on its device. Raises
     MoEColabError where hqq is not installed."""
     try:
@@ -21,11 +21,11 @@ def choose_scales(weight: torch.Tensor, form: Format) -> tuple[torch.Tensor, tor
         ) from error
     _, meta = Quantizer.quantize(
         weight.float(),
-        nbits=form.bits,
-        group_size=form.group,
-        axis=form.axis,
+        nbits=fmt.bits,
+        group_size=fmt.group,
+        axis=fmt.axis,
         bitpack=False,
         device=str(weight.device),
     )
-    grid = form.grid(tuple(weight.shape))
+    grid = fmt.grid(tuple(weight.shape))
     return meta["scale"].view(grid).float(), meta["zero"].view(grid).float()

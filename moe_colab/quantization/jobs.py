@@ -18,10 +18,11 @@ from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES, as_bytes, read_tensor
 from ..errors import MoEColabError
 from ..store import BlobLayout, DenseMatrix, StoreWriter
+from ..store.blobs import UNPACKED
 from ..store.safetensors import aligned_first
 from .bits import quantize_matrix
 from .hqq import choose_scales
-from .recipe import LOWBIT_TRANSPOSED, UNPACKED, format_of
+from .recipe import LOWBIT_TRANSPOSED, format_of
 
 # Not model.safetensors, which transformers alone would load, with random experts.
 DENSE_FILE = "dense.safetensors"

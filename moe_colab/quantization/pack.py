@@ -23,7 +23,7 @@ from ..machine.memory import DISK_HEADROOM, free_disk
 from ..store import BlobFile, BlobLayout, DenseMatrix, Manifest, Store, StoreWriter
 from ..store.blobs import align
 from ..store.manifest import NAME, REPORT
-from ..store.writer import SHARDS, update_files
+from ..store.writer import DOWNLOADS, update_files
 from ..units import human
 from .jobs import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
 from .recipe import Recipe
@@ -126,7 +126,7 @@ def _run_jobs(checkpoint: Checkpoint, writer: StoreWriter, jobs: list[Job], prog
         disable=not progress,
         **{"unit": "B", "unit_scale": True, "leave": False},
     )
-    delivery = checkpoint.shards.deliver(missing, writer.folder / SHARDS)
+    delivery = checkpoint.shards.deliver(missing, writer.folder / DOWNLOADS)
     with bar, contextlib.closing(delivery):
         for job in delivery:
             _run_job(writer, job)

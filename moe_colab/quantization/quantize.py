@@ -92,9 +92,9 @@ def format_of_bits(bits: int, group_size: int | None, axis: int) -> Format | Non
     format."""
     if bits == KEEP:
         return None
-    form = Format(bits, group_size, axis)
-    form.check_choice()
-    return form
+    fmt = Format(bits, group_size, axis)
+    fmt.check_choice()
+    return fmt
 
 
 def quantized(

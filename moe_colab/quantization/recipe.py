@@ -10,12 +10,12 @@ from typing import Any
 
 from ..errors import MoEColabError
 from ..store import BlobLayout, Field, Matrix
-from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
+from ..store.blobs import BLOB_ALIGNMENT, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
 from .format import Format
 
-UNPACKED, LOWBIT, LOWBIT_TRANSPOSED = "none", "lowbit", "lowbit-transposed"
-"""How a matrix is stored in a blob (`Matrix.packing`): as it is; as low-bit fields of [out, in]; as
-low-bit fields of [out, in] where the module has [in, out]."""
+LOWBIT, LOWBIT_TRANSPOSED = "lowbit", "lowbit-transposed"
+"""How a low-bit matrix is stored in a blob (`Matrix.packing`): as fields of [out, in]; as fields of
+[out, in] where the module has [in, out]."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,22 @@ class Recipe:
     def format(self, part: str, *names: str) -> Format | None:
         """The format of a matrix in `part`; it has two `names` if it is a head that is tied to the
         embedding."""
-        for pattern, form in self.overrides.items():
+        for pattern, fmt in self.overrides.items():
             if any(fnmatchcase(name, pattern) for name in names):
-                return form
+                return fmt
         return getattr(self, part)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe for JSON. Overrides are pairs, because their order matters."""
-        overrides = [[name, form and asdict(form)] for name, form in self.overrides.items()]
+        overrides = [[name, fmt and asdict(fmt)] for name, fmt in self.overrides.items()]
         return {**asdict(self), "overrides": overrides}
 
     def check(self, names: Iterable[str]) -> None:
         """Raises MoEColabError for a format that does not exist, and for an override that matches
         none of the matrices' `names`."""
-        for form in (self.experts, self.dense, self.embeddings, *self.overrides.values()):
-            if form is not None:
-                form.check_choice()
+        for fmt in (self.experts, self.dense, self.embeddings, *self.overrides.values()):
+            if fmt is not None:
+                fmt.check_choice()
         names = list(names)
         for pattern in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -67,14 +67,14 @@ class Recipe:
         does not fit a matrix."""
         matrices = []
         for name, shape in shapes.items():
-            form = self.format(EXPERTS, expert_name(layer, name)) if len(shape) == 2 else None
-            if form is None:
-                matrices.append(unpacked_matrix(name, shape, dtype))
+            fmt = self.format(EXPERTS, expert_name(layer, name)) if len(shape) == 2 else None
+            if fmt is None:
+                matrices.append(Matrix.unpacked(name, shape, dtype))
             else:
                 across = tuple(reversed(shape)) if transposed else tuple(shape)
-                form = form.with_group(across)
-                form.check(f"{name} of layer {layer}", across)
-                matrices.append(low_bit_matrix(name, shape, form, transposed))
+                fmt = fmt.with_group(across)
+                fmt.check(f"{name} of layer {layer}", across)
+                matrices.append(low_bit_matrix(name, shape, fmt, transposed))
         return blob_layout(matrices, BLOB_ALIGNMENT)
 
     def dense_layout(
@@ -83,11 +83,11 @@ class Recipe:
         """The layout of one matrix [out, in] outside the experts, which is called "weight" in its
         blob. None where it stays as it is: by the recipe, or because no usual group fits it and
         none was asked for. Raises MoEColabError where a format does not fit."""
-        form = self.format(part, *modules)
-        if form is None:
+        fmt = self.format(part, *modules)
+        if fmt is None:
             return None
-        grouped = form.with_group(shape)
-        if form.group is None and not grouped.fits(shape):
+        grouped = fmt.with_group(shape)
+        if fmt.group is None and not grouped.fits(shape):
             return None
         grouped.check(modules[0], shape)
         if part == EMBEDDINGS and grouped.axis != 1:
@@ -101,18 +101,12 @@ def expert_name(layer: int, matrix: str) -> str:
     return f"{EXPERTS}.{layer}.{matrix}"
 
 
-def unpacked_matrix(name: str, shape: tuple[int, ...], dtype: str) -> Matrix:
-    """A matrix that is stored as it is."""
-    whole = Field("weight", dtype, tuple(shape), 0)
-    return Matrix(name, tuple(shape), 8 * DTYPE_BYTES[dtype], None, None, UNPACKED, (whole,))
-
-
-def low_bit_matrix(name: str, shape: tuple[int, ...], form: Format, transposed: bool) -> Matrix:
+def low_bit_matrix(name: str, shape: tuple[int, ...], fmt: Format, transposed: bool) -> Matrix:
     """A matrix in low bits. `shape` is the module's, [in, out] where `transposed`."""
     across = tuple(reversed(shape)) if transposed else tuple(shape)
-    fields = (Field(part, kind, dims, 0) for part, (kind, dims) in form.fields(across).items())
+    fields = (Field(part, kind, dims, 0) for part, (kind, dims) in fmt.fields(across).items())
     packing = LOWBIT_TRANSPOSED if transposed else LOWBIT
-    return Matrix(name, tuple(shape), form.bits, form.group, form.axis, packing, tuple(fields))
+    return Matrix(name, tuple(shape), fmt.bits, fmt.group, fmt.axis, packing, tuple(fields))
 
 
 def blob_layout(matrices: Iterable[Matrix], alignment: int) -> BlobLayout:

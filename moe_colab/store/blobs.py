@@ -12,6 +12,7 @@ from typing import Any
 EXPERTS, DENSE, EMBEDDINGS = "experts", "dense", "embeddings"
 """The parts of a model that can be in low bits: the routed experts; the other matrices of the
 decoder's blocks; the input embedding and the output head."""
+UNPACKED = "none"  # the `packing` of a matrix that is stored as it is
 FIELD_ALIGNMENT = 256  # so that any device can use a view of a field as it is
 BLOB_ALIGNMENT = 4096  # one page, for O_DIRECT and preadv
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
@@ -42,7 +43,7 @@ class Field:
 class Matrix:
     """One weight (or bias) in a blob. `shape` is that of the module's parameter. `fields` store it:
     16 or 32 `bits` in one field "weight", or packed codes with their scales, in groups of `group`
-    along `axis`; `packing` is one of the names in quantization/recipe.py."""
+    along `axis`; `packing` is UNPACKED, or one of the names in quantization/recipe.py."""
 
     name: str
     shape: tuple[int, ...]
@@ -51,6 +52,12 @@ class Matrix:
     axis: int | None
     packing: str
     fields: tuple[Field, ...]
+
+    @classmethod
+    def unpacked(cls, name: str, shape: Sequence[int], dtype: str) -> Matrix:
+        """A matrix of `dtype` that is stored as it is."""
+        whole = Field("weight", dtype, tuple(shape), 0)
+        return cls(name, whole.shape, 8 * DTYPE_BYTES[dtype], None, None, UNPACKED, (whole,))
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,11 @@ class Manifest:
         """One for each MoE layer, then the low-bit matrices outside the experts."""
         return self.layers if self.low_bit is None else (*self.layers, self.low_bit)
 
+    @property
+    def low_bit_matrices(self) -> tuple[DenseMatrix, ...]:
+        """The low-bit matrices outside the experts."""
+        return self.low_bit.matrices if self.low_bit else ()
+
     def expert_bytes(self) -> int:
         """Bytes of all routed experts."""
         return sum(layer.nbytes for layer in self.layers)

@@ -18,6 +18,9 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_HEADER = 100 << 20
 
+TensorSpec = tuple[str, str, tuple[int, ...], int]
+"""A tensor to be written: name, safetensors' dtype, shape and bytes."""
+
 
 def weight_files(folder: Path) -> list[str]:
     """The names of a checkpoint's weight files, by its index. They may be missing. Raises
@@ -91,8 +94,8 @@ def read_bytes(path: Path, start: int, buffer: memoryview) -> None:
             done += got
 
 
-def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """The header of a file with these tensors, (name, dtype, shape, nbytes), in order. It is padded
+def make_header(tensors: Iterable[TensorSpec]) -> bytes:
+    """The header of a file with these tensors in order. It is padded
     with spaces so that the data starts at a page."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..units import human
-from .blobs import DENSE, DTYPE_BYTES, EMBEDDINGS, EXPERTS, Field, Matrix
+from .blobs import DENSE, EMBEDDINGS, EXPERTS, Matrix
 from .manifest import REPORT, Manifest
 from .reader import Store, store_folder
 from .safetensors import read_header
@@ -140,7 +140,7 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
 
 def _parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Part]]:
     layouts = {EXPERTS: [layout for layer in manifest.layers for layout in layer.layouts()]}
-    for matrix in manifest.low_bit.matrices if manifest.low_bit else ():
+    for matrix in manifest.low_bit_matrices:
         layouts.setdefault(matrix.part, []).append(matrix.layout)
     for name in filter(layouts.get, (EXPERTS, DENSE, EMBEDDINGS)):
         nbytes = sum(layout.nbytes for layout in layouts[name])
@@ -161,13 +161,11 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
             for matrix in layer.layout.matrices:
                 row = _row(EXPERTS, matrix.name, matrix, errors.get(matrix.name))
                 yield row | {"layer": number, "expert": expert}
-    for entry in manifest.low_bit.matrices if manifest.low_bit else ():
+    for entry in manifest.low_bit_matrices:
         name, (matrix,) = entry.modules[0], entry.layout.matrices
         yield _row(entry.part, name, matrix, outside.get(name))
     for entry in read_header(folder / manifest.dense.name).values():
-        whole = Field("weight", entry.dtype, entry.shape, 0)
-        bits = 8 * DTYPE_BYTES[entry.dtype]
-        matrix = Matrix(entry.name, entry.shape, bits, None, None, "none", (whole,))
+        matrix = Matrix.unpacked(entry.name, entry.shape, entry.dtype)
         yield _row(REST, entry.name, matrix, None)
 
 

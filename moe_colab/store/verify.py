@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import MoEColabError
 from .blobs import BlobFile
-from .manifest import FileEntry
+from .files import file_entry
 from .reader import Store, store_folder
 
 
@@ -37,7 +37,7 @@ def verify(store: str | os.PathLike[str]) -> VerifyReport:
     damaged = [
         entry.name
         for entry in (manifest.dense, *manifest.files)
-        if _sha256_of(folder, entry) != entry.sha256
+        if file_entry(folder / entry.name) != entry
     ]
     for entry in manifest.blob_files():
         damaged += [f"{entry.label(n)} in {entry.file}" for n in _damaged_blobs(folder, entry)]
@@ -50,11 +50,6 @@ def verify(store: str | os.PathLike[str]) -> VerifyReport:
     experts = sum(layer.experts for layer in manifest.layers)
     nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     return VerifyReport(str(folder), files, experts, nbytes)
-
-
-def _sha256_of(folder: Path, entry: FileEntry) -> str:
-    with open(folder / entry.name, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged_blobs(folder: Path, entry: BlobFile) -> Iterator[int]:

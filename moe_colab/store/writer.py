@@ -2,14 +2,13 @@
 goes on later.
 
 Tensors are written to their places in files of full size, in any order, and noted in a journal, one
-line each. Any other file is written under a temporary name, synced and renamed. The manifest comes
-last: without it there is no store. Knows files and journals; knows no checkpoint.
+line each. Any other file is written by files.py. The manifest comes last: without it there is no
+store. Knows files and journals; knows no checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,17 +21,15 @@ from typing import Any
 
 from ..errors import MoEColabError
 from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
+from .files import allocate, disk_errors, file_entry, write_all, write_whole
 from .manifest import NAME, FileEntry, Manifest
-from .safetensors import make_header, read_bytes
+from .safetensors import TensorSpec, make_header, read_bytes
 
 JOURNAL = "moe_colab.journal.jsonl"
 LOW_BIT = "dense-lowbit.safetensors"
-SHARDS = "shards"  # a folder for downloads; a finished store has none
+DOWNLOADS = "shards"  # a folder for downloads; a finished store has none
 # The files of a store; a folder with any other file is never cleared.
 SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
-
-Part = tuple[str, str, tuple[int, ...], int]
-"""A tensor of a file: name, safetensors' dtype, shape and bytes."""
 
 
 class StoreWriter:
@@ -46,7 +43,7 @@ class StoreWriter:
         self.layers: list[LayerEntry] = []
         self.low_bit: DenseEntry | None = None
         self.journal_path = folder / JOURNAL
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if not self._resume():
                 # Empty files do not count: a kill at the beginning leaves an empty journal.
@@ -60,7 +57,7 @@ class StoreWriter:
             self.journal = open(self.journal_path, "a", encoding="utf-8")
 
     # ------------------------------------------------------------------ files written part by part
-    def add_file(self, name: str, parts: Sequence[Part]) -> bytes:
+    def add_file(self, name: str, parts: Sequence[TensorSpec]) -> bytes:
         """Allocate a file of these tensors, which `write` then fills in any order. Returns its
         header."""
         header, places = make_header(parts), {}
@@ -69,10 +66,10 @@ class StoreWriter:
             places[part] = (end, nbytes)
             end += nbytes
         with (
-            _disk_errors(self.folder),
+            disk_errors(self.folder),
             open(self.folder / name, "r+b" if self._exists(name) else "w+b") as out,
         ):
-            _allocate(out.fileno(), end)
+            allocate(out.fileno(), end)
             out.write(header)
         self.parts[name] = places
         return header
@@ -112,9 +109,9 @@ class StoreWriter:
     def write(self, file: str, part: str, data: memoryview, **remarks: Any) -> None:
         """Write one part. `remarks` go to the journal, so `record` returns them even after a
         kill."""
-        with _disk_errors(self.folder), open(self.folder / file, "r+b", buffering=0) as out:
+        with disk_errors(self.folder), open(self.folder / file, "r+b", buffering=0) as out:
             out.seek(self.parts[file][part][0])
-            _write_all(out, data)
+            write_all(out, data)
         digests = {"crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
         self._note(f"{file}/{part}", **digests, **remarks)
 
@@ -143,7 +140,7 @@ class StoreWriter:
     ) -> Manifest:
         """Sync everything and write the manifest, which makes the folder a store. `dense`: the file
         of all tensors outside the experts that are stored as they are."""
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             for name in self.parts:
                 with open(self.folder / name, "rb") as file:
                     os.fsync(file.fileno())
@@ -191,7 +188,7 @@ class StoreWriter:
         self.journal_path.write_text("")
         # The manifest goes first: a folder that lacks files must not look like a store.
         (self.folder / NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / SHARDS, ignore_errors=True)
+        shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
         for path in self.folder.iterdir():
             if path != self.journal_path:
                 path.unlink()
@@ -204,7 +201,7 @@ class StoreWriter:
         foreign = [
             path
             for path in paths
-            if path.name != SHARDS and (path.is_dir() or path.suffix not in SUFFIXES)
+            if path.name != DOWNLOADS and (path.is_dir() or path.suffix not in SUFFIXES)
         ]
         if not self._exists(NAME) and not self.journal_path.exists():
             foreign = paths
@@ -216,26 +213,13 @@ class StoreWriter:
 
     def _note(self, key: str, **record: Any) -> None:
         self.records[key] = record
-        with _disk_errors(self.folder):
+        with disk_errors(self.folder):
             # The newline comes first, because the last line may be unfinished.
             self.journal.write("\n" + json.dumps({"key": key, **record}) + "\n")
             self.journal.flush()
 
     def _exists(self, name: str) -> bool:
         return (self.folder / name).exists()
-
-
-def write_whole(folder: Path, name: str, parts: Iterable[memoryview | bytes]) -> FileEntry:
-    """Write one file under a temporary name, sync it, and give it its name."""
-    temporary = folder / f"{name}.part"
-    with _disk_errors(folder):
-        with open(temporary, "wb") as out:
-            for part in parts:
-                out.write(part)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, folder / name)
-    return file_entry(folder / name)
 
 
 def update_files(folder: Path, paths: Sequence[Path]) -> bool:
@@ -255,43 +239,3 @@ def update_files(folder: Path, paths: Sequence[Path]) -> bool:
     for name in before.keys() - {entry.name for entry in after}:
         (folder / name).unlink(missing_ok=True)
     return True
-
-
-def file_entry(path: Path) -> FileEntry:
-    """Size and digests of a whole file."""
-    crc, sha, size = 0, hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while chunk := file.read(4 << 20):
-            crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-            sha.update(chunk)
-    return FileEntry(path.name, size, crc, sha.hexdigest())
-
-
-def _write_all(out, data: memoryview) -> None:
-    done = 0
-    while done < len(data):
-        done += out.write(data[done:])
-
-
-def _allocate(fd: int, size: int) -> None:
-    """Reserve the space on the disk now, so that a full disk fails before the work."""
-    os.ftruncate(fd, size)
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path):
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise MoEColabError(
-                f"the disk of {folder} is full: make room and start again; it goes on from here."
-            ) from error
-        raise MoEColabError(
-            f"cannot write the store in {folder}: {error.strerror or error}."
-        ) from error

@@ -6,7 +6,7 @@ Knows a trace's arrays; knows no cache and no figures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,8 @@ from .arrays import NO_EXPERT, OUTCOMES
 if TYPE_CHECKING:
     import pandas
 
-    from .trace import Trace
 
-
-def choices(trace: Trace) -> pandas.DataFrame:
+def choices(trace: Any) -> pandas.DataFrame:
     """The table of Trace.frame."""
     import pandas as pd
 
@@ -60,7 +58,7 @@ def choices(trace: Trace) -> pandas.DataFrame:
     return frame
 
 
-def guesses(trace: Trace) -> pandas.DataFrame:
+def guesses(trace: Any) -> pandas.DataFrame:
     """The table of Trace.guess_frame."""
     import pandas as pd
 
@@ -73,13 +71,13 @@ def guesses(trace: Trace) -> pandas.DataFrame:
     return frame.assign(source=category(rows["source"], trace.sources), right=right)
 
 
-def meant_step(trace: Trace) -> np.ndarray:
+def meant_step(trace: Any) -> np.ndarray:
     """For each guess the step that it was made for: its own, or the next."""
     made = trace.guesses["step"].astype(np.int64)
     return made + (trace.guesses["layer"] <= trace.guesses["at"])
 
 
-def routed(trace: Trace) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+def routed(trace: Any) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     """The places (token, layer, rank) of all choices in the routing, token after token; and the key
     of each one's (step, layer, expert)."""
     token, layer, rank = np.nonzero(trace.routing != NO_EXPERT)
@@ -87,14 +85,14 @@ def routed(trace: Trace) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
     return (token, layer, rank), keys(trace, trace.step_of[token], layer, expert)
 
 
-def keys(trace: Trace, step, layer, expert) -> np.ndarray:
+def keys(trace: Any, step, layer, expert) -> np.ndarray:
     """One number per (step, layer, expert)."""
     wide = np.asarray(step, np.int64) * trace.layers + layer
     return wide * (max(trace.experts) + 1) + expert
 
 
 def lookup(
-    trace: Trace, rows: np.ndarray, step: np.ndarray, wanted: np.ndarray
+    trace: Any, rows: np.ndarray, step: np.ndarray, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """For every key in `wanted` the first row that has it, and whether there is one."""
     if len(rows) == 0:

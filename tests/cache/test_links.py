@@ -222,10 +222,10 @@ class TestEveryLink:
     def test_waiting_for_what_is_done_costs_nothing(self, link):
         ticket = link.start(host(noise(10)), Room(10), None, True)
         ticket.wait()
-        book = Counters()
-        ticket.wait(book)
+        counters = Counters()
+        ticket.wait(counters)
         link.book_stalls()
-        assert book.stall_seconds == 0
+        assert counters.stall_seconds == 0
 
     @pytest.mark.parametrize("error", [MoEColabError("expert 7 is damaged"), ValueError("odd")])
     def test_an_error_surfaces_in_wait_and_only_there(self, link, error):
@@ -359,11 +359,11 @@ class TestThreadLink:
         link.close()
 
     def test_the_time_of_waiting_goes_to_the_book(self):
-        link, book = ThreadLink(), Counters()
+        link, counters = ThreadLink(), Counters()
         begun = time.perf_counter()
         late = link.start(WaitingHome(b"late", lambda: time.perf_counter() > begun + 0.05), Room(4))
-        late.wait(book)
-        assert 0 < book.stall_seconds <= time.perf_counter() - begun
+        late.wait(counters)
+        assert 0 < counters.stall_seconds <= time.perf_counter() - begun
         link.close()
 
     def test_an_interrupt_while_waiting_leaves_the_load_as_it_is(self, busy, monkeypatch):
@@ -531,14 +531,14 @@ class TestClockLink:
         assert ticket.done() and ticket.block.bytes == noise(288)
 
     def test_compute_overlaps_and_waiting_books_the_rest(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         ticket = load(link, 4)
         link.compute(1.5 * BEAT)
-        ticket.wait(book)
-        assert book.stall_seconds == 2.5 * BEAT
+        ticket.wait(counters)
+        assert counters.stall_seconds == 2.5 * BEAT
         assert link.now == 4 * BEAT
-        ticket.wait(book)
-        assert book.stall_seconds == 2.5 * BEAT
+        ticket.wait(counters)
+        assert counters.stall_seconds == 2.5 * BEAT
 
     def test_an_idle_link_begins_when_it_is_asked(self):
         link = clock()
@@ -548,21 +548,21 @@ class TestClockLink:
         assert link.now == 10.0 + BEAT
 
     def test_loads_follow_each_other_without_a_gap(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         tickets = [load(link, 1.5), load(link, 2)]
         link.compute(3 * BEAT)
         assert [ticket.done() for ticket in tickets] == [True, False]
-        tickets[1].wait(book)
-        assert link.now == 3.5 * BEAT and book.stall_seconds == 0.5 * BEAT
+        tickets[1].wait(counters)
+        assert link.now == 3.5 * BEAT and counters.stall_seconds == 0.5 * BEAT
 
     def test_a_demand_overtakes_a_guess_at_the_next_chunk(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         guess = load(link, 8, urgent=False)
         link.compute(0.5 * BEAT)
         demand = load(link, 2)
-        demand.wait(book)
+        demand.wait(counters)
         assert link.now == 3 * BEAT, "the rest of one chunk, then its own two"
-        assert book.stall_seconds == 2.5 * BEAT
+        assert counters.stall_seconds == 2.5 * BEAT
         assert not guess.done()
         guess.wait()
         assert link.now == 10 * BEAT, "the chunks that had moved are not moved again"
@@ -575,13 +575,13 @@ class TestClockLink:
         demand=st.integers(1, 20),
     )
     def test_guesses_delay_a_demand_by_one_chunk_at_the_most(self, guesses, before, demand):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         for quarters in guesses:
             load(link, quarters / 4, urgent=False)
         link.compute(before / 16 * BEAT)
-        load(link, demand / 4).wait(book)
+        load(link, demand / 4).wait(counters)
         own = demand / 4 * BEAT
-        assert own <= book.stall_seconds <= own + BEAT
+        assert own <= counters.stall_seconds <= own + BEAT
 
     @settings(max_examples=60, deadline=None)
     @given(loads=st.lists(st.tuples(st.integers(1, 40), st.booleans()), min_size=1, max_size=8))
@@ -606,30 +606,30 @@ class TestClockLink:
         assert link.now == 6 * BEAT and first.done(), "it was asked for before"
 
     def test_waiting_for_a_guess_promotes_it(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         load(link, 3, urgent=False)
-        load(link, 2, urgent=False).wait(book)
-        assert book.stall_seconds == 3 * BEAT, "the chunk under way, then its own two"
+        load(link, 2, urgent=False).wait(counters)
+        assert counters.stall_seconds == 3 * BEAT, "the chunk under way, then its own two"
 
     def test_a_guess_that_is_called_back_frees_the_link_after_its_chunk(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         moving, queued = load(link, 4, urgent=False), load(link, 2, urgent=False)
         link.compute(1.5 * BEAT)
         assert moving.cancel() and queued.cancel() and queued.failed()
         assert (moving.moved, queued.moved) == (2 * PART, 0)
-        load(link, 1).wait(book)
-        assert link.now == 3 * BEAT and book.stall_seconds == 1.5 * BEAT
+        load(link, 1).wait(counters)
+        assert link.now == 3 * BEAT and counters.stall_seconds == 1.5 * BEAT
         link.compute(10.0)
         assert moving.block.bytes == bytes(4 * PART) and queued.block.bytes == bytes(2 * PART)
         assert link.moving is None
 
     def test_a_failed_load_ends_when_its_bytes_should_have_come(self):
-        link, book = clock(), Counters()
+        link, counters = clock(), Counters()
         broken = link.start(BrokenHome(4 * PART), Room(4 * PART))
         after = load(link, 1)
         with pytest.raises(MoEColabError, match="damaged"):
-            broken.wait(book)
-        assert book.stall_seconds == 4 * BEAT == link.now
+            broken.wait(counters)
+        assert counters.stall_seconds == 4 * BEAT == link.now
         after.wait()
         assert link.now == 5 * BEAT
 
@@ -652,7 +652,7 @@ class TestClockLink:
     @staticmethod
     def run(seed: int) -> list:
         """Forty random events, and what was seen after each."""
-        dice, link, book, tickets, log = random.Random(seed), clock(), Counters(), [], []
+        dice, link, counters, tickets, log = random.Random(seed), clock(), Counters(), [], []
         for _ in range(40):
             event = dice.choice(["load", "guess", "compute", "wait", "promote", "cancel"])
             if event in ("load", "guess"):
@@ -662,10 +662,12 @@ class TestClockLink:
             elif tickets:
                 ticket = dice.choice(tickets)
                 if event == "wait" and not ticket.failed():
-                    ticket.wait(book)
+                    ticket.wait(counters)
                 elif event == "promote":
                     ticket.promote()
                 elif event == "cancel":
                     ticket.cancel()
-            log.append((link.now, book.stall_seconds, [(t.done(), t.failed()) for t in tickets]))
+            log.append(
+                (link.now, counters.stall_seconds, [(t.done(), t.failed()) for t in tickets])
+            )
         return log

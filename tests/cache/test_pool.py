@@ -22,7 +22,7 @@ from moe_colab.cache.layer_cache import LayerCache
 from moe_colab.cache.links import Link, ThreadLink
 from moe_colab.cache.policies import LRU, POLICIES, make_policy
 from moe_colab.cache.pool import Place, Pool
-from moe_colab.cache.stats import Counters, Ledger
+from moe_colab.cache.stats import Counters, StatsTracker
 from moe_colab.errors import MoEColabError
 
 N = 64  # bytes of an expert in these tests
@@ -118,15 +118,18 @@ class Experts:
 
     def counted(self, **expected: float) -> None:
         """Exactly these counters of all are not 0."""
-        counters = self.pool.ledger.stats().total.as_dict()
+        counters = self.pool.tracker.stats().total.as_dict()
         assert {name: n for name, n in counters.items() if n and name != "hit_rate"} == expected
 
     def check_books(self) -> None:
         """Each access is one of four, and each load one that arrived (none is under way)."""
-        book = self.pool.ledger.stats().total
-        assert book.accesses == book.hits + book.speculative_hits + book.late + book.misses
-        assert book.loads == sum(ticket.done() for ticket in self.started)
-        assert book.bytes_loaded == sum(ticket.moved for ticket in self.started)
+        counters = self.pool.tracker.stats().total
+        assert (
+            counters.accesses
+            == counters.hits + counters.speculative_hits + counters.late + counters.misses
+        )
+        assert counters.loads == sum(ticket.done() for ticket in self.started)
+        assert counters.bytes_loaded == sum(ticket.moved for ticket in self.started)
 
     def check_whole(self) -> None:
         """Every block is in one place, the cache knows who is there, and the census agrees."""
@@ -237,7 +240,7 @@ class TestAUse:
                 bypasses=sum(not step.keep for step in steps),
                 bytes_loaded=misses * N,
             )
-        assert it.pool.ledger.stats().total == expected
+        assert it.pool.tracker.stats().total == expected
 
 
 # ---------------------------------------------------------------------- spares
@@ -300,10 +303,10 @@ class TestCounting:
             **{"accesses": 5, "hits": 1, "speculative_hits": 1, "late": 1, "misses": 2},
             **{"loads": 4, "bytes_loaded": 4 * N},
         )
-        stats = it.pool.ledger.stats()
+        stats = it.pool.tracker.stats()
         assert stats.hit_rate == 2 / 5
         it.use(0, 1, 2, 3)
-        assert it.pool.ledger.stats().hits == 5, "a guess is a guess for its first use only"
+        assert it.pool.tracker.stats().hits == 5, "a guess is a guess for its first use only"
 
     def test_a_late_guess_becomes_a_demand_and_its_wait_is_stall(self):
         it = Experts(
@@ -399,13 +402,13 @@ class TestCounting:
 
     def test_prompt_and_decode_and_layers_are_told_apart(self):
         it = Experts(slots=2, layers=2)
-        it.pool.ledger.forward("prompt", tokens=5)
+        it.pool.tracker.forward("prompt", tokens=5)
         it.use(0, 1)
         it.use(0, layer=1)
-        it.pool.ledger.forward("decode", tokens=1)
+        it.pool.tracker.forward("decode", tokens=1)
         it.use(1)
         it.use(2, layer=1)
-        stats = it.pool.ledger.stats()
+        stats = it.pool.tracker.stats()
         assert (stats.forwards, stats.tokens) == (2, 6)
         assert (stats.prompt.accesses, stats.prompt.misses) == (3, 3)
         assert (stats.decode.accesses, stats.decode.hits, stats.decode.misses) == (2, 1, 1)
@@ -415,7 +418,7 @@ class TestCounting:
     def test_a_load_that_fails_after_a_reset_is_taken_back_where_it_was_counted(self):
         it = Experts(slots=1, spares=1)
         it.guess(1)
-        it.pool.ledger.reset()
+        it.pool.tracker.reset()
         it.link.fail(it.ticket(1), MoEColabError("gone"))
         it.use(2)
         it.counted(accesses=1, misses=1, loads=1, bytes_loaded=N)
@@ -432,47 +435,47 @@ class TestTheBooks:
         assert both.as_dict()["hit_rate"] == 0.375
 
     def test_a_snapshot_does_not_change_any_more(self):
-        ledger = Ledger(2)
-        ledger.layer(1).hits += 1
-        before = ledger.stats()
-        ledger.layer(1).hits += 1
-        ledger.forward("decode", 1)
+        tracker = StatsTracker(2)
+        tracker.layer(1).hits += 1
+        before = tracker.stats()
+        tracker.layer(1).hits += 1
+        tracker.forward("decode", 1)
         assert (before.hits, before.layers[1].hits, before.forwards) == (1, 1, 0)
-        assert ledger.stats().hits == 2
+        assert tracker.stats().hits == 2
         with pytest.raises(AttributeError):
             before.forwards = 3
 
     def test_every_counter_of_the_total_is_an_attribute(self):
-        stats = Ledger(1).stats()
+        stats = StatsTracker(1).stats()
         for name, value in stats.total.as_dict().items():
             assert getattr(stats, name) == value
         with pytest.raises(AttributeError, match="hit_ratio"):
             stats.hit_ratio  # noqa: B018
 
     def test_as_dict_can_be_written_as_json(self):
-        ledger = Ledger(2)
-        ledger.forward("decode", 3)
-        ledger.layer(0).accesses += 1
-        out = json.loads(json.dumps(ledger.stats().as_dict()))
+        tracker = StatsTracker(2)
+        tracker.forward("decode", 3)
+        tracker.layer(0).accesses += 1
+        out = json.loads(json.dumps(tracker.stats().as_dict()))
         assert (out["accesses"], out["forwards"], out["tokens"]) == (1, 1, 3)
         assert out["decode"]["accesses"] == out["layers"][0]["accesses"] == 1
         assert out["prompt"]["accesses"] == out["layers"][1]["accesses"] == 0
 
     def test_reset_forgets_everything(self):
-        ledger = Ledger(1)
-        ledger.forward("decode", 3)
-        ledger.layer(0).accesses += 1
-        ledger.reset()
-        assert ledger.stats() == Ledger(1).stats()
+        tracker = StatsTracker(1)
+        tracker.forward("decode", 3)
+        tracker.layer(0).accesses += 1
+        tracker.reset()
+        assert tracker.stats() == StatsTracker(1).stats()
 
     def test_a_recording_may_end_in_another_thread(self, monkeypatch):
         """Between two looks at it."""
         looks = [None, SimpleNamespace(forward="this one")]
         monkeypatch.setattr(
-            Ledger, "recording", property(lambda _: looks.pop(), lambda *_: None), raising=False
+            StatsTracker, "recording", property(lambda _: looks.pop(), lambda *_: None), raising=False
         )
-        ledger = Ledger(1)
-        assert ledger.recorder == "this one" and ledger.recorder is None
+        tracker = StatsTracker(1)
+        assert tracker.recorder == "this one" and tracker.recorder is None
 
 
 # ---------------------------------------------------------------------- guesses
@@ -571,7 +574,7 @@ class TestAGuess:
 
     def test_is_made_behind_the_loads_of_the_layer_at_work(self):
         it = Experts(slots=2, spares=2, layers=2)
-        use = it.pool.experts(0, [1], ahead=[(1, [(3, 0.9), (4, 0.5)])])
+        use = it.pool.experts(0, [1], prefetches=[(1, [(3, 0.9), (4, 0.5)])])
         next(use)
         homes = it.pool.homes
         assert [ticket.home for ticket in it.started] == [homes[0][1], homes[1][3], homes[1][4]]
@@ -966,7 +969,7 @@ class TestLongRuns:
 
         random_run(it, random.Random(3), rounds=30, between=between)
         it.check_whole()
-        return it.pool.ledger.stats(), it.link.now, len(computed)
+        return it.pool.tracker.stats(), it.link.now, len(computed)
 
 
 def test_a_damaged_expert_is_named_by_the_use_that_needs_it(tmp_path):

@@ -158,7 +158,7 @@ class Ticket:
     def promote(self) -> None:
         """Any order of loads is explored anyway."""
 
-    def wait(self, book=None) -> None:
+    def wait(self, counters=None) -> None:
         if self.under_way and self.world.left_to_go_wrong("interrupts"):
             raise KeyboardInterrupt
         if self.under_way:
@@ -415,18 +415,18 @@ class World:
 
     def check_books(self) -> None:
         """After close, what was counted is what the link has done."""
-        book = self.pool.ledger.stats().total
+        total = self.pool.tracker.stats().total
         arrived = [ticket for ticket in self.link.tickets if ticket.state == DONE]
         unused = [ticket for ticket in arrived if ticket.guess and not ticket.used]
-        assert book.accesses == book.hits + book.speculative_hits + book.late + book.misses
+        assert total.accesses == total.hits + total.speculative_hits + total.late + total.misses
         if not self.scenario.hazards:
             asked_now = [ticket for ticket in self.link.tickets if not ticket.guess]
-            assert book.misses == len(asked_now), "a miss is a load issued when it is needed"
-        assert book.loads == len(arrived)
+            assert total.misses == len(asked_now), "a miss is a load issued when it is needed"
+        assert total.loads == len(arrived)
         called_back = [ticket for ticket in self.link.tickets if ticket.state == CANCELLED]
         moved = sum(ticket.moved for ticket in arrived + called_back)
-        assert book.bytes_loaded == book.disk_bytes == moved
-        assert book.bytes_wasted == sum(
+        assert total.bytes_loaded == total.disk_bytes == moved
+        assert total.bytes_wasted == sum(
             ticket.moved for ticket in unused + called_back if ticket.guess
         )
 
@@ -531,12 +531,12 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a needed expert is overwritten before its use": (
         "nothing",
         *(Pool, "_start_all"),
-        *("step.victim in unused or ", ""),
+        *("decision.victim in unused or ", ""),
     ),
     "a block is handed out before its bytes are there": (
         "nothing",
         *(Pool, "_await"),
-        *("slot.ticket.wait(book)", "None"),
+        *("slot.ticket.wait(counters)", "None"),
     ),
     "a wrong guess is not called back": (
         "nothing",
@@ -551,12 +551,12 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a layer gives no block for the one that a guess has brought": (
         "nothing",
         *(Pool, "_start"),
-        *("if step.keep:", "if False:"),
+        *("if keep:", "if False:"),
     ),
     "a guess does not wait for its turn": (
         "nothing",
         *(Pool, "_guesses_first"),
-        *("if any(step.victim in needed for step in steps):", "if False:"),
+        *("if any(decision.victim in needed for decision in decisions):", "if False:"),
     ),
     "a guess holds the room of a load whose turn comes before": (
         "nothing",
@@ -565,7 +565,7 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     ),
     "a guess never gives way": (
         "nothing",
-        *(Pool, "_has_spare"),
+        *(Pool, "_has_block"),
         *(" or self.spares.drop_last(nbytes)", ""),
     ),
     "a scratch block is given back while it is moved into": (
@@ -647,7 +647,10 @@ SEEDED = {  # the bug: with which hazard, where, the text that is right, the tex
     "a late guess is counted as a miss too": (
         "nothing",
         *(Pool, "_count"),
-        *("book.late += 1", "book.late += 1; book.misses += 1"),
+        *(
+            "counters.count(list(outcomes.values()))",
+            "counters.count(v := list(outcomes.values())); counters.misses += v.count('late')",
+        ),
     ),
 }
 

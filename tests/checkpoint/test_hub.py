@@ -23,7 +23,7 @@ from families import make_checkpoint, reference
 from huggingface_hub import constants
 
 import moe_colab as mc
-from moe_colab.checkpoint import hub as hub_room
+from moe_colab.checkpoint import hub as hub_module
 from moe_colab.machine.memory import DISK_HEADROOM
 from moe_colab.quantization import pack
 from moe_colab.store import Store, writer
@@ -55,8 +55,8 @@ def hub(checkpoint, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models[REPO] = checkpoint
     with hub.reachable(monkeypatch, tmp_path):
-        monkeypatch.setattr(hub_room, "PAUSE", 0.01)
-        monkeypatch.setattr(hub_room, "PIECE", 1000)  # so much is lost of what is cut
+        monkeypatch.setattr(hub_module, "PAUSE", 0.01)
+        monkeypatch.setattr(hub_module, "PIECE", 1000)  # so much is lost of what is cut
         yield hub
 
 
@@ -67,9 +67,9 @@ def load(repo=REPO, **settings):
 def refusal(repo=REPO, **settings) -> str:
     with pytest.raises(mc.MoEColabError) as caught:
         load(repo, **settings)
-    said = str(caught.value)
-    assert "\n" not in said.strip()
-    return said
+    message = str(caught.value)
+    assert "\n" not in message.strip()
+    return message
 
 
 def test_a_model_of_the_hub_says_what_the_plain_one_says(hub, checkpoint):
@@ -95,7 +95,7 @@ def on_disk(folder: Path, names) -> dict[str, int]:
     found = {}
     for path in folder.rglob("model*"):
         with contextlib.suppress(FileNotFoundError):  # deleted just now
-            if path.name.removesuffix(hub_room.PART) in names:
+            if path.name.removesuffix(hub_module.PART) in names:
                 found[path.name] = path.stat().st_blocks * 512
     return found
 
@@ -143,9 +143,9 @@ def test_a_broken_download_goes_on_where_it_stopped(hub, checkpoint, seed):
 
 def test_a_hub_that_fails_midway_is_one_sentence_and_the_next_try_goes_on(hub, checkpoint):
     name = sorted(weights(checkpoint))[2]
-    hub.break_at[name] = [20_000, *[0] * hub_room.TRIES]
-    said = refusal()
-    assert REPO in said and "goes on where it stopped" in said
+    hub.break_at[name] = [20_000, *[0] * hub_module.TRIES]
+    message = refusal()
+    assert REPO in message and "goes on where it stopped" in message
     hub.sent.clear()
     load()[0].offload.close()
     assert hub.begun[name][-1] == 20_000 and sorted(weights(checkpoint))[0] not in hub.sent
@@ -156,7 +156,7 @@ def quantize_from_hub(address: str, cache: Path, store: Path, done: Path, moment
     notes every expert that is done."""
     os.environ["HF_ENDPOINT"] = address
     constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = False, str(cache)
-    hub_room.PAUSE, hub_room.PIECE = 0.01, 1000
+    hub_module.PAUSE, hub_module.PIECE = 0.01, 1000
     write = writer.StoreWriter.write
 
     def noted(self, file, part, data, **remarks):
@@ -166,7 +166,7 @@ def quantize_from_hub(address: str, cache: Path, store: Path, done: Path, moment
                 notes.write(f"{file}/{part}\n")
 
     writer.StoreWriter.write = noted
-    pieces, come = hub_room.pieces, itertools.count(1)
+    pieces, come = hub_module.pieces, itertools.count(1)
 
     def counted(*args):
         for piece in pieces(*args):
@@ -174,7 +174,7 @@ def quantize_from_hub(address: str, cache: Path, store: Path, done: Path, moment
                 threading.Timer(moment % 1 / 20, os.kill, (os.getpid(), signal.SIGKILL)).start()
             yield piece
 
-    hub_room.pieces = counted
+    hub_module.pieces = counted
     mc.quantize(REPO, store, **OPTIONS)
     os._exit(0)
 
@@ -193,7 +193,7 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_store(hub, checkpoint, 
     arguments = (quantize_from_hub, os.environ["HF_ENDPOINT"], cache, store, done)
     for _ in range(5):
         hub.pause = 0.01  # a second for all of it
-        moment = dice.uniform(20, sum(shards.values()) / hub_room.PIECE / 5)
+        moment = dice.uniform(20, sum(shards.values()) / hub_module.PIECE / 5)
         assert run(*arguments, moment) == -signal.SIGKILL
         left.append((len(done.read_text().split()), *on_disk(store, shards).values()))
     hub.pause = 0
@@ -210,8 +210,8 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_store(hub, checkpoint, 
 
 
 def test_a_missing_repo_says_what_to_do(hub):
-    said = refusal("someone/nothing")
-    assert "someone/nothing" in said and "check its name" in said
+    message = refusal("someone/nothing")
+    assert "someone/nothing" in message and "check its name" in message
 
 
 def test_an_unknown_revision_is_named(hub):
@@ -222,8 +222,8 @@ def test_an_unknown_revision_is_named(hub):
 
 def test_a_gated_repo_says_what_to_do_and_moves_no_weights(hub):
     hub.gated.add(REPO)
-    said = refusal()
-    assert "gated" in said and f"/{REPO}" in said and "hf auth login" in said
+    message = refusal()
+    assert "gated" in message and f"/{REPO}" in message and "hf auth login" in message
     assert not hub.sent
 
 
@@ -319,8 +319,8 @@ def test_too_little_disk_is_said_before_the_weights_move(hub, checkpoint, monkey
     shutil.rmtree(store)
     hub.sent.clear()
     monkeypatch.setattr(pack, "free_disk", lambda folder: need)  # the store, without headroom
-    said = refusal()
-    assert "of disk" in said and "MOE_COLAB_CACHE" in said
+    message = refusal()
+    assert "of disk" in message and "MOE_COLAB_CACHE" in message
     assert not moved(hub)
     two = sum(sorted(shards.values())[-2:])
     monkeypatch.setattr(pack, "free_disk", lambda folder: need + DISK_HEADROOM + two + (30 << 20))

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from moe_colab import MoEColabError
-from moe_colab.checkpoint import hub as hub_room
+from moe_colab.checkpoint import hub as hub_module
 from moe_colab.checkpoint.hub import PART, fetch
 from moe_colab.checkpoint.shards import (
     MAX_FILES,
@@ -77,8 +77,8 @@ def hub(source, monkeypatch, tmp_path):
     hub = FakeHub()
     hub.models[REPO] = source
     with hub.reachable(monkeypatch, tmp_path):
-        monkeypatch.setattr(hub_room, "PAUSE", 0.01)
-        monkeypatch.setattr(hub_room, "PIECE", 1000)  # so much is lost of what is cut
+        monkeypatch.setattr(hub_module, "PAUSE", 0.01)
+        monkeypatch.setattr(hub_module, "PIECE", 1000)  # so much is lost of what is cut
         yield hub
 
 
@@ -210,7 +210,7 @@ def test_a_connection_that_breaks_anywhere_goes_on_there(hub, source, place, see
     run(shards(), jobs_for("0", "1", "2", "3", "4", "5"), place, source)
     for name in NAMES:
         size = (source / name).stat().st_size
-        lost = 3 * hub_room.PIECE
+        lost = 3 * hub_module.PIECE
         assert size <= hub.sent[name] <= size + lost
     assert max(len(held) for held in disk) <= 2
 
@@ -274,16 +274,16 @@ def test_what_nobody_needs_any_more_is_deleted_first(hub, source, place):
 
 def test_a_hub_that_goes_away_is_one_sentence_and_the_next_try_goes_on(hub, source, place):
     jobs, done = jobs_for("0", "1", "2"), []
-    hub.break_at[NAMES[1]] = [5000, *[0] * hub_room.TRIES]
+    hub.break_at[NAMES[1]] = [5000, *[0] * hub_module.TRIES]
     streaming = shards().deliver(jobs, place)
     with pytest.raises(MoEColabError) as caught:
         for job in streaming:
             done.append(job)
-    said = str(caught.value)
-    assert REPO in said and "goes on where it stopped" in said and "\n" not in said
+    message = str(caught.value)
+    assert REPO in message and "goes on where it stopped" in message and "\n" not in message
     assert len(done) == 2 and no_thread_is_left()
     run(shards(), [job for job in jobs if job not in done], place, source)
-    assert hub.begun[NAMES[1]][-1] >= 5000 - hub_room.PIECE
+    assert hub.begun[NAMES[1]][-1] >= 5000 - hub_module.PIECE
 
 
 @pytest.mark.parametrize("lie", ["other tensors", "garbage", "shorter"])

@@ -68,7 +68,7 @@ def test_bytes_are_those_of_the_store(two_layers, measured, tmp_path):
     random = Random(0)
     for number in range(3):
         chosen = [random.choice(ways) for ways in measured.parts]
-        overrides = {name: form for way, _ in chosen for name, form in way.items()}
+        overrides = {name: fmt for way, _ in chosen for name, fmt in way.items()}
         summary = kept(two_layers, tmp_path / f"{number}", overrides)
         expected = measured.fixed_bytes + sum(nbytes for _, nbytes in chosen)
         assert summary.total_bytes == expected
@@ -84,10 +84,10 @@ def test_bytes_and_errors_of_other_families(family, tmp_path):
     forms = (mc.Format(2, 16), mc.Format(3, 32))
     parts = [*expert_ways(checkpoint, forms), *attention_ways(checkpoint, forms)]
     made = []
-    for number, form in enumerate(forms):
+    for number, fmt in enumerate(forms):
         chosen = [ways[-number] for ways in parts]  # the first: all in the first form
-        assert all(set(way.values()) == {form} for way, _ in chosen)
-        overrides = {name: form for way, _ in chosen for name in way}
+        assert all(set(way.values()) == {fmt} for way, _ in chosen)
+        overrides = {name: fmt for way, _ in chosen for name in way}
         made.append(
             kept(source, tmp_path / f"{number}", overrides).total_bytes
             - sum(nbytes for _, nbytes in chosen)
@@ -109,13 +109,13 @@ def test_bytes_and_errors_of_other_families(family, tmp_path):
 def test_finer_formats_lose_less(measured):
     """As the squares of the errors in the weights, for both scores."""
     for matrix in measured.matrices.values():
-        errors = [matrix.errors[form] for form in SOME]
+        errors = [matrix.errors[fmt] for fmt in SOME]
         assert errors[0] > errors[1] > errors[2] > 0
         at_first = (max(0.0, matrix.loss.rise.value), matrix.loss.disagreement.value**2)
         for by, lost in zip(("perplexity", "agreement"), at_first, strict=True):
-            for form, error in zip(SOME, errors, strict=True):
+            for fmt, error in zip(SOME, errors, strict=True):
                 expected = lost * (error / errors[0]) ** 2
-                assert matrix.expected(form, SOME[0], by) == pytest.approx(expected)
+                assert matrix.expected(fmt, SOME[0], by) == pytest.approx(expected)
 
 
 def test_what_is_minded_gets_the_bits(measured, two_layers, tmp_path):
@@ -130,8 +130,8 @@ def test_what_is_minded_gets_the_bits(measured, two_layers, tmp_path):
     smallest = found.fixed_bytes + sum(min(n for _, n in ways) for ways in found.parts)
     overrides = mc.allocate(found, (smallest + largest) // 2)
     assert overrides == mc.allocate(found, (smallest + largest) // 2, by="perplexity")
-    assert {name for name, form in overrides.items() if form == SOME[2]} == set(minded)
-    assert {form for name, form in overrides.items() if name not in minded} == {SOME[0]}
+    assert {name for name, fmt in overrides.items() if fmt == SOME[2]} == set(minded)
+    assert {fmt for name, fmt in overrides.items() if name not in minded} == {SOME[0]}
     assert kept(two_layers, tmp_path / "s", overrides).total_bytes <= (smallest + largest) // 2
     assert set(mc.allocate(found, smallest).values()) == {SOME[0]}
     with pytest.raises(mc.MoEColabError, match="allow more bytes"):
@@ -141,5 +141,5 @@ def test_what_is_minded_gets_the_bits(measured, two_layers, tmp_path):
 
 
 def test_the_usual_formats_are_the_coarsest_first():
-    assert FORMATS[0] == min(FORMATS, key=lambda form: (form.bits, -form.group))
+    assert FORMATS[0] == min(FORMATS, key=lambda fmt: (fmt.bits, -fmt.group))
     assert len(set(FORMATS)) == 6

@@ -24,7 +24,7 @@ from moe_colab import MoEColabError
 from moe_colab.machine import memory
 from moe_colab.notebook import install
 from moe_colab.offload import placement
-from moe_colab.planner import preflight as room
+from moe_colab.planner import preflight as preflight_module
 from moe_colab.planner.catalogue import ModelList, describe
 from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.preflight import Gpu, Preflight, find_gpu
@@ -330,7 +330,7 @@ def test_of_two_versions_the_imported_one_counts():
 
 def test_a_card_that_cannot_be_made_is_no_failure(monkeypatch, capsys):
     monkeypatch.setattr(install, "requirements", list)
-    monkeypatch.setattr(room, "preflight", lambda: 1 / 0)
+    monkeypatch.setattr(preflight_module, "preflight", lambda: 1 / 0)
     assert install.setup() is None
     said = capsys.readouterr().out
     assert "unchanged" in said and "no preflight card: ZeroDivisionError" in said
@@ -417,11 +417,11 @@ def test_a_driver_in_trouble_is_no_failure(tmp_path, monkeypatch, script):
 
 def test_the_cards_numbers_are_the_machines(tmp_path, monkeypatch):
     fake_driver(tmp_path, monkeypatch, 'echo "Tesla T4, 15360, 15095"')
-    monkeypatch.setattr(room, "torch_has_cuda", lambda: True)
-    monkeypatch.setattr(room, "available_memory", lambda: 5_000_000_000)
-    monkeypatch.setattr(room, "total_memory", lambda: 8_000_000_000)
-    monkeypatch.setattr(room, "free_disk", lambda folder: 30_000_000_000)
-    card = room.preflight()
+    monkeypatch.setattr(preflight_module, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(preflight_module, "available_memory", lambda: 5_000_000_000)
+    monkeypatch.setattr(preflight_module, "total_memory", lambda: 8_000_000_000)
+    monkeypatch.setattr(preflight_module, "free_disk", lambda folder: 30_000_000_000)
+    card = preflight_module.preflight()
     for shown in (card.text(), card._repr_html_().replace("&nbsp;", " ")):
         for fact in (
             "Tesla T4",

@@ -205,7 +205,7 @@ class World:
             self.link.book_stalls()
             self.device.compute.synchronize()
             assert self.used and all(self.used), "compute has read what was not there"
-            waits = self.pool.ledger.stats().stall_seconds * 1000
+            waits = self.pool.tracker.stats().stall_seconds * 1000
             assert waits > 0 and waits == pytest.approx(round(waits))
             assert self.in_stream <= 1, "more of a guess than one chunk lies before a demand load"
         finally:
@@ -235,7 +235,7 @@ def test_compute_reads_what_it_asked_for_whatever_the_device_does_first(
 ):
     world = World(monkeypatch, tmp_path, seed, favoured)
     world.check()
-    stats = world.pool.ledger.stats()
+    stats = world.pool.tracker.stats()
     assert stats.speculative_hits + stats.late > 0 and stats.disk_bytes > 0
     needed = stats.misses + stats.speculative_hits + stats.late
     assert stats.bytes_loaded == N * needed + stats.bytes_wasted
@@ -243,14 +243,14 @@ def test_compute_reads_what_it_asked_for_whatever_the_device_does_first(
 
 def test_a_wait_for_what_is_there_takes_no_time(monkeypatch, tmp_path):
     world = World(monkeypatch, tmp_path, 0, None)
-    block, book = world.block(), Counters()
+    block, counters = world.block(), Counters()
     ticket = world.link.start(world.home(0, 1), block, None, True)
     ticket.wait()
     world.device.copies.synchronize()
     assert ticket.done()
-    ticket.wait(book)
+    ticket.wait(counters)
     world.link.book_stalls()
-    assert book.stall_seconds == 0
+    assert counters.stall_seconds == 0
     world.pool.close()
     world.file.close()
 

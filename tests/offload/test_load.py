@@ -254,8 +254,8 @@ SPOILT = {
 def test_a_spoilt_checkpoint_is_refused_by_name(folder, spoil, capfd):
     change, expected = SPOILT[spoil]
     change(folder)
-    said = refusal(folder)
-    assert expected in said
+    message = refusal(folder)
+    assert expected in message
     assert capfd.readouterr() == ("", "")  # the error says it all
 
 
@@ -357,9 +357,9 @@ def test_more_ram_than_the_machine_has_left_is_refused(store, monkeypatch):
 
 def test_slots_that_do_not_fit_are_refused_with_what_would(store, monkeypatch):
     monkeypatch.setattr(placement, "available_memory", lambda: 8 * BLOB)
-    said = refusal(store, slots=4)  # and two spares
-    assert "these slots need 737.3 kB on cpu (147.5 kB for one slot in every layer)" in said
-    assert "589.8 kB are free: use fewer slots" in said
+    message = refusal(store, slots=4)  # and two spares
+    assert "these slots need 737.3 kB on cpu (147.5 kB for one slot in every layer)" in message
+    assert "589.8 kB are free: use fewer slots" in message
     mc.load(store, slots=3)
 
 
@@ -608,7 +608,7 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
         for place, count in {
             ("device", "slots"): LAYERS * 2,
             ("device", "spares"): SPARES,
-            ("device", "experts that stay"): len(at_home),
+            ("device", "pinned experts"): len(at_home),
             ("host", "experts"): in_host,
             ("disk", "experts"): LAYERS * EXPERTS - len(at_home) - in_host,
         }.items()
@@ -772,7 +772,7 @@ def test_two_threads_may_generate_at_once(store, plain, policy):
         thread.join()
     for number in range(2):
         assert len(out[number]) == 3
-        assert all(torch.equal(said, expected[number]) for said in out[number])
+        assert all(torch.equal(logits, expected[number]) for logits in out[number])
 
 
 def test_the_shipped_model_is_the_default(monkeypatch, source, logits):

@@ -156,7 +156,7 @@ def check_family(family, folder, policy="lru", sources=SOURCES, slots=3) -> None
             assert not offload.runtime.prefetcher.errors
             # What a guess has brought depends on time: under "none" all may have to give way.
             assert len(trace.guesses) > 0, "nothing was ever guessed"
-            assert all(stage.known for stage in offload.runtime.prefetcher.stages)
+            assert all(early.known for early in offload.runtime.prefetcher.early_routers)
 
 
 # ---------------------------------------------------------------------- what is guessed
@@ -480,11 +480,11 @@ def test_loads_that_end_when_they_like_change_no_token(said, monkeypatch, seed):
 
 def test_without_the_wait_for_a_load_other_tokens_come(said, monkeypatch):
     """The tests above would see it."""
-    from moe_colab.cache.links import QueueTicket
+    from moe_colab.cache.links import Ticket
 
     monkeypatch.setattr("moe_colab.offload.handle.make_link", lambda _: ManualLink())
     model, _ = mc.load(slots=2, speculate=2, **ALWAYS)
-    monkeypatch.setattr(QueueTicket, "wait", lambda self, book=None: None)
+    monkeypatch.setattr(Ticket, "wait", lambda self, counters=None: None)
     with model.offload, pytest.raises(AssertionError):
         check_says(model, said, "greedy")
 

@@ -14,7 +14,7 @@ from traces import each_token, made_up, relabelled, went
 import moe_colab as mc
 from moe_colab import plots
 from moe_colab.analysis import tables
-from moe_colab.plots import picture as page
+from moe_colab.plots import picture as picture_module
 from moe_colab.plots.shares import MOST, SIGNS
 from moe_colab.plots.tokens import UNKNOWN, colormaps
 from moe_colab.trace import Builder, Trace
@@ -257,7 +257,7 @@ def test_a_strip_writes_every_token_and_its_experts():
     picture = plots.tokens(tables.tokens(CODE, 6, 24, 30), marked=40)
     written, colours = strip(picture)
     words = [CODE.texts[int(CODE.tokens[place])] for place in range(24, 54)]
-    assert written[:30] == [page.readable(word, 16) for word in words]
+    assert written[:30] == [picture_module.readable(word, 16) for word in words]
     assert written[:30] != words  # line ends are shown
     wanted = [str(expert) for place in range(24, 54) for expert in went(CODE, place, 6)]
     assert written[30:] == wanted
@@ -379,7 +379,7 @@ def test_a_figure_is_as_wide_as_a_page_and_nothing_is_cut(name, trace):
         warnings.filterwarnings("error", "constrained_layout")  # no room
         picture = EVERY[name](trace)
         picture.draw_without_rendering()
-    assert picture.get_size_inches()[0] == page.WIDTH
+    assert picture.get_size_inches()[0] == picture_module.WIDTH
     written = [
         picture._suptitle,
         *(t for axes in picture.axes for t in (axes.title, axes._left_title)),

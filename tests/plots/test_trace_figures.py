@@ -16,7 +16,7 @@ import moe_colab as mc
 from moe_colab import plots
 from moe_colab.analysis import tables
 from moe_colab.plots import colours
-from moe_colab.plots import picture as page
+from moe_colab.plots import picture as picture_module
 from moe_colab.trace import Trace
 
 pytestmark = pytest.mark.colab
@@ -215,7 +215,7 @@ def test_the_figures_above_the_notebooks_are_drawn_anew(name):
     picture.draw_without_rendering()
     title = picture._suptitle.get_window_extent()
     assert title.x1 <= picture.bbox.width  # not cut
-    assert picture.get_size_inches()[0] == page.WIDTH and len(picture.png()) < 300_000
+    assert picture.get_size_inches()[0] == picture_module.WIDTH and len(picture.png()) < 300_000
     assert matplotlib.rcParams["hatch.linewidth"] == matplotlib.rcParamsDefault["hatch.linewidth"]
 
 

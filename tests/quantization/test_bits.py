@@ -11,9 +11,9 @@ from hqq.core.quantize import Quantizer
 
 import moe_colab as mc
 from moe_colab.checkpoint.reader import Checkpoint
-from moe_colab.quantization import bits as lowbit
+from moe_colab.quantization import bits as bits_module
 from moe_colab.quantization import format as formats
-from moe_colab.quantization import hqq as hqq_scales
+from moe_colab.quantization import hqq as hqq_module
 from moe_colab.quantization.format import BITS, GROUPS, Format
 
 pytestmark = pytest.mark.colab
@@ -29,9 +29,9 @@ def matrix(rows: int, columns: int, seed: int = 0, heavy: bool = True) -> torch.
     return torch.distributions.StudentT(4.0).sample((rows, columns)) * 0.02
 
 
-def hqq(weight: torch.Tensor, form: Format):
+def hqq(weight: torch.Tensor, fmt: Format):
     codes, meta = Quantizer.quantize(
-        weight.clone(), nbits=form.bits, group_size=form.group, axis=form.axis, bitpack=False,
+        weight.clone(), nbits=fmt.bits, group_size=fmt.group, axis=fmt.axis, bitpack=False,
         compute_dtype=torch.float32, device="cpu",
     )  # fmt: skip
     return codes, meta
@@ -41,24 +41,24 @@ def error(got: torch.Tensor, weight: torch.Tensor) -> float:
     return ((got - weight).norm() / weight.norm()).item()
 
 
-def quantized(weight: torch.Tensor, form: Format) -> dict[str, torch.Tensor]:
-    return lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)[0]
+def quantized(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
+    return bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)[0]
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
 @pytest.mark.parametrize("shape", [(128, 256), (256, 384), (128, 160)], ids=str)
-def test_codes_come_back_from_every_packing(form, shape):
-    if shape[form.axis] % form.group:
+def test_codes_come_back_from_every_packing(fmt, shape):
+    if shape[fmt.axis] % fmt.group:
         with pytest.raises(mc.MoEColabError, match="do not divide"):
-            form.check("w1", shape)
+            fmt.check("w1", shape)
         return
-    form.check("w1", shape)
+    fmt.check("w1", shape)
     generator = torch.Generator().manual_seed(1)
-    codes = torch.randint(0, 2**form.bits, shape, generator=generator, dtype=torch.uint8)
-    packed = lowbit.pack_codes(codes, form)
-    assert sum(plane.numel() for plane in packed.values()) * 8 == form.bits * codes.numel()
-    assert torch.equal(lowbit.unpack_codes(packed, form, shape).to(torch.uint8), codes)
-    declared = form.fields(shape)
+    codes = torch.randint(0, 2**fmt.bits, shape, generator=generator, dtype=torch.uint8)
+    packed = bits_module.pack_codes(codes, fmt)
+    assert sum(plane.numel() for plane in packed.values()) * 8 == fmt.bits * codes.numel()
+    assert torch.equal(bits_module.unpack_codes(packed, fmt, shape).to(torch.uint8), codes)
+    declared = fmt.fields(shape)
     assert {name: tuple(t.shape) for name, t in packed.items()} == {
         name: declared[name][1] for name in packed
     }
@@ -70,7 +70,7 @@ def test_where_a_code_lies_in_a_row(bits):
     u bytes is at bit 16 h + bits i of its word j."""
     columns = 128 // bits * 2
     plane = torch.randint(0, 2**bits, (3, columns), dtype=torch.uint8)
-    words = lowbit.pack_rows(plane, bits, 64).view(torch.int32).view(3, 2, 4)
+    words = bits_module.pack_rows(plane, bits, 64).view(torch.int32).view(3, 2, 4)
     for row in range(3):
         for column in range(columns):
             unit, c = divmod(column, 128 // bits)
@@ -81,37 +81,37 @@ def test_where_a_code_lies_in_a_row(bits):
 
 @pytest.mark.parametrize("bits", (2, 4))
 def test_axis_0_is_packed_as_hqq_packs(bits):
-    form = Format(bits, 64, 0)
+    fmt = Format(bits, 64, 0)
     weight = matrix(128, 256)
-    ours = quantized(weight, form)["codes"]
-    codes = lowbit.unpack_codes({"codes": ours}, form, (128, 256)).to(torch.uint8)
+    ours = quantized(weight, fmt)["codes"]
+    codes = bits_module.unpack_codes({"codes": ours}, fmt, (128, 256)).to(torch.uint8)
     theirs = Quantizer.pack[f"{bits}bit_u8"](codes.view(64, -1))
     assert torch.equal(ours, theirs.flatten())
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_dequantizing_is_hqqs_formula(form):
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_dequantizing_is_hqqs_formula(fmt):
     weight = matrix(128, 256)
-    fields = quantized(weight, form)
-    scale, zero = lowbit.dequantize_scales(form, fields)
-    codes = lowbit.unpack_codes(fields, form, (128, 256))
-    view = (1, -1) if form.axis == 0 else (-1, 1)
+    fields = quantized(weight, fmt)
+    scale, zero = bits_module.dequantize_scales(fmt, fields)
+    codes = bits_module.unpack_codes(fields, fmt, (128, 256))
+    view = (1, -1) if fmt.axis == 0 else (-1, 1)
     meta = {
         "scale": scale.reshape(view), "zero": zero.reshape(view), "shape": (128, 256),
         "packing": None, "compute_dtype": torch.float32,
     }  # fmt: skip
-    by_group = (form.group, -1) if form.axis == 0 else (-1, form.group)
+    by_group = (fmt.group, -1) if fmt.axis == 0 else (-1, fmt.group)
     theirs = Quantizer.dequantize(codes.reshape(by_group).float(), meta)
-    assert torch.equal(lowbit.dequantize(fields, form, (128, 256), torch.float32), theirs)
+    assert torch.equal(bits_module.dequantize(fields, fmt, (128, 256), torch.float32), theirs)
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_the_error_is_hqqs_with_float_scales_to_one_percent(form):
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_the_error_is_hqqs_with_float_scales_to_one_percent(fmt):
     for heavy in (False, True):
-        weight = matrix(256, 512, seed=form.group, heavy=heavy)
-        codes, meta = hqq(weight, form)
+        weight = matrix(256, 512, seed=fmt.group, heavy=heavy)
+        codes, meta = hqq(weight, fmt)
         theirs = Quantizer.dequantize(codes, {**meta, "compute_dtype": torch.float32})
-        ours = lowbit.dequantize(quantized(weight, form), form, (256, 512), torch.float32)
+        ours = bits_module.dequantize(quantized(weight, fmt), fmt, (256, 512), torch.float32)
         assert error(ours, weight) <= 1.01 * error(theirs, weight)
 
 
@@ -125,24 +125,24 @@ def test_real_bits_of_a_weight(bits, group, most):
     assert bits < 8 * nbytes / math.prod(shape) <= most
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_a_matrix_is_worked_on_in_pieces(form, monkeypatch):
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_a_matrix_is_worked_on_in_pieces(fmt, monkeypatch):
     """As each piece alone; the weights that were given stay as they are."""
     weight = matrix(512, 384)
     before = weight.clone()
-    monkeypatch.setattr(formats, "PIECE", 300 * 384 if form.axis else form.group * 384)
-    fields, lost = lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)
+    monkeypatch.setattr(formats, "PIECE", 300 * 384 if fmt.axis else fmt.group * 384)
+    fields, lost = bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)
     assert torch.equal(weight, before)
-    pieces = list(form.pieces((512, 384)))
-    assert len(pieces) == (2 if form.axis else 512 // form.group)
-    got = lowbit.dequantize(fields, form, (512, 384), torch.float32)
+    pieces = list(fmt.pieces((512, 384)))
+    assert len(pieces) == (2 if fmt.axis else 512 // fmt.group)
+    got = bits_module.dequantize(fields, fmt, (512, 384), torch.float32)
     assert error(got, weight) == pytest.approx(lost, rel=1e-4)
     for piece, shape in pieces:
-        part = form.part(weight, piece).reshape(shape)
-        alone = lowbit.dequantize(quantized(part, form), form, shape, torch.float32)
-        assert torch.equal(form.part(got, piece).reshape(shape), alone)
+        part = fmt.part(weight, piece).reshape(shape)
+        alone = bits_module.dequantize(quantized(part, fmt), fmt, shape, torch.float32)
+        assert torch.equal(fmt.part(got, piece).reshape(shape), alone)
     monkeypatch.undo()
-    assert torch.equal(lowbit.dequantize(fields, form, (512, 384), torch.float32), got)
+    assert torch.equal(bits_module.dequantize(fields, fmt, (512, 384), torch.float32), got)
 
 
 def trained_matrices() -> list[torch.Tensor]:
@@ -156,16 +156,16 @@ def trained_matrices() -> list[torch.Tensor]:
 def test_error_and_bits_beside_hqq(bits, group, capsys):
     """Twenty random and twenty trained matrices, each at most one percent above, at fewer bits;
     both are printed."""
-    form = Format(bits, group)
+    fmt = Format(bits, group)
     random = [matrix(256, 512, seed, heavy=seed % 2 == 0) for seed in range(20)]
     lines = []
     for kind, matrices in (("random", random), ("trained", trained_matrices())):
         assert len(matrices) == 20
         ratios, ours_bits, their_bits = [], [], []
         for weight in matrices:
-            codes, meta = hqq(weight, form)
+            codes, meta = hqq(weight, fmt)
             theirs = Quantizer.dequantize(codes, meta)
-            fields, lost = lowbit.quantize_matrix(weight, form, hqq_scales.choose_scales)
+            fields, lost = bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)
             ratios.append(lost / error(theirs, weight))
             ours_bits.append(8 * sum(f.nbytes for f in fields.values()) / weight.numel())
             floats = meta["scale"].nbytes + meta["zero"].nbytes
@@ -182,14 +182,14 @@ def test_error_and_bits_beside_hqq(bits, group, capsys):
 
 
 def test_odd_weights():
-    form = Format(2, 64)
+    fmt = Format(2, 64)
     for weight in (torch.zeros(32, 64), torch.full((32, 64), 3.0), torch.full((32, 64), 1e-8)):
-        got = lowbit.dequantize(quantized(weight, form), form, (32, 64), torch.float32)
+        got = bits_module.dequantize(quantized(weight, fmt), fmt, (32, 64), torch.float32)
         assert torch.isfinite(got).all()
         assert (got - weight).abs().max() <= 0.01 * weight.abs().max() + 1e-4
 
 
 def test_a_format_that_is_none():
-    for form in (Format(5, 64), Format(4, 48), Format(4, 64, 2)):
+    for fmt in (Format(5, 64), Format(4, 48), Format(4, 64, 2)):
         with pytest.raises(mc.MoEColabError, match="choose bits"):
-            form.check("w", (64, 64))
+            fmt.check("w", (64, 64))

@@ -19,7 +19,7 @@ from transformers import DynamicCache
 
 import moe_colab as mc
 from moe_colab.offload import slots
-from moe_colab.quantization import bits as lowbit
+from moe_colab.quantization import bits as bits_module
 from moe_colab.quantization import kernels
 from moe_colab.quantization.format import BITS, GROUPS, Format
 from moe_colab.quantization.kernels import (
@@ -40,13 +40,13 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 
 
-def fields_of(form: Format, shape: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
+def fields_of(fmt: Format, shape: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
-    top, grid = 2**form.bits - 1, form.grid(shape)
+    top, grid = 2**fmt.bits - 1, fmt.grid(shape)
     scale = 0.01 + 0.1 * torch.rand(grid, generator=random)
     zero = top * torch.rand(grid, generator=random)
     codes = torch.randint(top + 1, shape, generator=random, dtype=torch.uint8)
-    return {**lowbit.pack_codes(codes, form), **lowbit.quantize_scales(form, scale, zero)}
+    return {**bits_module.pack_codes(codes, fmt), **bits_module.quantize_scales(fmt, scale, zero)}
 
 
 def rows_of(*dims: int, seed: int = 0) -> torch.Tensor:
@@ -64,7 +64,7 @@ class Only(Dispatcher):
     def __init__(self, kernel):
         self.kernel = kernel
 
-    def choose(self, form, shape, dtype, device):
+    def choose(self, fmt, shape, dtype, device):
         return (self.kernel, Fallback())
 
 
@@ -83,12 +83,12 @@ class Counting(Int4Pack):
 
 # ---------------------------------------------------------------------- plain
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMATS, ids=str)
-def test_plain_is_dequantizing_and_a_product(form, dtype):
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_plain_is_dequantizing_and_a_product(fmt, dtype):
     shape = (128, 256)
-    fields = fields_of(form, shape)
-    weight = LowBitWeight(fields, form, shape, kernels.dispatcher_for("plain"))
-    whole = lowbit.dequantize(fields, form, shape, dtype)
+    fields = fields_of(fmt, shape)
+    weight = LowBitWeight(fields, fmt, shape, kernels.dispatcher_for("plain"))
+    whole = bits_module.dequantize(fields, fmt, shape, dtype)
     assert torch.equal(weight.dequantized(dtype), whole)
     for dims in ((5, 256), (1, 256), (2, 3, 256), (0, 256)):
         x = rows_of(*dims).to(dtype)
@@ -105,23 +105,23 @@ def test_plain_alone_can_be_asked_for():
 
 # ---------------------------------------------------------------------- int4pack
 @pytest.mark.parametrize("shape", [(64, 256), (80, 384), (208, 1024)], ids=str)
-@pytest.mark.parametrize("form", PACKABLE, ids=str)
-def test_int4pack_is_as_exact_as_plain(form, shape):
-    kernel, fields = Int4Pack(), fields_of(form, shape)
-    assert kernel.fits(form, shape, BF16, CPU)
-    state = kernel.prepare(fields, form, shape)
-    weight = lowbit.dequantize(fields, form, shape, torch.float32)
+@pytest.mark.parametrize("fmt", PACKABLE, ids=str)
+def test_int4pack_is_as_exact_as_plain(fmt, shape):
+    kernel, fields = Int4Pack(), fields_of(fmt, shape)
+    assert kernel.fits(fmt, shape, BF16, CPU)
+    state = kernel.prepare(fields, fmt, shape)
+    weight = bits_module.dequantize(fields, fmt, shape, torch.float32)
     for x in (rows_of(1, shape[1]), rows_of(8, shape[1]) * 1e3):
         x = x.to(BF16)
         got, plain = kernel.linear(x, state), F.linear(x, weight.to(BF16))
         assert got.dtype == BF16
         assert error(got, x, weight) <= 1.25 * error(plain, x, weight)
     kept = sum(part.nbytes for part in state if isinstance(part, torch.Tensor))
-    assert kept == kernel.prepared_bytes(form, shape)
+    assert kept == kernel.prepared_bytes(fmt, shape)
 
 
 @pytest.mark.parametrize(
-    "form, shape, dtype",
+    "fmt, shape, dtype",
     [
         (Format(8, 64), (64, 64), BF16),
         (Format(4, 16), (64, 64), BF16),
@@ -131,21 +131,21 @@ def test_int4pack_is_as_exact_as_plain(form, shape):
     ],
     ids=str,
 )
-def test_what_int4pack_is_not_made_for(form, shape, dtype, caplog):
+def test_what_int4pack_is_not_made_for(fmt, shape, dtype, caplog):
     """Plain is used, nothing is said, and the report knows."""
     caplog.set_level(logging.INFO, "moe_colab")
     auto = Dispatcher([Int4Pack()])
-    assert [kernel.name for kernel in auto.choose(form, shape, dtype, CPU)] == ["plain"]
+    assert [kernel.name for kernel in auto.choose(fmt, shape, dtype, CPU)] == ["plain"]
     assert not caplog.records
     (choice,) = auto.report()
     assert choice.left_out == {"int4pack": "it is not made for this"}
 
 
 def test_packing_in_pieces_is_packing(monkeypatch):
-    form, shape = Format(3, 64), (336, 128)
-    whole = Int4Pack().prepare(fields_of(form, shape), form, shape)
+    fmt, shape = Format(3, 64), (336, 128)
+    whole = Int4Pack().prepare(fields_of(fmt, shape), fmt, shape)
     monkeypatch.setattr(int4pack, "PIECE", 1)
-    pieces = Int4Pack().prepare(fields_of(form, shape), form, shape)
+    pieces = Int4Pack().prepare(fields_of(fmt, shape), fmt, shape)
     assert torch.equal(whole[0], pieces[0]) and torch.equal(whole[2], pieces[2])
 
 
@@ -170,12 +170,12 @@ def test_our_packing_is_the_ops_on_every_cpu(capability):
 # ---------------------------------------------------------------------- another expert's bytes
 @pytest.mark.parametrize("kernel", [Fallback(), Counting()], ids=lambda kernel: kernel.name)
 def test_bytes_that_are_written_over_count_after_renew(kernel):
-    form, shape = Format(4, 32), (64, 128)
-    fields, others = (fields_of(form, shape, seed) for seed in (0, 1))
-    weight, x = LowBitWeight(fields, form, shape, Only(kernel)), rows_of(2, 128).to(BF16)
+    fmt, shape = Format(4, 32), (64, 128)
+    fields, others = (fields_of(fmt, shape, seed) for seed in (0, 1))
+    weight, x = LowBitWeight(fields, fmt, shape, Only(kernel)), rows_of(2, 128).to(BF16)
 
     def fresh(fields):
-        return LowBitWeight(fields, form, shape, Only(kernel)).linear(x)
+        return LowBitWeight(fields, fmt, shape, Only(kernel)).linear(x)
 
     before = weight.linear(x)
     assert torch.equal(weight.linear(x), before)
@@ -187,8 +187,8 @@ def test_bytes_that_are_written_over_count_after_renew(kernel):
 
 
 def test_it_prepares_once_for_every_load():
-    form, shape, kernel = Format(4, 32), (64, 128), Counting()
-    weight, x = LowBitWeight(fields_of(form, shape), form, shape, Only(kernel)), rows_of(2, 128)
+    fmt, shape, kernel = Format(4, 32), (64, 128), Counting()
+    weight, x = LowBitWeight(fields_of(fmt, shape), fmt, shape, Only(kernel)), rows_of(2, 128)
     for load in (1, 2):
         weight.renew()
         for _ in range(3):
@@ -199,9 +199,9 @@ def test_it_prepares_once_for_every_load():
 
 
 def test_what_was_prepared_in_a_generation_outlives_it():
-    form, shape = Format(4, 32), (64, 128)
+    fmt, shape = Format(4, 32), (64, 128)
     weight, x = (
-        LowBitWeight(fields_of(form, shape), form, shape, Only(Int4Pack())),
+        LowBitWeight(fields_of(fmt, shape), fmt, shape, Only(Int4Pack())),
         rows_of(1, 128).to(BF16),
     )
     with torch.inference_mode():
@@ -211,19 +211,19 @@ def test_what_was_prepared_in_a_generation_outlives_it():
 
 def test_a_block_multiplies_with_whose_it_is(monkeypatch):
     """Through slots.py: two experts in turn in one block."""
-    kernel, form, shape = Counting(), Format(4, 32), (64, 128)
+    kernel, fmt, shape = Counting(), Format(4, 32), (64, 128)
     monkeypatch.setattr(slots, "dispatcher_for", lambda kernels: Only(kernel))
-    layout = Recipe(form).layout(0, {"w": shape, "b": (64,)}, "BF16", transposed=False)
+    layout = Recipe(fmt).layout(0, {"w": shape, "b": (64,)}, "BF16", transposed=False)
     (block,) = slots.allocate(1, layout.nbytes, CPU)
     x = rows_of(1, 128).to(BF16)
     for expert in (0, 1, 1, 0):
         for field in layout.matrices[0].fields:
-            block._view(field).copy_(fields_of(form, shape, seed=expert)[field.name])
+            block._view(field).copy_(fields_of(fmt, shape, seed=expert)[field.name])
         got = block.views(layout, (0, expert))["w"].linear(x)
-        weight = lowbit.dequantize(fields_of(form, shape, expert), form, shape, torch.float32)
+        weight = bits_module.dequantize(fields_of(fmt, shape, expert), fmt, shape, torch.float32)
         assert error(got, x, weight) < 0.01
     assert kernel.prepared == 3
-    assert slots.prepared_bytes(layout, BF16, CPU) == kernel.prepared_bytes(form, shape) > 0
+    assert slots.prepared_bytes(layout, BF16, CPU) == kernel.prepared_bytes(fmt, shape) > 0
 
 
 def test_plain_keeps_nothing_beside_a_block():
@@ -299,10 +299,10 @@ class Fake(Fallback):
         self.cost, self.to_prepare = cost, prepare
         self.shown, self.rows = [], set()
 
-    def prepare(self, fields, form, shape):
+    def prepare(self, fields, fmt, shape):
         self.clock.spent += self.to_prepare
         self.shown.append(fields)
-        return super().prepare(fields, form, shape)
+        return super().prepare(fields, fmt, shape)
 
     def linear(self, x, state):
         self.clock.spent += self.cost(len(x))
@@ -397,14 +397,14 @@ def test_a_slower_rung_is_left_out_without_alarm(cost, prepare, used, clock, cap
 def test_what_a_rung_is_shown(clock):
     """Views into a block, all codes, zeros beyond the codes, large x, one row and as many as it
     takes."""
-    kernel, form = Fake(clock), Format(3, 32)
-    Dispatcher([kernel]).choose(form, (128, 256), torch.float16, CPU)
+    kernel, fmt = Fake(clock), Format(3, 32)
+    Dispatcher([kernel]).choose(fmt, (128, 256), torch.float16, CPU)
     fields = kernel.shown[0]
-    assert list(fields) == list(form.fields((128, 256)))
+    assert list(fields) == list(fmt.fields((128, 256)))
     starts = [field.storage_offset() * field.element_size() for field in fields.values()]
     assert starts[0] == 256 and not any(start % 256 for start in starts)
-    assert set(lowbit.unpack_codes(fields, form, (128, 256)).unique().tolist()) == set(range(8))
-    _, zero = lowbit.dequantize_scales(form, fields)
+    assert set(bits_module.unpack_codes(fields, fmt, (128, 256)).unique().tolist()) == set(range(8))
+    _, zero = bits_module.dequantize_scales(fmt, fields)
     assert zero.min() < -7 and zero.max() > 14 and ((zero > 0) & (zero < 7)).any()
     assert kernel.rows == {1, 4} and 990 < kernel.x.abs().max() <= 1000
 

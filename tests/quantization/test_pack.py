@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 import moe_colab as mc
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.checkpoint.tensors import TORCH_DTYPES
-from moe_colab.quantization import pack as packing
+from moe_colab.quantization import pack as pack_module
 from moe_colab.quantization.pack import cached_store, pack
 from moe_colab.store import Manifest, Store, StoreWriter, verify, writer
 from moe_colab.store.manifest import NAME
@@ -91,8 +91,10 @@ def read_experts(store: Path) -> list[list[dict[str, torch.Tensor]]]:
 def packings(monkeypatch) -> list[Path]:
     """The folders that were packed."""
     done = []
-    real = packing.pack
-    monkeypatch.setattr(packing, "pack", lambda c, f, *rest: (done.append(f), real(c, f, *rest))[1])
+    real = pack_module.pack
+    monkeypatch.setattr(
+        pack_module, "pack", lambda c, f, *rest: (done.append(f), real(c, f, *rest))[1]
+    )
     return done
 
 
@@ -262,7 +264,7 @@ def before_call(owner, name: str, n: int) -> Callable[[], None]:
 
 def amid_the_bytes_of_part(n: int) -> Callable[[], None]:
     def arm() -> None:
-        real, calls = writer._write_all, []
+        real, calls = writer.write_all, []
 
         def half(out, data):
             if len(calls) == n:
@@ -271,7 +273,7 @@ def amid_the_bytes_of_part(n: int) -> Callable[[], None]:
             calls.append(1)
             real(out, data)
 
-        writer._write_all = half
+        writer.write_all = half
 
     return arm
 
@@ -421,7 +423,7 @@ def pack_slowly(checkpoint: Path, cache: Path, log: Path, start) -> None:
         start.wait(10)
 
     StoreWriter.finish = finish
-    packing.tqdm.write = write
+    pack_module.tqdm.write = write
     cached_store(Checkpoint(checkpoint), None, progress=True)
 
 
@@ -445,7 +447,7 @@ def test_of_two_processes_one_packs_and_the_other_waits(processes, checkpoint, o
 
 # ---------------------------------------------------------------------- no room, no right
 def test_too_small_a_disk_is_met_before_anything_is_written(checkpoint, own_cache, monkeypatch):
-    monkeypatch.setattr(packing, "free_disk", lambda folder: 10_000_000)
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: 10_000_000)
     with pytest.raises(mc.MoEColabError, match=r"needs .* MB of disk .* 10\.0 MB are free"):
         mc.load(checkpoint, progress=False)
     assert [path for path in own_cache.rglob("*") if path.suffix != ".lock"] == []
@@ -461,11 +463,11 @@ def test_the_need_is_counted_to_the_byte_and_what_was_written_counts_as_free(
         taken = sum(path.stat().st_blocks * 512 for path in folder.iterdir())
         assert taken > TOTAL * 73_728
     dense = sum(tensor.nbytes for tensor in load_file(uninterrupted / "dense.safetensors").values())
-    need = dense + LAYERS * (1 << 20) + packing.DISK_HEADROOM  # a layer's experts have 0.6 MB
-    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken - 1)
+    need = dense + LAYERS * (1 << 20) + pack_module.DISK_HEADROOM  # a layer's experts have 0.6 MB
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: need - taken - 1)
     with pytest.raises(mc.MoEColabError, match="make room"):
         pack(checkpoint, folder, torch.float32, progress=False)
-    monkeypatch.setattr(packing, "free_disk", lambda folder: need - taken)
+    monkeypatch.setattr(pack_module, "free_disk", lambda folder: need - taken)
     pack(checkpoint, folder, torch.float32, progress=False)
     assert contents(folder) == contents(uninterrupted)
 
@@ -477,8 +479,8 @@ def full(*_args, **_kwargs):
 @pytest.mark.parametrize(
     ("owner", "name", "whole"),
     [
-        (writer, "_allocate", 0),
-        (writer, "_write_all", 0),
+        (writer, "allocate", 0),
+        (writer, "write_all", 0),
         (os, "fsync", TOTAL),
         (os, "replace", TOTAL),
     ],
@@ -500,9 +502,9 @@ def test_a_full_disk_midway_keeps_what_was_written(
     checkpoints, uninterrupted, tmp_path, written, monkeypatch
 ):
     folder, checkpoint = tmp_path / "store", Checkpoint(checkpoints / "one")
-    real = writer._write_all
+    real = writer.write_all
     with monkeypatch.context() as patch, pytest.raises(mc.MoEColabError, match=r"disk .* is full"):
-        patch.setattr(writer, "_write_all", lambda *a: full() if len(written) > 6 else real(*a))
+        patch.setattr(writer, "write_all", lambda *a: full() if len(written) > 6 else real(*a))
         pack(checkpoint, folder, torch.float32, progress=False)
     with pytest.raises(mc.MoEColabError, match="unfinished"):
         Store(folder)

@@ -239,7 +239,7 @@ def test_the_report_as_a_frame(checkpoints, tmp_path):
 
 def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_path, monkeypatch):
     source = checkpoints("mixtral")
-    write = writer._write_all
+    write = writer.write_all
     left = [6]
 
     def full(out, data):
@@ -249,7 +249,7 @@ def test_a_full_disk_is_told_and_it_goes_on_after_room_is_made(checkpoints, tmp_
         write(out, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_write_all", full)
+        patch.setattr(writer, "write_all", full)
         with pytest.raises(mc.MoEColabError, match="make room and start again"):
             mc.quantize(source, tmp_path / "s", group_size=32, progress=False)
     mc.quantize(source, tmp_path / "s", group_size=32, progress=False)
@@ -323,10 +323,10 @@ def test_in_a_shell(tmp_path):
     command += ["--group-size", "32", "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout.splitlines()[-1])
-    assert said["bits"] == {"4": 128} and said["bits_per_weight"] < 5.6
-    assert list(said["parts"]) == ["experts", "dense", "embeddings", "rest"]
-    assert 3 < said["parts"]["dense"]["bits_per_weight"] < 4.1
-    assert 8 < said["parts"]["embeddings"]["bits_per_weight"] < 10.1
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["bits"] == {"4": 128} and report["bits_per_weight"] < 5.6
+    assert list(report["parts"]) == ["experts", "dense", "embeddings", "rest"]
+    assert 3 < report["parts"]["dense"]["bits_per_weight"] < 4.1
+    assert 8 < report["parts"]["embeddings"]["bits_per_weight"] < 10.1
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2 and "finished store already" in again.stderr

@@ -162,7 +162,7 @@ def test_recording_changes_nothing_and_leaves_nothing_behind(model):
     talk(model)
     assert trace.steps == NEW + 1
     assert (len(model._forward_pre_hooks), len(model._forward_hooks)) == hooks
-    assert model.offload.runtime.ledger.recording is None
+    assert model.offload.runtime.tracker.recording is None
 
 
 def test_a_forward_that_fails_is_left_out_and_the_next_recording_works(model, monkeypatch):
@@ -201,7 +201,7 @@ def test_what_cannot_be_recorded_is_refused(model, tmp_path):
     other.offload.close()
     with pytest.raises(mc.MoEColabError, match="closed"), mc.record(other):
         pass
-    assert other.offload.runtime.ledger.recording is None
+    assert other.offload.runtime.tracker.recording is None
 
 
 def test_an_answer_given_in_another_thread_is_recorded(model):

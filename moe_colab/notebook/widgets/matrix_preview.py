@@ -37,7 +37,7 @@ class MatrixPreview:
     norm of the error over the norm of the matrix. `bits_per_weight`: with scales and zeros."""
 
     name: str
-    form: Format
+    fmt: Format
     weights: np.ndarray
     group: np.ndarray
     levels: np.ndarray
@@ -46,7 +46,7 @@ class MatrixPreview:
 
     def as_row(self) -> dict[str, Any]:
         """A row for `plots.levels`."""
-        name = f"{self.name}: {self.form.bits} bits, {self.relative_error:.1%} lost"
+        name = f"{self.name}: {self.fmt.bits} bits, {self.relative_error:.1%} lost"
         return {"name": name, "weights": self.weights, "group": self.group, "levels": self.levels}
 
 
@@ -83,24 +83,24 @@ class Matrices:
         columns = {entry.shape[1] for entry in entries}
         return [group for group in GROUPS if not any(count % group for count in columns)]
 
-    def sample(self, entry: TensorEntry, name: str, form: Format, row: int = 0) -> MatrixPreview:
+    def sample(self, entry: TensorEntry, name: str, fmt: Format, row: int = 0) -> MatrixPreview:
         """Quantize one matrix by HQQ; the preview shows the first group of `row`. Raises
         MoEColabError if the format does not fit the matrix, or if hqq is not installed."""
         shape = tuple(entry.shape)
-        form.check(name, shape)
+        fmt.check(name, shape)
         weights = read_tensor(entry).float()
-        fields, lost = quantize_matrix(weights, form, choose_scales)
-        scale, zero = (values[row, 0] for values in dequantize_scales(form, fields))
-        codes = torch.arange(2**form.bits, dtype=torch.float32)
-        group = form.grouped(weights)[row, 0] if form.axis else form.grouped(weights)[:, row, 0]
+        fields, lost = quantize_matrix(weights, fmt, choose_scales)
+        scale, zero = (values[row, 0] for values in dequantize_scales(fmt, fields))
+        codes = torch.arange(2**fmt.bits, dtype=torch.float32)
+        group = fmt.grouped(weights)[row, 0] if fmt.axis else fmt.grouped(weights)[:, row, 0]
         return MatrixPreview(
             name,
-            form,
+            fmt,
             weights.numpy(),
             group.numpy(),
             ((codes - zero) * scale).numpy(),
             lost,
-            8 * stored_bytes(shape, form) / math.prod(shape),
+            8 * stored_bytes(shape, fmt) / math.prod(shape),
         )
 
     def bytes_by_part(self, experts: Format | None, attention: Format | None) -> dict[str, int]:
@@ -117,5 +117,5 @@ def entries_of(matrices: Mapping[Any, Mapping[str, TensorEntry]]) -> list[Tensor
     return [entry for by_name in matrices.values() for entry in by_name.values()]
 
 
-def entry_bytes(entry: TensorEntry, form: Format | None) -> int:
-    return entry.nbytes if form is None else stored_bytes(tuple(entry.shape), form)
+def entry_bytes(entry: TensorEntry, fmt: Format | None) -> int:
+    return entry.nbytes if fmt is None else stored_bytes(tuple(entry.shape), fmt)

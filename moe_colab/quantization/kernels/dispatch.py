@@ -29,14 +29,14 @@ log = logging.getLogger("moe_colab")
 class Case(NamedTuple):
     """What matrices must have in common to use the same kernels."""
 
-    form: Format
+    fmt: Format
     shape: Shape
     dtype: torch.dtype
     device: torch.device
 
     def __str__(self) -> str:
-        (rows, columns), form = self.shape, self.form
-        bits = f"{form.bits} bits in groups of {form.group} along axis {form.axis}"
+        (rows, columns), fmt = self.shape, self.fmt
+        bits = f"{fmt.bits} bits in groups of {fmt.group} along axis {fmt.axis}"
         return f"{rows} x {columns} of {bits}, {str(self.dtype)[6:]} on {self.device}"
 
 
@@ -63,11 +63,11 @@ class Dispatcher:
         self._warned: set[str] = set()
 
     def choose(
-        self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device
+        self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> tuple[Kernel, ...]:
         """The usable kernels, the best first. The first call for such a matrix runs the
         self-test, which takes up to two seconds."""
-        case = Case(form, tuple(shape), dtype, device)
+        case = Case(fmt, tuple(shape), dtype, device)
         if case not in self._choices:
             with self._lock:
                 if case not in self._choices:
@@ -75,11 +75,11 @@ class Dispatcher:
         return self._choices[case].kernels
 
     def prepared_bytes(
-        self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device
+        self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> int:
         """Bytes that the kernels keep beside such a matrix, at the most."""
-        kernels = self.choose(form, shape, dtype, device)
-        return sum(kernel.prepared_bytes(form, shape) for kernel in kernels)
+        kernels = self.choose(fmt, shape, dtype, device)
+        return sum(kernel.prepared_bytes(fmt, shape) for kernel in kernels)
 
     def report(self) -> list[KernelChoice]:
         """Every choice made so far."""

@@ -23,14 +23,14 @@ class Fallback:
 
     name, max_rows = "plain", sys.maxsize
 
-    def fits(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    def fits(self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
         return True
 
-    def prepared_bytes(self, form: Format, shape: Shape) -> int:
+    def prepared_bytes(self, fmt: Format, shape: Shape) -> int:
         return 0
 
-    def prepare(self, fields: Fields, form: Format, shape: Shape) -> tuple[Fields, Format, Shape]:
-        return fields, form, shape
+    def prepare(self, fields: Fields, fmt: Format, shape: Shape) -> tuple[Fields, Format, Shape]:
+        return fields, fmt, shape
 
     def linear(self, x: torch.Tensor, state: tuple[Fields, Format, Shape]) -> torch.Tensor:
         return F.linear(x, dequantize(*state, x.dtype))

@@ -29,29 +29,29 @@ class Int4Pack:
 
     name, max_rows = "int4pack", 8
 
-    def fits(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    def fits(self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
         here = device.type == "cpu" and hasattr(torch.ops.aten, "_weight_int4pack_mm_for_cpu")
-        known = form.axis == 1 and form.bits <= 4 and form.group >= 32 and shape[0] % 16 == 0
+        known = fmt.axis == 1 and fmt.bits <= 4 and fmt.group >= 32 and shape[0] % 16 == 0
         return here and known and dtype == torch.bfloat16
 
-    def prepared_bytes(self, form: Format, shape: Shape) -> int:
+    def prepared_bytes(self, fmt: Format, shape: Shape) -> int:
         rows, columns = shape
-        return rows * columns // 2 + rows * columns // form.group * 4
+        return rows * columns // 2 + rows * columns // fmt.group * 4
 
-    def prepare(self, fields: Fields, form: Format, shape: Shape) -> State:
-        (rows, columns), middle = shape, 2 ** (form.bits - 1)
+    def prepare(self, fields: Fields, fmt: Format, shape: Shape) -> State:
+        (rows, columns), middle = shape, 2 ** (fmt.bits - 1)
         packed = fields["codes"].new_empty((rows, columns // 2))
         step = max(TILE, PIECE // columns // TILE * TILE)
         for start in range(0, rows, step):
             piece = slice(start, min(rows, start + step))
             planes = {
-                name: form.field(fields[name], name, shape, piece) for name in PLANES[form.bits]
+                name: fmt.field(fields[name], name, shape, piece) for name in PLANES[fmt.bits]
             }
-            codes = unpack_codes(planes, form, (piece.stop - start, columns)) + (8 - middle)
+            codes = unpack_codes(planes, fmt, (piece.stop - start, columns)) + (8 - middle)
             packed[piece] = pack_int4(codes)
-        scale, zero = dequantize_scales(form, fields)
+        scale, zero = dequantize_scales(fmt, fields)
         lines = torch.stack([scale, (middle - zero) * scale], -1).bfloat16()
-        return packed, form.group, lines.transpose(0, 1).contiguous()
+        return packed, fmt.group, lines.transpose(0, 1).contiguous()
 
     def linear(self, x: torch.Tensor, state: State) -> torch.Tensor:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), *state)

@@ -23,13 +23,13 @@ class Kernel(Protocol):
     name: str
     max_rows: int
 
-    def fits(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
+    def fits(self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device) -> bool:
         """Whether it is made for such a matrix; the self-test checks whether it works here."""
 
-    def prepared_bytes(self, form: Format, shape: Shape) -> int:
+    def prepared_bytes(self, fmt: Format, shape: Shape) -> int:
         """Bytes of what `prepare` returns."""
 
-    def prepare(self, fields: Fields, form: Format, shape: Shape) -> Any:
+    def prepare(self, fields: Fields, fmt: Format, shape: Shape) -> Any:
         """What `linear` needs, computed once per load. `fields` do not change while it is used."""
 
     def linear(self, x: torch.Tensor, state: Any) -> torch.Tensor:

@@ -26,13 +26,13 @@ class SelfTest:
     row of the result depends on one row of weights. N modulo 128 stays the same, for a kernel's
     last tile, and a GPU gets more rows, to be busy."""
 
-    def __init__(self, form: Format, shape: Shape, dtype: torch.dtype, device: torch.device):
+    def __init__(self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device):
         rows, columns = shape
         weights = 1 << (22 if device.type == "cpu" else 24)
         most = max(384, weights // columns // 128 * 128)
         shape = (rows if rows <= most else most - 128 + rows % 128, columns)
         random = torch.Generator().manual_seed(0)  # leaves the user's random numbers alone
-        self.matrix = as_in_a_blob(odd_fields(form, shape, random), device), form, shape
+        self.matrix = as_in_a_blob(odd_fields(fmt, shape, random), device), fmt, shape
         x = 2 * torch.rand(MOST, columns, generator=random, device="cpu") - 1
         x[::2] *= 1e3
         self.x = x.to(device, dtype)
@@ -77,14 +77,14 @@ class SelfTest:
         return plain, product + preparing / 2
 
 
-def odd_fields(form: Format, shape: Shape, random: torch.Generator) -> Fields:
+def odd_fields(fmt: Format, shape: Shape, random: torch.Generator) -> Fields:
     """Fields with every code; scales that are equal in a row, or 11 times apart; zeros among the
     codes, above them and below."""
 
     def noise(*dims: int) -> torch.Tensor:
         return torch.rand(*dims, generator=random, device="cpu")
 
-    (rows, columns), top, grid = shape, 2**form.bits - 1, form.grid(shape)
+    (rows, columns), top, grid = shape, 2**fmt.bits - 1, fmt.grid(shape)
     scale = (0.1 + noise(*grid)) / (top * columns**0.5)
     scale[::5] = scale[0, 0]
     zero = noise(*grid)
@@ -92,9 +92,9 @@ def odd_fields(form: Format, shape: Shape, random: torch.Generator) -> Fields:
     zero[3::4] -= 3
     codes = {
         name: (noise(rows * columns * bits // 8) * 256).to(torch.uint8)
-        for name, bits in PLANES[form.bits].items()
+        for name, bits in PLANES[fmt.bits].items()
     }
-    return {**codes, **quantize_scales(form, scale, zero * top)}
+    return {**codes, **quantize_scales(fmt, scale, zero * top)}
 
 
 def as_in_a_blob(fields: Fields, device: torch.device) -> Fields:
