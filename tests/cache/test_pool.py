@@ -471,9 +471,8 @@ class TestTheBooks:
     def test_a_recording_may_end_in_another_thread(self, monkeypatch):
         """Between two looks at it."""
         looks = [None, SimpleNamespace(forward="this one")]
-        monkeypatch.setattr(
-            StatsTracker, "recording", property(lambda _: looks.pop(), lambda *_: None), raising=False
-        )
+        recording = property(lambda _: looks.pop(), lambda *_: None)
+        monkeypatch.setattr(StatsTracker, "recording", recording, raising=False)
         tracker = StatsTracker(1)
         assert tracker.recorder == "this one" and tracker.recorder is None
 
