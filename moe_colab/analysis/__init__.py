@@ -1,0 +1,1 @@
+"""A trace under another cache: replay, timeline, tables. Needs no torch, no model."""

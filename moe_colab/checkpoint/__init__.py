@@ -1,0 +1,1 @@
+"""Original checkpoints: sources, downloads from the hub, shards, model families."""

@@ -1,0 +1,1 @@
+"""Quality of quantized models: perplexity, comparison, sensitivity, allocation of bits."""

@@ -1,0 +1,1 @@
+"""This machine: its memory, its disk, its folders. Needs no torch."""

@@ -1,0 +1,1 @@
+"""The running model: load, hooks, experts function, prefetcher, handle, CUDA link."""

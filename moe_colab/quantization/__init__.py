@@ -1,0 +1,1 @@
+"""Quantization: formats, HQQ, packing into stores, low-bit kernels."""

@@ -1,0 +1,1 @@
+"""HTML views: `mc.xray` and `mc.stepper`, each complete in one page."""

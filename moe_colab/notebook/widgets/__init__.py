@@ -1,0 +1,1 @@
+"""ipywidgets: the chat, the Explorer, and panels for routing, cache, speculation, bits."""
