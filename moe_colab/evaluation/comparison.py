@@ -117,6 +117,9 @@ def compare(
     seed: of the resampling.
 
     Raises MoEColabError where the two scored different texts, or a domain has a single document.
+
+        scores = [mc.perplexity(model, tokenizer, texts) for model in (quantized, full)]
+        print(mc.compare(*scores))  # the ratio of perplexities and the agreement
     """
     full.agreement(scores)  # raises for different texts
     resamples = resamples or Resamples(full.documents, domains, seed=seed)

@@ -117,6 +117,9 @@ def allocate(
     by: the loss, "agreement" (first choices that change) or "perplexity" (the rise).
 
     Raises MoEColabError where the budget is too small.
+
+        sensitivity = mc.measure_sensitivity(source, texts)
+        mc.quantize(source, "my-store", overrides=mc.allocate(sensitivity, "6MB"))
     """
     if by not in (AGREEMENT, PERPLEXITY):
         raise MoEColabError(f"by={by!r}: choose {AGREEMENT!r} or {PERPLEXITY!r}.")

@@ -31,6 +31,11 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
 
     Raises MoEColabError where the model is not one of mc.load, is closed, or is being recorded
     already.
+
+        with mc.record(model, tokenizer) as trace:
+            model.generate(**inputs)
+        trace.frame()  # pandas: one row per step, layer, token and rank
+        trace.save("talk.npz")  # mc.Trace.load reads it
     """
     offload = offload_of(model)
     runtime, builder = offload.runtime, Builder(header(offload), label)

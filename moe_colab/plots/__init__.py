@@ -3,6 +3,14 @@
 Knows matplotlib and the columns of the tables; knows no torch and no stores, and measures nothing.
 Every figure is a `Picture`: a matplotlib Figure as wide as GitHub shows it, which displays itself
 in a notebook.
+
+Most figures draw the table of the same name in `mc.tables`: activations, hit_rates, recall,
+residency, router, shares (of activations), specialisation, tokens, transitions, flows (of
+transitions with hops=2). The others draw `mc.timeline(...).frame()` (timeline), `mc.inspect(...)`
+(bits; its frame(): errors), `model.offload.memory()` (memory), the rows of
+`mc.benchmark("quality")` (pareto) and `mc.benchmark("paper")` (ablation).
+
+    mc.plots.hit_rates(mc.tables.hit_rates(trace), slots=4)
 """
 
 from .ablation import ablation

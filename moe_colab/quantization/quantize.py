@@ -64,6 +64,9 @@ def quantize(
     Only one expert or other matrix is in memory at a time. If it is killed, call it again with the
     same options to go on. A folder that holds a store, part of a store with other options, or
     anything else is not touched. Raises MoEColabError.
+
+        overrides = {"experts.0.*": mc.Format(4), "*.self_attn.*": mc.Format(8, 64)}
+        mc.quantize("org/name", "my-store", expert_bits=2, overrides=overrides)
     """
     target, wanted, folder = pick_device(device), pick_dtype(dtype), Path(store).expanduser()
     if embedding_bits not in EMBEDDING_BITS:
