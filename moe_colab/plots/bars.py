@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from .colours import DIM, GREEN, INK, ORANGE, PINK, hatched
 from .picture import Picture, drawn, plain_axes, rows_of, unit_of
 
-KINDS = {"codes": GREEN, "scales and zeros": ORANGE, "kept": DIM, "padding and the rest": PINK}
+KINDS = {"codes": GREEN, "scales and zeros": ORANGE, "not quantized": DIM, "other bytes": PINK}
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind texts, over the grid
 KEPT_BITS = 16  # from here on, weights are not quantized
 
@@ -18,7 +18,7 @@ KEPT_BITS = 16  # from here on, weights are not quantized
 @drawn
 def bits(report: Any) -> Picture:
     """The bytes of a store: a bar for each part, divided into codes, scales and zeros, weights that
-    were not quantized, and the rest; with the real bits per weight.
+    were not quantized, and other bytes; with the real bits per weight.
 
     report: a `Summary`, from whose totals the rest follows (padding, headers, small tensors); or
     only its frame (columns matrix, bits, weights, bytes, and `part` if there are several). Raises
@@ -53,7 +53,7 @@ def split(report: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
         kinds = parts.setdefault(part, dict.fromkeys(KINDS, 0))
         weights[part] = weights.get(part, 0) + int(row["weights"])
         if row["bits"] >= KEPT_BITS:
-            kinds["kept"] += int(row["bytes"])
+            kinds["not quantized"] += int(row["bytes"])
         else:
             codes = int(row["weights"]) * int(row["bits"]) // 8
             kinds["codes"] += codes
@@ -65,12 +65,12 @@ def split(report: Any) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
 
 def add_rest(parts: dict[str, dict[str, int]], summary: Any) -> None:
     """Add the bytes that are in the totals of the summary but in none of its rows."""
-    rest = "padding and the rest"
+    rest = "other bytes"
     experts = parts.setdefault("experts", dict.fromkeys(KINDS, 0))
     experts[rest] += summary.expert_bytes - sum(experts.values())
     listed = sum(sum(kinds.values()) for part, kinds in parts.items() if part != "experts")
     dense = parts.setdefault("dense", dict.fromkeys(KINDS, 0))
-    kind = rest if listed else "kept"
+    kind = rest if listed else "not quantized"
     dense[kind] += summary.dense_bytes - listed
 
 

@@ -113,7 +113,7 @@ def recall(table: Any) -> Picture:
         layers, [by_layer[layer] for layer in layers],
         color=DIM, linestyle=DOTTED, linewidth=1.6, label="at random",
     )  # fmt: skip
-    axes.set(xlabel="MoE layer", ylabel="share of its experts that were guessed")
+    axes.set(xlabel="MoE layer", ylabel="needed experts guessed")
     share_axis(axes)
     picture.legend_below(axes.get_legend_handles_labels()[0], 2)
     return picture

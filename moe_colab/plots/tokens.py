@@ -126,7 +126,7 @@ def title_of(shown: dict[int, list[dict]]) -> str:
         return f"Layer {layer} routed none of these tokens to an expert"
     most = max(sorted(set(firsts)), key=firsts.count)
     return (
-        f"Layer {layer}: {len(set(firsts))} experts are first choices, expert {most} of "
+        f"Layer {layer}: {len(set(firsts))} different first choices, expert {most} for "
         f"{firsts.count(most)} of {len(firsts)} tokens"
     )
 

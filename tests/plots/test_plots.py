@@ -289,8 +289,8 @@ def test_the_bars_are_all_bytes_of_a_store(report):
     kept = frame[frame.get("part", pd.Series("experts", frame.index)) == "experts"]["bytes"].sum()
     assert experts["codes"] * 1e6 == pytest.approx(codes)
     assert experts["scales and zeros"] * 1e6 == pytest.approx(kept - codes)
-    assert experts["padding and the rest"] * 1e6 == pytest.approx(report.expert_bytes - kept)
-    assert experts["kept"] == 0
+    assert experts["other bytes"] * 1e6 == pytest.approx(report.expert_bytes - kept)
+    assert experts["not quantized"] == 0
 
 
 def test_a_frame_alone_has_its_own_bytes():
@@ -304,7 +304,7 @@ def test_a_frame_alone_has_its_own_bytes():
     assert shown == {
         ("experts", "codes"): 6000,
         ("experts", "scales and zeros"): 800,
-        ("dense", "kept"): 2000,
+        ("dense", "not quantized"): 2000,
     }
     told = [text.get_text().strip() for text in picture.axes[0].texts]
     assert told == ["6.80 kB, 3.40 bits per weight", "2.00 kB, 16.00 bits per weight"]

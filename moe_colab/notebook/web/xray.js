@@ -24,7 +24,7 @@ function build(view) {
 }
 
 function heading({data, tokens}) {
-  const part = tokens < data.of ? `, ${data.first} to ${data.first + tokens - 1} of ${data.of}` : "";
+  const part = tokens < data.of ? ` (tokens ${data.first} to ${data.first + tokens - 1} of ${data.of})` : "";
   const row = data.rows > 1 ? `, row ${data.row} of ${data.rows}` : "";
   return `${data.model}: what ${tokens} token${tokens > 1 ? "s" : ""} cost${part}${row}`;
 }

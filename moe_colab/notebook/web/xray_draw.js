@@ -157,12 +157,16 @@ function drawLayer(pen, view, layer, middle) {
 
 function drawWord(pen, view, token, x, w) {
   const now = token === view.current;
-  pen.save();
-  pen.beginPath();
-  pen.rect(x, 0, w - 3, HEAD);
-  pen.clip();
-  write(pen, view.word(token), x + 3, HEAD / 2, {align: "left", bold: now, colour: now ? "fg" : "dim"});
-  pen.restore();
+  write(pen, shortened(pen, view.word(token), w - 6, now), x + 3, HEAD / 2, {align: "left", bold: now, colour: now ? "fg" : "dim"});
+}
+
+// The text, with an ellipsis if it is wider than `width` pixels.
+function shortened(pen, text, width, bold) {
+  pen.font = `${bold ? "bold " : ""}11px ${pen.family}`;
+  if (pen.measureText(text).width <= width) return text;
+  const signs = [...text];
+  while (signs.length && pen.measureText(signs.join("") + "…").width > width) signs.pop();
+  return signs.join("") + "…";
 }
 
 // ------------------------------------------------------------------ experts of one step
