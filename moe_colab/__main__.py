@@ -127,7 +127,7 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
         default=4,
         help="of attention, shared experts and dense layers: 2, 3, 4, 8 or 16 (keep); default: 4",
     )
-    add("--expert-bits", type=positive, default=2, help="of routed experts, likewise; default: 2")
+    add("--expert-bits", type=positive, default=2, help="of routed experts, as above; default: 2")
     add("--embedding-bits", type=positive, default=16, help="of embedding and head: 4, 8 or 16")
     add(
         "--group-size",
@@ -136,7 +136,7 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
     )
     add("--axis", type=int, default=1, help="groups along rows (1) or down columns (0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add("--dtype", default="auto", help="in which the model will compute")
+    add("--dtype", default="auto", help="the dtype that the model computes in; default: auto")
     add_json(quantize)
     quantize.set_defaults(run=run_quantize)
 

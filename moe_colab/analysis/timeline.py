@@ -114,7 +114,7 @@ class Timeline:
     def __repr__(self) -> str:
         return (
             f"<Timeline {self.total.seconds:.3f} s for {self.total.tokens:,} tokens, "
-            f"{self.tokens_per_second:.1f} decoded a second, {self.stall_share:.0%} of that time "
+            f"{self.tokens_per_second:.1f} decoded per second, {self.stall_share:.0%} of that time "
             f"waiting, hit rate {self.stats.hit_rate:.0%}>"
         )
 

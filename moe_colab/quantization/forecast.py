@@ -107,8 +107,8 @@ def forecast(
 ) -> Forecast:
     """What `mc.quantize(source, folder, ...)` will take. folder: None for the cache folder, as in
     `mc.quantized`. Fetches no weights, only headers and configuration of a model of the hub.
-    Raises MoEColabError where the model's size cannot be learned, where no row of 4096 weights
-    could be kept so, and where hqq is not installed."""
+    Raises MoEColabError where the model's size is not known, the format does not exist or does not
+    fit rows of 4096 weights, or hqq is not installed."""
     fmt = Format(expert_bits, group_size)
     fmt.check("a row", (1, COLUMNS))
     model = info(source_of(source), refresh=False)

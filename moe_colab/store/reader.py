@@ -25,7 +25,8 @@ def store_folder(store: str | os.PathLike[str]) -> Path:
     try:
         folder = Path(store)
     except TypeError as error:
-        raise MoEColabError(f"{store!r} names no folder: {error}.") from error
+        kind = type(store).__name__
+        raise MoEColabError(f"a {kind} is no folder: give the path of a store.") from error
     if not folder.is_dir():
         raise MoEColabError(f"{folder} is not a folder: name a store.")
     return folder
