@@ -157,7 +157,7 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
         notebook.run_cell(cell["setup"])
         said = notebook.text(cell["setup"])
         assert {"moe_colab", "markdown_it", "mdurl", *TO_QUANTIZE} <= box.installed()
-        assert "installing hqq, markdown-it-py …" in said
+        assert "installing markdown-it-py, hqq …" in said
         assert re.search(r"^colab · Python .* · moe_colab \d.* · ipywidgets 7\.7\.1$", said, re.M)
         names = ("einops", "hqq", "markdown-it-py", "mdurl", "moe-colab", "termcolor")
         installed = ", ".join(rf"{name} \S+" for name in names)
