@@ -31,7 +31,7 @@ test: lint chromium $(COLAB)/ready
 	$(PYTEST) -m "$(SELECT) and browser" --dist loadgroup
 	$(PYTEST_COLAB) -m "$(SELECT) and colab and not browser"
 
-# Lint and the quick tests, on the newest packages alone: some 3 minutes on 2 cores.
+# Lint and the quick tests, on the newest packages alone: under 4 minutes on 2 cores.
 test-fast: lint
 	$(PYTEST) -m "not full and not slow and not browser"
 
