@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moe_colab.cache.links import DONE, FAILED, MOVING, Link, Ticket
+from moe_colab.cache.links import FAILED, MOVING, Link, Ticket
 
 
 class ManualLink(Link):
@@ -26,13 +26,7 @@ class ManualLink(Link):
 
     def finish(self, ticket: Ticket) -> None:
         ticket.moved = ticket.home.nbytes
-        try:
-            for _ in ticket.home.fill(ticket.block.buffer):
-                pass
-        except Exception as error:
-            self._end(ticket, FAILED, error)
-        else:
-            self._end(ticket, DONE)
+        self._carry_out(ticket)
 
     def fail(self, ticket: Ticket, error: Exception) -> None:
         self._end(ticket, FAILED, error)

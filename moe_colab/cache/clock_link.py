@@ -6,7 +6,7 @@ Knows the protocol of links. Each load's bytes move for real when it ends.
 from __future__ import annotations
 
 from .homes import CHUNK
-from .links import CANCELLED, DONE, FAILED, MOVING, QUEUED, Link, Ticket
+from .links import CANCELLED, MOVING, QUEUED, Link, Ticket
 
 
 class ClockLink(Link):
@@ -65,13 +65,3 @@ class ClockLink(Link):
         if ticket.moved == ticket.home.nbytes and ticket.state != CANCELLED:
             self._carry_out(ticket)
         self._begin_chunk(arrived)
-
-    def _carry_out(self, ticket: Ticket) -> None:
-        """Move all bytes of a load; it ends."""
-        try:
-            for _ in ticket.home.fill(ticket.block.buffer):
-                pass
-        except Exception as error:
-            self._end(ticket, FAILED, error)
-        else:
-            self._end(ticket, DONE)
