@@ -152,8 +152,8 @@ def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.tick_params(axis="y", length=0)
     plain_axes(axes, "x")
+    axes.tick_params(axis="y", length=0)
 
 
 def explain(picture: Picture, axes: Axes, kinds: Iterable[str], across: int) -> None:
