@@ -81,8 +81,8 @@ def rates_title(rows: list[dict], slots: int | None) -> str:
 
 @drawn
 def recall(table: Any) -> Picture:
-    """The share of the experts a layer needs that were guessed: by layer, one line for each source
-    and lookahead, with 95 % intervals. Dotted: random guesses.
+    """The share of the experts needed by a layer that were guessed: by layer, one line for each
+    source and lookahead, with 95 % intervals. Dotted: random guesses.
 
     table: mc.tables.recall. Raises MoEColabError for a table without rows or without one of the
     columns.
