@@ -79,7 +79,7 @@ def places_of(count: int, slots: Sequence[int], ram: Sequence[int]) -> dict[str,
 
 
 def title_of(needed: int, count: int, misses: int) -> str:
-    copied = f"{misses} of them must be copied to the GPU" if misses else "all of them are there"
+    copied = f"{misses} of them must be copied to the GPU" if misses else "all of them are in slots"
     return f"This token needs {needed} of {count} experts, and {copied}"
 
 
