@@ -71,7 +71,7 @@ def load(
     guess_from: "router_input", which leaves more time, or "layer_output", which is right more
         often.
     guess_threshold: the least probability, 0 to 1, at which an expert is prefetched.
-    stand_aside: prefetch less, or nothing, where it does not pay.
+    stand_aside: prefetch less, or nothing, where that saves no time.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
     dtype: "auto" is the checkpoint's own, but float16 for bfloat16 on a GPU that lacks it.
     vram: bytes, or "15GB", that the whole model with its "auto" slots may take on the device;

@@ -37,16 +37,16 @@ SHIPPED = "shipped"  # the name of load()'s None in a form field
 CATALOGUE = {
     None: ("the small model", "comes with moe_colab; answers at once, knows little"),
     "ibm-granite/granite-3.1-1b-a400m-instruct": ("Granite 3.1 1B", "a real chat model, small"),
-    "allenai/OLMoE-1B-7B-0924-Instruct": ("OLMoE 1B-7B", "a real chat model, 64 experts a layer"),
+    "allenai/OLMoE-1B-7B-0924-Instruct": ("OLMoE 1B-7B", "a real chat model, 64 experts per layer"),
 }
 DOWNLOAD_SPEED, PACKING_SPEED = 50e6, 150e6  # bytes a second, assumed, not measured
 ASSUMED = (
-    f"The first wait is an estimate, at {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download and "
-    f"{PACKING_SPEED / 1e6:.0f} MB/s of packing (assumed); later the packed store is there."
+    f"The first wait is an estimate: {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download and "
+    f"{PACKING_SPEED / 1e6:.0f} MB/s of packing are assumed. Later the packed store is used."
 )
 MEMORY = (
-    "Memory is the GPU's, where another "
-    f"{human(VRAM_RESERVE)} are left alone, or the host's where there is no GPU."
+    f"Memory is that of the GPU, where another {human(VRAM_RESERVE)} must stay free. "
+    "Without a GPU, it is that of the computer."
 )
 _known: dict[tuple[str | None, str], Sizes] = {}  # by endpoint and name
 
@@ -72,7 +72,7 @@ class ModelInfo:
 
     @property
     def disk_bytes(self) -> int | None:
-        """Bytes needed on the disk at the most: the store, and the two largest files of a
+        """Bytes needed on the disk at most: the store, and the two largest files of a
         download, which are deleted after packing."""
         if self.sizes is None or self.packed:
             return self.sizes and 0
@@ -240,9 +240,9 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
     except GatedRepoError:
         problem = "gated: accept its terms on the hub and log in with hf auth login"
     except (RepositoryNotFoundError, HFValidationError):
-        problem = "no such folder, and no such model on the hub that you may see"
+        problem = "there is no such folder, and no such model on the hub that you can access"
     except NotASafetensorsRepoError:
-        problem = "it has no safetensors weights, and moe_colab reads no others"
+        problem = "it has no safetensors weights, the only ones that moe_colab can read"
     except MoEColabError as error:
         problem = str(error)
     except Exception as error:  # the hub has many errors, which differ between versions

@@ -114,11 +114,11 @@ def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
 
 # ---------------------------------------------------------------------- on this machine
 def folder_sizes(folder: Path) -> Sizes:
-    """The sizes of a checkpoint folder. Raises MoEColabError where it is not a whole checkpoint."""
+    """The sizes of a checkpoint folder. Raises MoEColabError if the checkpoint is not complete."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise MoEColabError(f"{folder} is not a whole checkpoint: {error}.") from error
+        raise MoEColabError(f"{folder} is not a complete checkpoint: {error}.") from error
     return measure([read_header(folder / file).values() for file in weight_files(folder)], config)
 
 

@@ -458,11 +458,11 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
     ("changes", "fits", "why"),
     [
         ({}, True, "every expert has a slot on the GPU"),
-        ({"gpu": Gpu("x", 8 * GIB, 8 * GIB)}, True, "of the experts wait in RAM"),
+        ({"gpu": Gpu("x", 8 * GIB, 8 * GIB)}, True, "of the experts are in RAM"),
         (
             {"gpu": Gpu("x", 8 * GIB, 8 * GIB), "ram_free": 20 * GIB},
             True,
-            "every expert waits in RAM",
+            "every expert is in RAM",
         ),
         ({"disk_free": 23_599_999_999}, False, "23.6 GB of disk"),
         ({"gpu": Gpu("small", 2 * GIB, 2 * GIB)}, False, "GPU memory"),
