@@ -45,7 +45,7 @@ def answer_once(chat: ChatSession, prompt: str, generation: dict[str, Any], as_j
 
 
 def converse(chat: ChatSession, sample: str, generation: dict[str, Any], as_json: bool) -> None:
-    """Talk until /quit or the end of the input. If the input is no terminal and has no question,
+    """Talk until /quit or the end of the input. If the input is not a terminal and has no text,
     ask `sample`, so that the command always shows an answer."""
     offload, answered = chat.model.offload, False
     print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")

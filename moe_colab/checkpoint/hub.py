@@ -103,8 +103,8 @@ def from_cache(repo_id: str, revision: str | None) -> Snapshot:
 def not_here(repo_id: str) -> MoEColabError:
     """The error for what offline mode does not allow to download."""
     return MoEColabError(
-        f"{repo_id} is not on this machine, and offline mode is on: leave it (HF_HUB_OFFLINE) to "
-        "download the model."
+        f"{repo_id} is not on this machine, and offline mode is on: switch it off "
+        "(HF_HUB_OFFLINE=0) to download the model."
     )
 
 
@@ -239,17 +239,17 @@ def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -
         ) from error
     except LocalEntryNotFoundError as error:
         raise MoEColabError(
-            f"{repo_id} is not whole on this machine, and the hub does not answer: try again when "
-            "connected; a download goes on where it stopped."
+            f"{repo_id} is not complete on this machine, and the hub does not answer: try again "
+            "when connected; a download continues where it stopped."
         ) from error
     except HFValidationError as error:
         raise MoEColabError(f"{repo_id} is not a name that the hub allows: {error}") from error
     except SafetensorsParsingError as error:
-        raise MoEColabError(f"{repo_id} has no whole safetensors weights: {error}") from error
+        raise MoEColabError(f"{repo_id} has no complete safetensors weights: {error}") from error
     except (HTTPError, ConnectionError) as error:
         raise MoEColabError(
             f"the hub did not give {repo_id} ({type(error).__name__}): try again later; a download "
-            "goes on where it stopped."
+            "continues where it stopped."
         ) from error
     except OSError as error:
         raise MoEColabError(

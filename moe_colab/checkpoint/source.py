@@ -40,7 +40,7 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     try:
         folder = Path(source).expanduser()
     except (TypeError, RuntimeError) as error:
-        raise MoEColabError(f"{source!r} names no folder: {error}.") from error
+        raise MoEColabError(f"{source!r} is not the name of a folder: {error}.") from error
     if source == "" or not os.path.exists(folder):  # False also for impossible names
         raise MoEColabError(
             f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "

@@ -145,7 +145,7 @@ def test_a_hub_that_fails_midway_is_one_sentence_and_the_next_try_goes_on(hub, c
     name = sorted(weights(checkpoint))[2]
     hub.break_at[name] = [20_000, *[0] * hub_module.TRIES]
     message = refusal()
-    assert REPO in message and "goes on where it stopped" in message
+    assert REPO in message and "continues where it stopped" in message
     hub.sent.clear()
     load()[0].offload.close()
     assert hub.begun[name][-1] == 20_000 and sorted(weights(checkpoint))[0] not in hub.sent
