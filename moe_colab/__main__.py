@@ -18,6 +18,7 @@ from typing import Any
 from .bench.commands import add_benches
 from .cache.settings import SPECULATE
 from .errors import MoEColabError
+from .machine.threads import let_threads_sleep
 from .version import __version__
 
 SAMPLE_QUESTION = "Can you play some music?"
@@ -26,6 +27,7 @@ SAMPLE_QUESTION = "Can you play some music?"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Without `argv`, the arguments of this process."""
     options = vars(build_parser().parse_args(argv))
+    let_threads_sleep()
     try:
         return options.pop("run")(**options) or 0
     except MoEColabError as error:

@@ -11,6 +11,8 @@ sources; outcomes and times are those of the first reading.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -38,6 +40,17 @@ def sequences(tokenizer) -> dict[str, list[torch.Tensor]]:
     return by_label
 
 
+def recorded(sources: Sequence[str] = SOURCES) -> Trace:
+    """A trace of all domains, read by the small model on this machine, with guesses from these
+    sources."""
+    guesses = {"speculate": GUESSES, "lookahead": LOOKAHEAD, "stand_aside": False}
+    model, tokenizer = load(slots=SLOTS, policy=POLICY, device="cpu", progress=False, **guesses)
+    with model.offload:
+        read(model, sequences(tokenizer)["prose"][0])  # norms are found in the first forward
+        readings = [record_domains(model, tokenizer, source) for source in sources]
+    return reduce(with_guesses_of, readings)
+
+
 def record_domains(model, tokenizer, source: str) -> Trace:
     """A trace of all domains, with guesses from one source."""
     handle, parts = model.offload, []
@@ -56,12 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=None, help="default: the shipped trace")
     args = parser.parse_args()
-    guesses = {"speculate": GUESSES, "lookahead": LOOKAHEAD, "stand_aside": False}
-    model, tokenizer = load(slots=SLOTS, policy=POLICY, device="cpu", progress=False, **guesses)
-    with model.offload:
-        read(model, sequences(tokenizer)["prose"][0])  # norms are found in the first forward
-        readings = [record_domains(model, tokenizer, source) for source in SOURCES]
-    trace = with_guesses_of(*readings)
+    trace = recorded()
     path = trace.save(args.out or shipped_trace())
     print(f"{trace!r} in {path}, {path.stat().st_size:,} bytes")
 

@@ -1,4 +1,4 @@
-"""A conversation as safe HTML. Knows turns; knows no widgets.
+"""A conversation as safe HTML. Knows turns and suggestions; knows no widgets.
 
 What a person or a model wrote is shown as text and never runs: no HTML of its own, no scripts, no
 requests to other hosts.
@@ -11,6 +11,7 @@ from html import escape
 
 from markdown_it import MarkdownIt
 
+from .suggestions import Suggestions
 from .turn import Turn
 
 # HTML in the text stays text, and a link cannot run a script. Images are disabled, because the page
@@ -41,9 +42,14 @@ def markdown(text: str) -> str:
     return f'<div class="moe-markdown" dir="auto">{html}</div>'
 
 
+def about(suggested: Suggestions) -> str:
+    """The model's name, and what it is good for."""
+    return f"<strong>{escape(suggested.name)}</strong> is {escape(suggested.about)}"
+
+
 def conversation(turns: Sequence[Turn]) -> str:
     if not turns:
-        return '<div class="moe-empty">No messages yet.</div>'
+        return '<div class="moe-empty">No messages yet. Write one, or click a question.</div>'
     return "".join(map(finished, turns))
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from ..errors import MoEColabError
 
+SHIPPED_MODEL = "tiny-moe"  # the folder of the small model, and so the name in its stores
+
 
 def environment() -> str:
     """ "kaggle", "colab" or "local"."""
@@ -24,7 +26,13 @@ def environment() -> str:
 
 def shipped_model() -> Path:
     """The checkpoint folder of the small model that comes with moe_colab."""
-    return shipped("tiny-moe")
+    return shipped(SHIPPED_MODEL)
+
+
+def is_shipped_model(name: str) -> bool:
+    """Whether `name`, of a model or of the checkpoint that a store was made of, is the small
+    model's."""
+    return name == SHIPPED_MODEL
 
 
 def evaluation_folder() -> Path:

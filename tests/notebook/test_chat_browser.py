@@ -163,6 +163,30 @@ def test_everything_by_keyboard_and_every_control_has_a_name(open_chat, tmp_path
         notebook.check_quiet()
 
 
+def test_suggested_questions_by_keyboard(open_chat):
+    with open_chat() as notebook:
+        notebook.run_all()
+        page, keys = notebook.page, notebook.page.keyboard
+        group = page.get_by_role("group", name="Questions to try")
+        buttons = group.get_by_role("button")
+        first, second, _ = buttons.all_inner_texts()
+        notebook.by_class("moe-log").focus()
+        keys.press("Tab")
+        assert page.evaluate(NAME_OF_FOCUS) == first
+        keys.press("Enter")
+        tokens_shown(notebook, 2)
+        assert page.evaluate("() => document.activeElement.tagName") == "INPUT"
+        notebook.button("Stop").click()
+        ended(notebook)
+        assert buttons.first.inner_text() == second  # the others stay
+        assert facts(notebook)["asked"] == [first]
+        notebook.button("Clear").click()
+        page.wait_for_function(
+            "text => document.querySelector('.moe-suggested').innerText.includes(text)", arg=first
+        )
+        notebook.check_quiet()
+
+
 NAME = """element => (element.labels?.[0]?.innerText || element.getAttribute('aria-label')
     || (element.tagName === 'BUTTON' && element.innerText) || '').trim()"""
 NAME_OF_FOCUS = f"() => ({NAME})(document.activeElement)"

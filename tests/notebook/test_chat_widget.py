@@ -11,11 +11,14 @@ import types
 import warnings
 import weakref
 
+import ipywidgets
 import pytest
 
 import moe_colab as mc
 from moe_colab.chat import markup
+from moe_colab.chat.suggestions import Suggestions, suggestions
 from moe_colab.notebook.widgets import chat as widgets
+from moe_colab.notebook.widgets.controls import below
 
 pytestmark = pytest.mark.colab
 
@@ -30,7 +33,7 @@ def chat():
 def finish(chat, seconds: float = 60) -> None:
     """Flush until the answer is shown, as the loop of a kernel does."""
     end = time.monotonic() + seconds
-    while chat._following is not None:
+    while chat.answering:
         assert time.monotonic() < end
         chat.flush()
         time.sleep(0.01)
@@ -77,7 +80,7 @@ def test_stop_retry_clear(chat):
     parts.max_tokens.value = 1500
     chat.session.model.generation_config.min_new_tokens = 1500
     chat.send(QUESTION)
-    while chat._following.count < 3:
+    while chat.session.answer.count < 3:
         time.sleep(0.005)
     parts.stop.click()
     assert "stopping after this token" in status(chat)
@@ -200,7 +203,7 @@ def test_the_same_model_again_goes_on_with_the_conversation(chat):
 def test_a_kernels_loop_shows_the_answer_by_itself(chat):
     async def cell():
         chat.send(QUESTION)
-        while chat._following is not None:
+        while chat.answering:
             await asyncio.sleep(0.02)
 
     asyncio.run(cell())
@@ -212,7 +215,7 @@ def test_flush_is_idempotent_and_slow(chat, monkeypatch):
     chat.send(QUESTION)
     shown, start = [], time.monotonic()
     monkeypatch.setattr(markup, "numbers", lambda *a: shown.append(a) or "")
-    while chat._following is not None:
+    while chat.answering:
         chat.flush()
         time.sleep(0.001)
     assert 0 < len(shown) <= (time.monotonic() - start) / 0.11 + 1
@@ -233,7 +236,7 @@ def test_in_colab_the_page_is_given_a_way_to_flush(chat, monkeypatch, capsys):
     (name,) = callbacks
     assert f'"{chat.name}", "{name}"' in shown[1].data
     chat.send(QUESTION)
-    while chat._following is not None:
+    while chat.answering:
         callbacks[name]()
         time.sleep(0.02)
     assert chat.session.turn.text in chat.controls.history.value
@@ -364,6 +367,54 @@ def test_closed_chats_leave_no_widgets_behind(chat):
     for _ in range(5):
         mc.ChatWidget(chat.session.model, chat.session.tokenizer)
     assert alive() == before
+
+
+def questions_shown(chat) -> list[str]:
+    parts = chat.controls
+    shown = [one.description for one in parts.questions if one.layout.display != "none"]
+    assert (parts.suggested.layout.display == "none") == (not shown)
+    return shown
+
+
+def test_it_says_what_the_model_is_good_for_and_a_click_asks_a_suggested_question(chat):
+    suggested = suggestions(chat.session)
+    first, second, third = suggested.questions
+    html = [one.value for one in below(chat.controls.page) if isinstance(one, ipywidgets.HTML)]
+    assert any(suggested.name in text and suggested.about in text for text in html)
+    assert questions_shown(chat) == [first, second, third]
+    chat.controls.line.value = "a draft"
+    chat.controls.questions[1].click()
+    assert all(question.disabled for question in chat.controls.questions)
+    assert questions_shown(chat) == [first, third]
+    finish(chat)
+    assert [turn.question for turn in chat.session.turns] == [second]
+    assert chat.controls.line.value == "a draft" and not chat.controls.questions[0].disabled
+    chat.retry()
+    finish(chat)
+    assert questions_shown(chat) == [first, third]
+    for question in (first, third):  # written, not clicked
+        chat.send(question)
+        finish(chat)
+    assert questions_shown(chat) == []
+    again = mc.ChatWidget(chat.session.model, chat.session.tokenizer)
+    assert questions_shown(again) == []
+    again.clear()
+    assert questions_shown(again) == [first, second, third]
+
+
+def test_a_suggested_question_that_was_not_answered_is_suggested_again(chat, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError
+
+    monkeypatch.setattr(chat.session.model, "generate", broken)
+    chat.controls.questions[0].click()
+    finish(chat)
+    assert questions_shown(chat) == list(suggestions(chat.session).questions)
+
+
+def test_the_name_of_a_model_is_shown_as_text():
+    html = markup.about(Suggestions("<b>evil</b>", "<script>", ()))
+    assert "&lt;b&gt;evil" in html and "<script>" not in html
 
 
 def test_a_base_model_is_called_one(chat, monkeypatch):

@@ -20,6 +20,7 @@
     root.setAttribute("role", "region");
     root.setAttribute("aria-label", "Chat with the model");
     root.querySelectorAll("textarea, .moe-line input").forEach((box) => { box.dir = "auto"; });
+    set(".moe-suggested", {role: "group", "aria-label": "Questions to try"});
     set(".moe-statusline .widget-html-content", {role: "status", "aria-live": "polite"});
     const log = set(".moe-log",
       {role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0"});

@@ -1,14 +1,9 @@
-"""`mc.ChatWidget`: the chat as a widget. Knows a ChatSession and how to show it; generates nothing.
-
-An answer is generated in its own thread, which touches no widget. `flush()` shows the new text: the
-kernel's event loop calls it several times per second, so that Stop works meanwhile. In Colab, which
-may lose messages that the kernel sends between two requests, the page calls it instead.
+"""`mc.ChatWidget`: the chat as a widget. Knows a ChatSession and its controls; generates nothing,
+and leaves it to the Follower when the new text of an answer is shown.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import time
 import weakref
@@ -21,14 +16,15 @@ from ...cache.pool import CLOSED
 from ...chat import markup
 from ...chat.answer import Answer
 from ...chat.session import ChatSession
+from ...chat.suggestions import suggestions
 from ...chat.turn import Turn
 from ...errors import MoEColabError
 from ..views.view import web_asset
 from .chat_controls import ChatControls
 from .controls import close, slots_value, status_line
+from .follower import Follower
 from .panel import shows_errors
 
-SECONDS_BETWEEN_FLUSHES = 0.125
 SECONDS_AFTER_ENTER = 0.5
 REPLACED = "a newer chat of the same model has replaced this one: use the newer one."
 _numbers = itertools.count(1)
@@ -38,14 +34,15 @@ _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
 
 
 class ChatWidget:
-    """A chat with a loaded model. As the last line of a cell it displays itself.
+    """A chat with a loaded model. As the last line of a cell it displays itself: what the model is
+    good for, the conversation, questions to try, and the controls.
 
     The conversation belongs to the model: a second ChatWidget of the same model, for example when
     the cell runs again, continues it and replaces the first. `session` is the ChatSession,
     `controls` are the widgets, `error` is the latest error that was no MoEColabError. The buttons
-    call `send`, `stop`, `retry`, `clear` and `save`; without an event loop, call `flush` to show
-    new text. Raises MoEColabError for a model without a tokenizer; later errors appear in the
-    status line.
+    call `send`, `stop`, `retry`, `clear` and `save`; a suggested question is sent by a click.
+    Without an event loop, call `flush` to show new text; `answering` is True until all is shown.
+    Raises MoEColabError for a model without a tokenizer; later errors appear in the status line.
     """
 
     def __init__(
@@ -64,13 +61,10 @@ class ChatWidget:
             before.close()
         _shown[model] = weakref.ref(self)
         self.name = f"moe-chat-{next(_numbers)}"
-        self.controls = ChatControls(self.session, self.name)
+        self.controls = ChatControls(self.session, suggestions(self.session), self.name)
         self.error: Exception | None = None
-        self._following: Answer | None = None
-        self._flushed = 0.0  # time of the latest flush
+        self._follower = Follower(self._show_under_way, self._finish, self.controls.resend)
         self._entered = 0.0  # time of an Enter that came before its text
-        self._task: asyncio.Task | None = None  # a reference, so that it is not garbage-collected
-        self._page_asks = False  # True in Colab after the page's first request
         self._closed = False
         self._listen()
         self._show(self.session.turns)
@@ -105,8 +99,8 @@ class ChatWidget:
     def stop(self) -> None:
         if self.session.busy:
             self.session.stop()
-            reading = not self._following or not self._following.count
-            self.say("stopping" if reading else "stopping after this token")
+            begun = self.session.answer.count > 0
+            self.say("stopping after this token" if begun else "stopping")
 
     @shows_errors
     def clear(self) -> None:
@@ -120,18 +114,14 @@ class ChatWidget:
         path = self.session.export(time.strftime(f"chat-%Y%m%d-%H%M%S{ending}"))
         self.say(f"saved as {path} in the notebook's folder")
 
-    @shows_errors
+    @property
+    def answering(self) -> bool:
+        """Whether an answer is under way, or its end is not shown yet."""
+        return self._follower.answer is not None
+
     def flush(self) -> None:
         """Show the new text, unless there is none or the latest flush was a moment ago."""
-        answer, now = self._following, time.monotonic()
-        if answer is None:
-            return
-        if answer.done:
-            self._finish(answer)
-        elif now - self._flushed >= 0.9 * SECONDS_BETWEEN_FLUSHES:
-            self._flushed, turn = now, answer.turn()
-            self.controls.live.value = markup.under_way(turn)
-            self.controls.numbers.value = markup.numbers(turn, answer.rate)
+        self._follower.flush()
 
     def say(self, text: str, bad: bool = False) -> None:
         """Show a sentence in the status line."""
@@ -139,7 +129,8 @@ class ChatWidget:
 
     def close(self) -> None:
         """Remove the widget from the page; the conversation stays with the model."""
-        self._following, self._closed = None, True
+        self._closed = True
+        self._follower.leave()
         close(self.controls.page)
 
     def _ipython_display_(self) -> None:
@@ -147,33 +138,28 @@ class ChatWidget:
             display(HTML(REPLACED))
             return
         display(self.controls.page)
+        flush = self._follower.colab_callback(self.name)
         script = web_asset("chat.js").replace("$NAME", self.name)
-        display(HTML(f"<script>{script.replace('$FLUSH', self._colab_callback())}</script>"))
+        display(HTML(f"<script>{script.replace('$FLUSH', flush)}</script>"))
 
     # ------------------------------------------------------------------ an answer
     def _follow(self, answer: Answer) -> None:
-        self._following = answer
         self.controls.set_busy(True)
         if not self.session.turns:
             self.controls.history.value = ""
         self.controls.live.value = markup.under_way(answer.turn())
+        self.controls.suggest(but=[*(t.question for t in self.session.turns), answer.question])
         self.say("; ".join(filter(None, ["answering", markup.left_out_note(answer.left_out)])))
-        with contextlib.suppress(RuntimeError):  # without an event loop, the caller flushes
-            self._task = asyncio.get_running_loop().create_task(self._drain(answer))
+        self._follower.follow(answer)
 
-    async def _drain(self, answer: Answer) -> None:
-        while self._following is answer and not self._page_asks:
-            self.flush()
-            await asyncio.sleep(SECONDS_BETWEEN_FLUSHES)
+    @shows_errors
+    def _show_under_way(self, answer: Answer) -> None:
+        turn = answer.turn()
+        self.controls.live.value = markup.under_way(turn)
+        self.controls.numbers.value = markup.numbers(turn, answer.rate)
 
-    def _flush_for_page(self) -> None:
-        if not self._page_asks:
-            self._page_asks = True  # messages before this one may be lost
-            self.controls.resend()
-        self.flush()
-
+    @shows_errors
     def _finish(self, answer: Answer) -> None:
-        self._following = None
         self.controls.live.value = self.controls.numbers.value = ""
         self._show(self.session.turns)
         self.controls.set_busy(False)
@@ -200,6 +186,7 @@ class ChatWidget:
 
     def _show(self, turns: list[Turn]) -> None:
         self.controls.history.value = markup.conversation(turns)
+        self.controls.suggest(but=[turn.question for turn in turns])
 
     # ------------------------------------------------------------------ events
     def _listen(self) -> None:
@@ -214,8 +201,8 @@ class ChatWidget:
         parts.as_markdown.on_click(lambda _: self.save(".md"))
         for control in (parts.slots, parts.policy):
             control.observe(self._change_cache, "value")
-        parts.several.observe(self._change_several, "value")
-        parts.more.observe(self._change_more, "value")
+        for question in parts.questions:
+            question.on_click(lambda clicked: self.send(clicked.description))
 
     def _enter(self, _) -> None:
         """Enter was pressed. Until the page has run the script, the text arrives after the key."""
@@ -241,28 +228,3 @@ class ChatWidget:
             self.say(f"{offload.slots} slots per layer from now on; new slots start empty")
         else:
             self.say(f"policy {offload.policy} from now on")
-
-    def _change_several(self, change) -> None:
-        shown, hidden = self.controls.line, self.controls.lines
-        if change["new"]:
-            shown, hidden = hidden, shown
-        shown.value, hidden.value = hidden.value, ""
-        shown.layout.display, hidden.layout.display = "", "none"
-
-    def _change_more(self, change) -> None:
-        self.controls.settings.layout.display = "" if change["new"] else "none"
-
-    def _colab_callback(self) -> str:
-        """The name by which Colab's page calls `flush`; "" outside Colab."""
-        try:
-            from google.colab import output
-        except ImportError:
-            return ""
-        alive = weakref.WeakMethod(self._flush_for_page)  # Colab keeps callbacks forever
-
-        def flush() -> None:
-            if (method := alive()) is not None:
-                method()
-
-        output.register_callback(f"moe_colab.{self.name}", flush)
-        return f"moe_colab.{self.name}"
