@@ -2,10 +2,19 @@
 
 Knows what the pool counts; knows nothing of how loads are made.
 
-One *access* is one distinct expert needed by one MoE layer in one forward. It is exactly one of
-*hit* (in a slot and ready), *speculative hit* (prefetched, ready, first use), *late* (its prefetch
-is under way) and *miss* (a load must be issued). A *load* brings one expert's bytes to the device;
-`bytes_loaded` also counts what moved of loads that were cancelled.
+An *access* is one distinct expert that one MoE layer needs in one forward, for one token or for
+many. It is counted when the layer's router has chosen and before any of its loads begins, and it is
+exactly one of these:
+
+- *hit*: it is in a slot and ready, and it has been used before;
+- *speculative hit*: a prefetch has brought it, all of it, and this is its first use;
+- *late*: a prefetch of it was started and has not ended: compute waits for the rest;
+- *miss*: neither it nor a prefetch of it is there: its load begins now.
+
+So late is neither a hit nor a miss, and accesses = hits + speculative_hits + late + misses for
+every layer and phase. A *load* brings all bytes of one expert to the device: loads = misses +
+prefetches, without those that were cancelled before their end; `bytes_loaded` also counts what
+these moved.
 """
 
 from __future__ import annotations
@@ -22,9 +31,9 @@ PHASES = ("prompt", "decode")
 class Counters:
     """The counters of one layer and phase, or their sum over several.
 
-    accesses = hits + speculative_hits + late + misses. bypasses: loads that were used once and not
-    kept in a slot. bytes_wasted: bytes of prefetches that were never used. stall_seconds: time in
-    which compute waited for bytes.
+    accesses = hits + speculative_hits + late + misses: see the beginning of this module. bypasses:
+    loads that were used once and not kept in a slot. bytes_wasted: bytes of prefetches that were
+    never used. stall_seconds: time in which compute waited for bytes.
     """
 
     accesses: int = 0
