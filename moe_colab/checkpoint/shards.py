@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from ..errors import MoEColabError
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, read_header, weight_files
-from .hub import PART, Snapshot, announced, download, hub_errors
+from .hub import PART, Snapshot, announced, download
+from .hub_errors import hub_errors
 from .tensors import TORCH_DTYPES
 
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")

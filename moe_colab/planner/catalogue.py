@@ -30,10 +30,11 @@ from ..machine.memory import VRAM_RESERVE
 from ..store.manifest import NAME as MANIFEST
 from ..store.manifest import Manifest
 from ..units import human
+from .access import gated
 from .card import card, table
 from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
+from .sources import SHIPPED, source_of
 
-SHIPPED = "shipped"  # the name of load()'s None in a form field
 CATALOGUE = {
     None: ("the small model", "comes with moe_colab; answers at once, knows little"),
     "ibm-granite/granite-3.1-1b-a400m-instruct": ("Granite 3.1 1B", "a real chat model, small"),
@@ -159,21 +160,13 @@ def duration(seconds: float) -> str:
     return f"~{round(seconds / 60)} min"
 
 
-def source_of(choice: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    """The source that a form field names: None for "shipped" or "", which is the small model, and
-    text without the spaces around it. Sources that are no text stay as they are."""
-    if not isinstance(choice, str):
-        return choice
-    choice = choice.strip()
-    return None if choice in ("", SHIPPED) else choice
-
-
 def models(*more: str, timeout: float = 10.0, refresh: bool = False) -> ModelList:
-    """The models to begin with, and `more` of the hub ("org/name") or on this machine (checkpoint
-    folders). Sizes are read from the headers of the weights, over the network for models that are
-    not here. That takes at most `timeout` seconds altogether; a row without an answer says so. Only
-    headers and configuration are fetched; `refresh` fetches them again."""
-    sources = [*CATALOGUE, *(source for source in more if source not in CATALOGUE)]
+    """The models to begin with, and `more` of the hub ("org/name", or the address of its page) or
+    on this machine (checkpoint folders). Sizes are read from the headers of the weights, over the
+    network for models that are not here. That takes at most `timeout` seconds altogether; a row
+    without an answer says so. Only headers and configuration are fetched; `refresh` fetches them
+    again. Raises MoEColabError for an address that is not a model's."""
+    sources = list(dict.fromkeys([*CATALOGUE, *map(source_of, more)]))
     rows: list[ModelInfo | None] = [None] * len(sources)
 
     def look_up(number: int) -> None:
@@ -237,8 +230,8 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
                 return describe(source, "not here, and offline mode is on (HF_HUB_OFFLINE)")
             _known[key] = hub_sizes(source)
         return describe(source, sizes=_known[key])
-    except GatedRepoError:
-        problem = "gated: accept its terms on the hub and log in with hf auth login"
+    except GatedRepoError as error:
+        problem = gated(source, error)
     except (RepositoryNotFoundError, HFValidationError):
         problem = "there is no such folder, and no such model on the hub that you can access"
     except NotASafetensorsRepoError:

@@ -17,7 +17,8 @@ from ..errors import MoEColabError
 from ..machine.folders import cache_folder
 from ..machine.memory import available_memory, free_disk
 from ..planner.card import card, mark, tiles
-from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info, source_of
+from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info
+from ..planner.sources import source_of
 from ..units import human
 from .bits import quantize_matrix
 from .devices import pick_device
