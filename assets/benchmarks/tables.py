@@ -1,4 +1,4 @@
-"""Write what was measured into README.md and assets/benchmarks/README.md.
+"""Write what was measured into the READMEs of the project, its benchmarks and its small model.
 
     python assets/benchmarks/tables.py
 
@@ -17,7 +17,8 @@ from moe_colab.bench.quality import table as quality_table
 from moe_colab.machine.folders import benchmark
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parents[1] / "README.md", HERE / "README.md")
+TOY = HERE.parent / "tiny-moe"
+PAGES = (HERE.parents[1] / "README.md", HERE / "README.md", TOY / "README.md")
 
 MEASURED = """\
 - **Fewer bits.** With experts in 2 bits and attention in 4, the small model shrinks from {} to {}.
@@ -129,6 +130,72 @@ def moves() -> str:
         for control, seconds in controls.items()
     )
     return f"{machine(report)}\n\n{markdown('trace, view, control, median, longest', rows)}"
+
+
+# ---------------------------------------------------------------------- assets/tiny-moe/README.md
+EXAM = {
+    "unseen_pairs": "facts: trained wording, a pair of wording and subject that was held out",
+    "held_out_templates": "facts: wording that was held out",
+    "trained_questions": "facts: trained wording and pair",
+    "stories": "stories: end, and name their subject twice",
+    "bookings": "turns of bookings: ask for the next detail, or repeat all",
+    "foreign": "other questions, written by hand: says that it is a toy of 11 million parameters",
+}
+
+
+def exam() -> str:
+    report = benchmark("small_model")["exam"]
+    rows = [
+        (
+            text,
+            f"{report[name]['right']} of {report[name]['asked']}",
+            f"{report[name]['share']:.1%}",
+        )
+        for name, text in EXAM.items()
+    ]
+    refusals = report["false_refusals"]
+    asked = sum(report[name]["asked"] for name in EXAM)
+    ended = sum(report[name]["ended"] for name in EXAM)
+    return (
+        f"{markdown('asked, right, share', rows)}\n\n"
+        f"{ended:,} of {asked:,} answers end by themselves. Of {refusals['asked']:,} questions "
+        f"on facts of its world, {refusals['refused']} were refused ({refusals['share']:.1%})."
+    )
+
+
+def held_out() -> str:
+    rows = (
+        (
+            domain.partition("_")[0] if not domain.startswith("chat") else domain.replace("_", " "),
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['byte_5gram']:.3f}",
+            f"{1 - row['bits_per_byte'] / row['byte_5gram']:.0%}",
+            f"{row['bytes']:,}",
+        )
+        for domain, row in benchmark("small_model")["held_out"].items()
+    )
+    return markdown("text, bits per byte, 5-gram, below it, bytes", rows)
+
+
+def load() -> str:
+    report = benchmark("small_model")
+    shares = report["load_over_mean"]
+    rows = ((layer, *(f"{x:.2f}" for x in row)) for layer, row in enumerate(shares))
+    table = markdown(", ".join(["layer", *(f"expert {e}" for e in range(len(shares[0])))]), rows)
+    cached = report["lru_4_of_8"]
+    return (
+        f"{table}\n\nWith 4 slots of 8 under LRU, {cached['evaluation_text']['hit_rate']:.1%} of "
+        "the accesses are hits while it reads the evaluation text, and "
+        f"{cached['chats']['hit_rate']:.1%} in 100 chats."
+    )
+
+
+def answers() -> str:
+    rows = (
+        (one["seed"], one["prompt"], " ".join(one["answer"].split()), one["tokens"])
+        for one in benchmark("small_model")["answers"]
+    )
+    return markdown("seed, asked, answers, tokens", rows)
 
 
 # ---------------------------------------------------------------------- cells and pages
