@@ -119,6 +119,8 @@ FILES = [
     ROOT / "README.md",
     *(p for name in FOLDERS for p in sorted((ROOT / name).rglob("*")) if p.suffix in READERS),
 ]
+# The strings of these scripts are texts that the small model learns, and questions to it.
+FILES = [p for p in FILES if p.suffix != ".py" or p.parent.name != "tiny-moe"]
 
 
 def found(path: Path) -> list[str]:
@@ -139,7 +141,7 @@ def test_what_people_read_is_plain_english(path):
     assert not found(path), "\n".join(found(path))
 
 
-def test_every_pattern_is_found_and_plain_sentences_are_not():
+def test_hard_words_are_found_and_plain_sentences_are_not():
     hard = (
         "Dear slots are mended anew, whence experts who survive, for good or in vain. "
         "It has some 3 MB a token. Here lies an expert; so do the others. PCIe is slow."
