@@ -120,7 +120,7 @@ FILES = [
     *(p for name in FOLDERS for p in sorted((ROOT / name).rglob("*")) if p.suffix in READERS),
 ]
 # The strings of these scripts are texts that the small model learns, and questions to it.
-FILES = [p for p in FILES if p.suffix != ".py" or p.parent.name != "tiny-moe"]
+FILES = [path for path in FILES if "training" not in path.parts]
 
 
 def found(path: Path) -> list[str]:

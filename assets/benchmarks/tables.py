@@ -137,7 +137,6 @@ EXAM = {
     "unseen_pairs": "facts: trained wording, a pair of wording and subject that was held out",
     "held_out_templates": "facts: wording that was held out",
     "trained_questions": "facts: trained wording and pair",
-    "stories": "stories: end, and name their subject twice",
     "bookings": "turns of bookings: ask for the next detail, or repeat all",
     "foreign": "other questions, written by hand: says that it is a toy of 11 million parameters",
 }
@@ -145,22 +144,23 @@ EXAM = {
 
 def exam() -> str:
     report = benchmark("small_model")["exam"]
+    parts = {text: report[name] for name, text in EXAM.items()}
+    for request, part in report["stories"].items():
+        parts[f'stories: "{request.format(x="...")}" ends, and names its subject twice'] = part
     rows = [
-        (
-            text,
-            f"{report[name]['right']} of {report[name]['asked']}",
-            f"{report[name]['share']:.1%}",
-        )
-        for name, text in EXAM.items()
+        (text, f"{p['right']} of {p['asked']}", f"{p['share']:.1%}") for text, p in parts.items()
     ]
     refusals = report["false_refusals"]
-    asked = sum(report[name]["asked"] for name in EXAM)
-    ended = sum(report[name]["ended"] for name in EXAM)
+    ended, asked = (sum(part[name] for part in parts.values()) for name in ("ended", "asked"))
     return (
         f"{markdown('asked, right, share', rows)}\n\n"
         f"{ended:,} of {asked:,} answers end by themselves. Of {refusals['asked']:,} questions "
         f"on facts of its world, {refusals['refused']} were refused ({refusals['share']:.1%})."
     )
+
+
+def training() -> str:
+    return f"The last training: {benchmark('small_model')['training']}."
 
 
 def held_out() -> str:

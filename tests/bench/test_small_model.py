@@ -77,8 +77,9 @@ def test_it_is_right_about_its_world_and_honest_about_the_rest():
     assert exam["held_out_templates"]["share"] >= 0.85
     assert exam["foreign"]["share"] >= 0.90
     assert exam["false_refusals"]["share"] <= 0.03
-    for part in ("unseen_pairs", "held_out_templates", "foreign", "stories", "bookings"):
-        assert exam[part]["ended"] == exam[part]["asked"]
+    parts = [exam[name] for name in ("unseen_pairs", "held_out_templates", "foreign", "bookings")]
+    for part in (*parts, *exam["stories"].values()):
+        assert part["ended"] == part["asked"]
 
 
 def test_all_answers_to_the_prompts_end(training):
@@ -108,7 +109,7 @@ def toy():
         ("What do you call a baby cow?", ("calf",)),
         ("What colour is the sky?", ("blue",)),
         ("Which month comes before March?", ("February",)),
-        ("What is the capital of Bongolia?", ("toy", "11 million parameters")),
+        ("What is the capital of Zorbania?", ("toy", "11 million parameters")),
         ("I need a hotel in Rome.", ("?",)),
     ],
 )

@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--start", type=Path, required=True, help="a checkpoint: first weights, tokenizer"
     )
-    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument(
         "--workers",
         type=int,
