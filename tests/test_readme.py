@@ -17,21 +17,6 @@ BY_PATH = {"argvalues": PAGES, "ids": lambda path: path.relative_to(ROOT).as_pos
 TABLES = runpy.run_path(str(ROOT / "assets" / "benchmarks" / "tables.py"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(), re.M | re.S)
-
-
-def test_the_python_in_the_readme_runs(capsys):
-    """As it stands: it answers, and prints a hit rate."""
-    for code in blocks("python"):
-        names: dict = {}
-        exec(code, names)
-        names["model"].offload.close()
-        *_, hit_rate = capsys.readouterr().out.splitlines()
-        assert 0 < float(hit_rate) <= 1
-    assert blocks("python")
-
-
 @pytest.mark.parametrize("path", **BY_PATH)
 def test_links_in_the_readme_lead_somewhere(path):
     text = path.read_text()

@@ -78,8 +78,9 @@ def replay(
     those of a model on a clock link with the same times and stand_aside=False. A policy that needs
     logits gets them in 16 bits, here as there. Raises MoEColabError for a setting that cannot be.
 
-        mc.replay(trace, policy="lfu", slots=6)
-        mc.replay(trace, budget=32)  # slots of all layers together
+        trace = mc.Trace.load()  # that of the small model, or one of mc.record
+        print(mc.replay(trace, policy="lfu", slots=6))
+        print(mc.replay(trace, budget=32))  # slots of all layers together
     """
     caches = LayerCaches(trace, policy, bypass, whole_layer, resident)
     guesses = RecordedGuesses(trace, speculate, lookahead, guess_from)

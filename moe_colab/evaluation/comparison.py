@@ -118,7 +118,12 @@ def compare(
 
     Raises MoEColabError where the two scored different texts, or a domain has a single document.
 
-        scores = [mc.perplexity(model, tokenizer, texts) for model in (quantized, full)]
+        texts = ["Once upon a time there was a king.", "The capital of France is Paris."]
+        mc.quantize("shipped", "my-store", expert_bits=4)
+        scores = []
+        for source in ("my-store", "shipped"):
+            model, tokenizer = mc.load(source)
+            scores.append(mc.perplexity(model, tokenizer, texts))
         print(mc.compare(*scores))  # the ratio of perplexities and the agreement
     """
     full.agreement(scores)  # raises for different texts

@@ -118,8 +118,10 @@ def allocate(
 
     Raises MoEColabError where the budget is too small.
 
-        sensitivity = mc.measure_sensitivity(source, texts)
-        mc.quantize(source, "my-store", overrides=mc.allocate(sensitivity, "6MB"))
+        texts = ["Once upon a time there was a king.", "The capital of France is Paris."]
+        sensitivity = mc.measure_sensitivity("shipped", texts)
+        overrides = mc.allocate(sensitivity, "6MB")
+        print(mc.quantize("shipped", "my-store", overrides=overrides).text())
     """
     if by not in (AGREEMENT, PERPLEXITY):
         raise MoEColabError(f"by={by!r}: choose {AGREEMENT!r} or {PERPLEXITY!r}.")

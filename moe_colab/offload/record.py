@@ -32,10 +32,12 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
     Raises MoEColabError where the model is not one of mc.load, is closed, or is being recorded
     already.
 
+        model, tokenizer = mc.load(slots=4)
+        inputs = tokenizer("Tell me a story about a dragon", return_tensors="pt")
         with mc.record(model, tokenizer) as trace:
-            model.generate(**inputs)
-        trace.frame()  # pandas: one row per step, layer, token and rank
-        trace.save("talk.npz")  # mc.Trace.load reads it
+            model.generate(**inputs, max_new_tokens=40)  # 1 step for the prompt, 1 for each token
+        print(trace.frame())  # pandas: one row per step, layer, token and rank
+        print(trace.save("story.npz"))  # mc.Trace.load reads it
     """
     offload = offload_of(model)
     runtime, builder = offload.runtime, Builder(header(offload), label)

@@ -11,7 +11,8 @@ transitions with hops=2). The others draw `mc.timeline(...).frame()` (timeline),
 `mc.benchmark("quality")` (pareto) and `mc.benchmark("paper")` (ablation), `mc.needs()` (needs), and
 one router's probabilities (block).
 
-    mc.plots.hit_rates(mc.tables.hit_rates(trace), slots=4)
+    rates = mc.tables.hit_rates(mc.Trace.load())
+    print(mc.plots.hit_rates(rates, slots=4).save("hit-rates.png"))
 """
 
 from .ablation import ablation

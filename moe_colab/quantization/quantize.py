@@ -66,7 +66,8 @@ def quantize(
     anything else is not touched. Raises MoEColabError.
 
         overrides = {"experts.0.*": mc.Format(4), "*.self_attn.*": mc.Format(8, 64)}
-        mc.quantize("org/name", "my-store", expert_bits=2, overrides=overrides)
+        report = mc.quantize("shipped", "my-store", expert_bits=2, overrides=overrides)
+        print(report.text())
     """
     target, wanted, folder = pick_device(device), pick_dtype(dtype), Path(store).expanduser()
     if embedding_bits not in EMBEDDING_BITS:
