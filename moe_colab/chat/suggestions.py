@@ -27,7 +27,7 @@ def suggestions(chat: ChatSession) -> Suggestions:
         about = (
             "a toy with 11 million parameters. It knows capitals and continents, opposites, days "
             "and months, colours, and animals with their young. It tells short stories, and it "
-            "books restaurants, hotels, flights and taxis."
+            "plays an assistant that books restaurants, hotels, flights and taxis."
         )
         questions = (
             "What is the capital of France?",
