@@ -109,11 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "RevisionNotFound")
         folder = self.hub.models[repo]
         if api:
-            listing = (
-                tree(folder)
-                if rest and rest[0] == "tree"
-                else info(repo, folder, repo in self.hub.gated)
-            )
+            gated = repo in self.hub.gated
+            listing = tree(folder) if rest[:1] == ["tree"] else info(repo, folder, gated)
             return self.send(
                 json.dumps(listing).encode(), {"Content-Type": "application/json"}, body
             )
