@@ -23,7 +23,7 @@ PAGES = (HERE.parents[1] / "README.md", HERE / "README.md", TOY / "README.md")
 MEASURED = """\
 - **Fewer bits.** With experts in 2 bits and attention in 4, the small model shrinks from {} to {}.
   Its perplexity is {:.3f} times that in full precision; {:.1%} of its first choices stay the same.
-  The same bytes allocated by measured sensitivity give {:.3f} times and {:.1%}.
+  The same bytes allocated by measured sensitivity give {:.3f} times and {:.1%}{}.
   ([quality.json](assets/benchmarks/quality.json), `bench quality`)
 - **Little memory.** A checkpoint of {} in Mixtral's shapes was downloaded and quantized within
   {} of memory, with at most {} of it on the disk at a time.
@@ -40,12 +40,14 @@ def measured() -> str:
     quality, streaming = benchmark("quality"), benchmark("streaming")
     full, allocation = quality["rows"][0], quality["allocation"]["other_budgets"][-1]
     uniform, allocated = allocation["rows"]
+    over = allocation["allocated_over_uniform"]
     default = {"load": 5.5, "slots": 4, "way": "default"}
     (row,) = (r for r in benchmark("speculation")["clock"] if default.items() <= r.items())
     return MEASURED.format(
         megabytes(full["bytes"]),
         megabytes(uniform["bytes"]),
         *(one[name] for one in (uniform, allocated) for name in ("ratio", "agreement")),
+        " (the perplexities cannot be told apart)" if over["tie"] else "",
         gigabytes(streaming["source"]["bytes"]),
         gigabytes(streaming["quantize"]["peak_over_start_up"]),
         gigabytes(streaming["quantize"]["peak_shards_on_disk_bytes"]),
