@@ -25,7 +25,7 @@ from .prompt import PROMPT, questions
 from .session import ChatSession
 from .suggestions import Suggestions, suggestions
 
-WIDTH = 88  # of a paragraph, at the most
+WIDTH = 88  # of a paragraph, at most
 
 
 @contextlib.contextmanager
