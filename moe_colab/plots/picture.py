@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from unicodedata import combining
 
@@ -22,6 +24,7 @@ from matplotlib.lines import Line2D
 
 from ..errors import MoEColabError
 from .colours import DIM, INK, PALE
+from .saving import Forms, how_to_save, save
 
 WIDTH, DOTS = 8.0, 100  # inches, dots per inch: 800 dots, as GitHub shows
 SHARPER = 2  # dots saved per dot shown
@@ -69,6 +72,19 @@ class Picture(Figure):
     def legend_below(self, handles: Sequence[Artist], columns: int) -> None:
         """One legend for all panels, below them."""
         self.legend(handles=handles, loc="outside lower left", ncols=columns)
+
+    @property
+    def forms(self) -> Forms:
+        """What `save` can write, by the ending of the file."""
+        return {".png": self.png}
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the figure as .png and return the path; `savefig`, of matplotlib, writes other
+        forms. Raises MoEColabError for another ending, or if the file cannot be written."""
+        return save(path, self.forms)
+
+    def __repr__(self) -> str:
+        return how_to_save(self.get_suptitle() or "Figure", "figure", self.forms)
 
     @property
     def shown_size(self) -> dict[str, int]:

@@ -232,7 +232,7 @@ def test_in_colab_the_page_is_given_a_way_to_flush(chat, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "google.colab", package)
     shown = []
     monkeypatch.setattr(widgets, "display", shown.append)
-    chat._ipython_display_()
+    chat._display()
     (name,) = callbacks
     assert f'"{chat.name}", "{name}"' in shown[1].data
     chat.send(QUESTION)
@@ -346,7 +346,7 @@ def test_a_chat_that_was_replaced_says_so(chat, monkeypatch):
     mc.ChatWidget(chat.session.model, chat.session.tokenizer)
     shown = []
     monkeypatch.setattr(widgets, "display", shown.append)
-    chat._ipython_display_()
+    chat._display()
     assert "has replaced this one" in shown[0].data
     chat.send("Hi")
     assert not chat.session.busy

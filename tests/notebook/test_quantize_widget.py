@@ -153,7 +153,7 @@ def test_errors_are_told_and_go_away(view, monkeypatch):
 def test_it_shows_itself(view, monkeypatch):
     seen = []
     monkeypatch.setattr(panel, "display", seen.append)
-    view._ipython_display_()
+    view._display()
     assert seen == [view.page]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import secrets
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...errors import MoEColabError
+from ...plots.saving import Forms
+from .displayed import Saved
 
 if TYPE_CHECKING:
     from ...plots import Picture
@@ -30,7 +30,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title></head><body>
 {html}
 </body></html>
@@ -38,10 +38,10 @@ PAGE = """<!doctype html>
 UNSAFE = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
-class View:
+class View(Saved):
     """An interactive view of `data`. As the last line of a cell it displays itself: a picture, and
     in its place the view, where scripts run. `html` is a fragment, `document` a page; `save`
-    writes a file.
+    writes the page (.html) or the picture (.png).
 
     kind: names its script and style, web/KIND.js and KIND.css, which run after those of `parts` and
     of all views. data: JSON values and numpy arrays of a dtype that JavaScript's typed arrays have;
@@ -56,8 +56,12 @@ class View:
         picture: Callable[[], Picture],
         parts: tuple[str, ...] = (),
     ):
-        self.kind, self.title, self.data = kind, title, data
+        self.kind, self._title, self.data = kind, title, data
         self._draw, self._parts = picture, parts
+
+    @property
+    def title(self) -> str:
+        return self._title
 
     @cached_property
     def picture(self) -> Picture:
@@ -85,25 +89,17 @@ class View:
     @property
     def document(self) -> str:
         """A complete HTML page that loads nothing from elsewhere."""
-        return PAGE.format(title=escape(self.title), html=self.html)
+        return page(self.title, self.html)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the page (.html) or the picture (.png); return the path. Raises MoEColabError for
-        another ending, or if the file cannot be written."""
-        path = Path(path)
-        if path.suffix not in (".html", ".png"):
-            raise MoEColabError(f"{path} must end in .html or .png: choose one of these.")
-        content = self.picture.png() if path.suffix == ".png" else self.document.encode()
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
-        return path
+    @property
+    def file_name(self) -> str:
+        return self.kind
 
-    def __repr__(self) -> str:
-        return f"<{self.title}>"
+    @property
+    def forms(self) -> Forms:
+        return {".html": lambda: self.document.encode(), ".png": lambda: self.picture.png()}
 
-    def _ipython_display_(self) -> None:
+    def _display(self) -> None:
         from IPython.display import display
 
         png = base64.b64encode(self.picture.png()).decode()
@@ -111,6 +107,11 @@ class View:
         display({"image/png": png, "text/plain": repr(self)}, metadata=sizes, raw=True)
         marker = f'<span class="moe-twin" hidden data-end="{png[-64:]}"></span>'  # what to hide
         display({"text/html": marker + self.html, "text/plain": repr(self)}, raw=True)
+
+
+def page(title: str, html: str) -> str:
+    """A complete HTML page that loads nothing from elsewhere. html: its body."""
+    return PAGE.format(title=escape(title), html=html)
 
 
 def fit(make: Callable[[int], tuple[View, int]], count: int) -> View:

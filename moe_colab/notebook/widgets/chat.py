@@ -19,6 +19,7 @@ from ...chat.session import ChatSession
 from ...chat.suggestions import suggestions
 from ...chat.turn import Turn
 from ...errors import MoEColabError
+from ..views.displayed import Displayed
 from ..views.view import web_asset
 from .chat_controls import ChatControls
 from .controls import close, slots_value, status_line
@@ -33,7 +34,7 @@ _shown: weakref.WeakKeyDictionary[PreTrainedModel, weakref.ref[ChatWidget]] = (
 )
 
 
-class ChatWidget:
+class ChatWidget(Displayed):
     """A chat with a loaded model. As the last line of a cell it displays itself: what the model is
     good for, the conversation, questions to try, and the controls.
 
@@ -133,7 +134,14 @@ class ChatWidget:
         self._follower.leave()
         close(self.controls.page)
 
-    def _ipython_display_(self) -> None:
+    def __repr__(self) -> str:
+        return (
+            f"<Chat with {self.session.model.offload.name}. A notebook shows it; anywhere else, "
+            "talk by mc.ChatSession or `python -m moe_colab chat`, and save the conversation with "
+            '.session.export("chat.md")>'
+        )
+
+    def _display(self) -> None:
         if self._closed:
             display(HTML(REPLACED))
             return

@@ -70,6 +70,12 @@ def status_line(text: str, bad: bool = False) -> str:
     return f'<span class="{kind}">{sign}{escape(text)}</span>'
 
 
+def unseen(text: str) -> str:
+    """A text as HTML that only screen readers find: what a picture shows, in words."""
+    style = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+    return f'<span style="{style}">{escape(text)}</span>'
+
+
 def slots_value(offload) -> int:
     """The slots of a layer as one number: the smallest where layers differ."""
     return offload.slots if isinstance(offload.slots, int) else min(offload.slots)

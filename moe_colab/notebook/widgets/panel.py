@@ -6,9 +6,10 @@ only what both ipywidgets 7.7 and 8 have.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,9 @@ import ipywidgets as w
 from IPython.display import display
 
 from ...errors import MoEColabError
+from ...plots.saving import Forms
+from ..views.displayed import Saved
+from ..views.view import page
 from .controls import close, row, status_line, tagged
 
 
@@ -35,9 +39,10 @@ def shows_errors(handler: Callable) -> Callable:
     return wrapped
 
 
-class Panel(ABC):
+class Panel(Saved):
     """A panel, which displays itself as the last line of a cell. `show` fills `pictures` (`picture`
-    is the first one) and `facts`; `error` is the latest error that was no MoEColabError.
+    is the first one) and `facts`; `error` is the latest error that was no MoEColabError. `save`
+    writes what is shown, without the controls, as a page (.html).
 
     name: a CSS class of the page. lines: rows of controls that update the panel. above: rows of
     controls over these that do not. pictures: how many.
@@ -50,6 +55,7 @@ class Panel(ABC):
         above: Iterable[Iterable[w.Widget]] = (),
         pictures: int = 1,
     ):
+        self.name = name
         self.error: Exception | None = None
         self._quiet = False
         self.facts, self.status = w.HTML(), w.HTML()
@@ -84,6 +90,14 @@ class Panel(ABC):
         """Show a sentence in the status line, or nothing for ""."""
         self.status.value = f'<div role="status">{status_line(text, bad)}</div>' if text else ""
 
+    @property
+    def file_name(self) -> str:
+        return self.name.removeprefix("moe-")
+
+    @property
+    def forms(self) -> Forms:
+        return {".html": lambda: page(self.title, self._content()).encode()}
+
     def close(self) -> None:
         """Remove the panel from the page."""
         close(self.page)
@@ -101,5 +115,14 @@ class Panel(ABC):
         if not self._quiet:
             self.update()
 
-    def _ipython_display_(self) -> None:
+    def _content(self) -> str:
+        """The pictures and facts that are shown, as HTML."""
+        shown = [image.value for image in self.pictures if image.layout.display != "none"]
+        images = (
+            f'<img alt="" style="width:100%;max-width:800px" src="data:image/png;base64,{data}">'
+            for data in (base64.b64encode(png).decode() for png in shown)
+        )
+        return "".join(images) + self.facts.value
+
+    def _display(self) -> None:
         display(self.page)

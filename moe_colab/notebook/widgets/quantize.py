@@ -22,6 +22,7 @@ from .panel import Panel
 
 KEEP = 16  # bits of a matrix that is not quantized
 NARROW = "180px"
+TITLE = "Size and error"
 
 
 class QuantizeWidget(Panel):
@@ -54,6 +55,10 @@ class QuantizeWidget(Panel):
         )
         self.update()
 
+    @property
+    def title(self) -> str:
+        return TITLE
+
     def settings(self) -> dict[str, int]:
         """The selected bits and group size, as keywords for `mc.quantize`."""
         return {
@@ -65,7 +70,7 @@ class QuantizeWidget(Panel):
     def show(self) -> None:
         samples = self.samples()
         self.picture.value = levels([sample.as_row() for sample in samples]).png()
-        self.facts.value = card("Size and error", tiles(self.tiles(samples)), FOOT)
+        self.facts.value = card(TITLE, tiles(self.tiles(samples)), FOOT)
 
     def samples(self) -> list[MatrixPreview]:
         """The expert's matrix, and one attention matrix of its layer if attention is quantized."""

@@ -18,7 +18,7 @@ from ...errors import MoEColabError
 from ...planner.card import card, tiles
 from ...trace import Trace
 from ...units import parse_bytes
-from .controls import decimal, menu, slider
+from .controls import decimal, menu, slider, unseen
 from .panel import Panel
 from .trace_views import MOST_PICTURES, TRACE_VIEWS, CachedReplays, Drawing, Selection, has_logits
 
@@ -103,6 +103,10 @@ class TraceWidget(Panel):
         self.update()
 
     @property
+    def title(self) -> str:
+        return f"{TRACE_VIEWS[self.view.value].name}: {self.trace.model}"
+
+    @property
     def selected(self) -> Trace:
         """The trace of the selected part."""
         return self.replays.part(self.part.value)
@@ -120,8 +124,8 @@ class TraceWidget(Panel):
             self.draw(image, drawing)
         if shown.tiles:
             self.facts.value = card(shown.title, tiles(shown.tiles), shown.remark)
-        else:  # the title in words, for screen readers
-            self.facts.value = card(self._titles[self.picture], "", "")
+        else:
+            self.facts.value = unseen(self._titles[self.picture])
 
     def draw(self, image: w.Image, drawing: Drawing | None) -> None:
         """Draw it, unless the image shows it already."""
