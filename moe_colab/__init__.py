@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .offload.read_text import record_text as record_text
     from .offload.record import record as record
     from .planner.catalogue import models as models
+    from .planner.needs import needs as needs
     from .planner.preflight import preflight as preflight
     from .quantization.forecast import forecast as forecast
     from .quantization.format import Format as Format
@@ -63,6 +64,7 @@ _MODULES = {  # public name: the module it lives in, imported when the name is f
     "load": "offload.load",
     "measure_sensitivity": "evaluation.sensitivity",
     "models": "planner.catalogue",
+    "needs": "planner.needs",
     "Offload": "offload.handle",
     "perplexity": "evaluation.perplexity",
     "plots": "plots",

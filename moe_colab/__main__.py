@@ -17,15 +17,16 @@ from typing import Any
 
 from .bench.commands import add_benches
 from .cache.settings import SPECULATE
+from .chat.commands import COMMANDS
 from .errors import MoEColabError
+from .machine.threads import let_threads_sleep
 from .version import __version__
-
-SAMPLE_QUESTION = "Can you play some music?"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Without `argv`, the arguments of this process."""
     options = vars(build_parser().parse_args(argv))
+    let_threads_sleep()
     try:
         return options.pop("run")(**options) or 0
     except MoEColabError as error:
@@ -76,9 +77,8 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
     chat = commands.add_parser(
         "chat",
         help="talk to a model whose experts are offloaded",
-        description="Talk to a model whose experts are offloaded. /retry answers again, /reset "
-        "forgets the conversation, /stats shows the counts, /save FILE.md or FILE.json keeps the "
-        "conversation, /quit ends it; Ctrl-C ends an answer.",
+        description="Talk to a model whose experts are offloaded. Within the chat, /help explains "
+        f"its commands: {', '.join(COMMANDS)}.",
     )
     add = chat.add_argument
     add("source", nargs="?", help="a store, a checkpoint folder, or org/name; default: small model")
@@ -95,12 +95,13 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     add("--seed", type=seed, help="the same seed gives the same answers")
+    add("--stats", action="store_true", help="below each answer, what it cost")
     add_json(chat)
     chat.set_defaults(run=run_chat)
 
 
 def run_chat(
-    *, prompt, system, seed, temperature, top_p, max_new_tokens, json: bool, **settings: Any
+    *, prompt, system, seed, temperature, top_p, max_new_tokens, stats, json, **settings: Any
 ) -> None:
     from .chat.session import sampling
     from .chat.terminal import answer_once, converse, open_chat
@@ -108,9 +109,9 @@ def run_chat(
     generation = {"seed": seed, **sampling(temperature, top_p, max_new_tokens)}
     with open_chat(system, **settings) as chat:
         if prompt is not None:
-            answer_once(chat, prompt, generation, json)
+            answer_once(chat, prompt, generation, stats, json)
         else:
-            converse(chat, SAMPLE_QUESTION, generation, json)
+            converse(chat, generation, stats, json)
 
 
 # ---------------------------------------------------------------------- stores

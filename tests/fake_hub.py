@@ -20,7 +20,9 @@ HEADER = "bytes=0-100000"  # what huggingface_hub asks for to read a safetensors
 
 
 class FakeHub:
-    """`models`: folder of each repo id. `gated`: repo ids that need `token`. `break_at[file]`: how
+    """`models`: folder of each repo id. `gated`: repo ids whose files need `token`; everybody may
+    list them, as on the real hub. `strangers`: tokens of accounts that may not read these;
+    `narrow`: tokens without the right to do so; other tokens are unknown. `break_at[file]`: how
     many bytes of it are sent before the connection is cut, once per entry of the list. `sent` and
     `peeked`: bytes sent of each file, as a whole or in parts, and for its header. `begun[file]`:
     the first byte of every such part. `watch` is called before every `piece` bytes of weights,
@@ -32,6 +34,8 @@ class FakeHub:
         self.models: dict[str, Path] = {}
         self.gated: set[str] = set()
         self.token = "hf_secret"
+        self.strangers: set[str] = set()
+        self.narrow: set[str] = set()
         self.break_at: dict[str, list[int]] = {}
         self.asked: list[tuple[str, str]] = []
         self.sent: Counter[str] = Counter()
@@ -94,14 +98,19 @@ class Handler(BaseHTTPRequestHandler):
         repo, rest = "/".join(parts[:2]), parts[2:]
         if repo not in self.hub.models:
             return self.refuse(401, "RepoNotFound")
-        known = self.headers.get("Authorization") == f"Bearer {self.hub.token}"
-        if repo in self.hub.gated and not known:
-            return self.refuse(401, "GatedRepo")
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in ("", self.hub.token, *self.hub.strangers, *self.hub.narrow):
+            return self.refuse(401, "", "Invalid credentials in Authorization header")
+        if repo in self.hub.gated and not api and token != self.hub.token:
+            if token in self.hub.narrow:
+                return self.refuse(403, "", "Please enable access to public gated repositories")
+            return self.refuse(403 if token else 401, "GatedRepo")
         if rest and rest[0] in ("revision", "tree", "resolve") and rest[1] not in ("main", COMMIT):
             return self.refuse(404, "RevisionNotFound")
         folder = self.hub.models[repo]
         if api:
-            listing = tree(folder) if rest and rest[0] == "tree" else info(repo, folder)
+            gated = repo in self.hub.gated
+            listing = tree(folder) if rest[:1] == ["tree"] else info(repo, folder, gated)
             return self.send(
                 json.dumps(listing).encode(), {"Content-Type": "application/json"}, body
             )
@@ -151,8 +160,9 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.wfile.write(data)
 
-    def refuse(self, code: int, reason: str) -> None:
-        self.start(code, 0, {"X-Error-Code": reason, "X-Error-Message": reason})
+    def refuse(self, code: int, reason: str, message: str = "") -> None:
+        headers = {"X-Error-Code": reason} if reason else {}
+        self.start(code, 0, {**headers, "X-Error-Message": message or reason})
 
     def start(self, code: int, length: int, headers: dict) -> None:
         self.send_response(code)
@@ -169,7 +179,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def info(repo: str, folder: Path) -> dict:
+def info(repo: str, folder: Path, gated: bool) -> dict:
     siblings = [
         {
             "rfilename": path.relative_to(folder).as_posix(),
@@ -178,7 +188,8 @@ def info(repo: str, folder: Path) -> dict:
         }
         for path in files(folder)
     ]
-    return {"id": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}
+    facts = {"private": False, "gated": "manual" if gated else False, "tags": []}
+    return {"id": repo, "sha": COMMIT, "siblings": siblings, **facts}
 
 
 def tree(folder: Path) -> list[dict]:

@@ -21,7 +21,7 @@ PACKAGES = """
 WITHOUT_TORCH = PACKAGES[: PACKAGES.index("checkpoint")]
 WITHOUT_NUMPY = [
     *("cache", "store", "machine", "planner"),
-    *("checkpoint/hub.py", "evaluation/allocation.py"),
+    *("checkpoint/hub.py", "checkpoint/hub_errors.py", "evaluation/allocation.py"),
     *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
 ]
 ANYWHERE = {"errors", "units", "version"}  # modules that every package may import

@@ -1,4 +1,4 @@
-"""Write what was measured into README.md and assets/benchmarks/README.md.
+"""Write what was measured into the READMEs of the project, its benchmarks and its small model.
 
     python assets/benchmarks/tables.py
 
@@ -17,12 +17,13 @@ from moe_colab.bench.quality import table as quality_table
 from moe_colab.machine.folders import benchmark
 
 HERE = Path(__file__).parent
-PAGES = (HERE.parents[1] / "README.md", HERE / "README.md")
+TOY = HERE.parent / "tiny-moe"
+PAGES = (HERE.parents[1] / "README.md", HERE / "README.md", TOY / "README.md")
 
 MEASURED = """\
 - **Fewer bits.** With experts in 2 bits and attention in 4, the small model shrinks from {} to {}.
   Its perplexity is {:.3f} times that in full precision; {:.1%} of its first choices stay the same.
-  The same bytes allocated by measured sensitivity give {:.3f} times and {:.1%}.
+  The same bytes allocated by measured sensitivity give {:.3f} times and {:.1%}{}.
   ([quality.json](assets/benchmarks/quality.json), `bench quality`)
 - **Little memory.** A checkpoint of {} in Mixtral's shapes was downloaded and quantized within
   {} of memory, with at most {} of it on the disk at a time.
@@ -39,12 +40,14 @@ def measured() -> str:
     quality, streaming = benchmark("quality"), benchmark("streaming")
     full, allocation = quality["rows"][0], quality["allocation"]["other_budgets"][-1]
     uniform, allocated = allocation["rows"]
+    over = allocation["allocated_over_uniform"]
     default = {"load": 5.5, "slots": 4, "way": "default"}
     (row,) = (r for r in benchmark("speculation")["clock"] if default.items() <= r.items())
     return MEASURED.format(
         megabytes(full["bytes"]),
         megabytes(uniform["bytes"]),
         *(one[name] for one in (uniform, allocated) for name in ("ratio", "agreement")),
+        " (the perplexities cannot be told apart)" if over["tie"] else "",
         gigabytes(streaming["source"]["bytes"]),
         gigabytes(streaming["quantize"]["peak_over_start_up"]),
         gigabytes(streaming["quantize"]["peak_shards_on_disk_bytes"]),
@@ -129,6 +132,72 @@ def moves() -> str:
         for control, seconds in controls.items()
     )
     return f"{machine(report)}\n\n{markdown('trace, view, control, median, longest', rows)}"
+
+
+# ---------------------------------------------------------------------- assets/tiny-moe/README.md
+EXAM = {
+    "unseen_pairs": "facts: trained wording, a pair of wording and subject that was held out",
+    "held_out_templates": "facts: wording that was held out",
+    "trained_questions": "facts: trained wording and pair",
+    "bookings": "turns of bookings: ask for the next detail, or repeat all",
+    "foreign": "other questions, written by hand: says that it is a toy of 11 million parameters",
+}
+
+
+def exam() -> str:
+    report = benchmark("small_model")["exam"]
+    parts = {text: report[name] for name, text in EXAM.items()}
+    for request, part in report["stories"].items():
+        parts[f'stories: "{request.format(x="...")}" ends, and names its subject twice'] = part
+    rows = [
+        (text, f"{p['right']} of {p['asked']}", f"{p['share']:.1%}") for text, p in parts.items()
+    ]
+    refusals = report["false_refusals"]
+    ended, asked = (sum(part[name] for part in parts.values()) for name in ("ended", "asked"))
+    return (
+        f"{markdown('asked, right, share', rows)}\n\n"
+        f"{ended:,} of {asked:,} answers end by themselves. Of {refusals['asked']:,} questions "
+        f"on facts of its world, {refusals['refused']} were refused ({refusals['share']:.1%})."
+    )
+
+
+def training() -> str:
+    return f"The last training: {benchmark('small_model')['training']}."
+
+
+def held_out() -> str:
+    rows = (
+        (
+            domain.partition("_")[0] if not domain.startswith("chat") else domain.replace("_", " "),
+            f"{row['bits_per_byte']:.3f}",
+            f"{row['byte_5gram']:.3f}",
+            f"{1 - row['bits_per_byte'] / row['byte_5gram']:.0%}",
+            f"{row['bytes']:,}",
+        )
+        for domain, row in benchmark("small_model")["held_out"].items()
+    )
+    return markdown("text, bits per byte, 5-gram, below it, bytes", rows)
+
+
+def load() -> str:
+    report = benchmark("small_model")
+    shares = report["load_over_mean"]
+    rows = ((layer, *(f"{x:.2f}" for x in row)) for layer, row in enumerate(shares))
+    table = markdown(", ".join(["layer", *(f"expert {e}" for e in range(len(shares[0])))]), rows)
+    cached = report["lru_4_of_8"]
+    return (
+        f"{table}\n\nWith 4 slots of 8 under LRU, {cached['evaluation_text']['hit_rate']:.1%} of "
+        "the accesses are hits while it reads the evaluation text, and "
+        f"{cached['chats']['hit_rate']:.1%} in 100 chats."
+    )
+
+
+def answers() -> str:
+    rows = (
+        (one["seed"], one["prompt"], " ".join(one["answer"].split()), one["tokens"])
+        for one in benchmark("small_model")["answers"]
+    )
+    return markdown("seed, asked, answers, tokens", rows)
 
 
 # ---------------------------------------------------------------------- cells and pages

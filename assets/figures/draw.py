@@ -32,6 +32,7 @@ def speculate() -> plots.Picture:
 
 
 FIGURES = {
+    "block": plots.block,
     "routing": lambda: plots.tokens(tokens(Trace.load().only(ROUTING[0]), ROUTING[1])),
     "quantize": lambda: plots.pareto(benchmark("quality")["rows"]),
     "cache": lambda: plots.hit_rates(hit_rates(Trace.load()), SLOTS),

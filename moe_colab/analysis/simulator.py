@@ -98,7 +98,7 @@ class RecordedGuesses:
         most = rows["place"].max(initial=-1) + 1, far.max(initial=0)
         if guesses > most[0] or lookahead > most[1]:
             raise MoEColabError(
-                f"this trace holds {most[0]} guesses a layer from {source!r}, {most[1]} layers "
+                f"this trace holds {most[0]} guesses per layer from {source!r}, {most[1]} layers "
                 f"ahead: record it with speculate={guesses} and lookahead={lookahead} or more."
             )
         for row in rows[(rows["place"] < guesses) & (far <= lookahead)].tolist():

@@ -26,7 +26,7 @@ def add_benches(benches: argparse._SubParsersAction) -> None:
         method.add_argument(f"--{name}", dest="method", action="store_const", const=name, help=text)
 
     check = add_bench(benches, "gpu-check", "is an offloaded model right and fast on this GPU?")
-    check.add_argument("source", nargs="?", help=CHECKPOINT)
+    check.add_argument("source", nargs="?", help="a checkpoint folder; default: the small model")
     check.add_argument("--device", default="cuda", help="cuda or cpu (default: cuda)")
     check.add_argument("--quick", action="store_true", help="check every setting, time none")
 

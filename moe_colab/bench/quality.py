@@ -115,7 +115,7 @@ def weights_digest(checkpoint: Checkpoint) -> str:
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """The rows in Markdown. "tie" is a perplexity that the text cannot tell from that of full
     precision."""
-    heads = ("attention", "experts", "bits a weight", "bytes", "perplexity", "agreement")
+    heads = ("attention", "experts", "bits per weight", "bytes", "perplexity", "agreement")
     cells = (
         (
             *(format_name(row, "attention"), format_name(row, "expert")),

@@ -24,8 +24,9 @@ from typing import Any
 import torch
 from transformers import MixtralConfig
 
-from ..checkpoint.hub import is_repo_id
+from ..checkpoint.source import is_on_hub
 from ..errors import MoEColabError
+from ..planner.sources import named
 from ..store.safetensors import INDEX, make_header, read_header, weight_files
 from .machine import describe
 from .report import publish
@@ -175,10 +176,11 @@ def measure(source: str, store: Path) -> dict[str, Any]:
 
 def source_sizes(source: str) -> dict[str, Any]:
     """Bytes of the tensors and files of a checkpoint folder or of a model of the hub."""
-    if is_repo_id(source) and not Path(source).exists():
+    source, revision = named(source)
+    if is_on_hub(source):
         from ..checkpoint.hub import announced, fetch
 
-        snapshot = fetch(source, progress=False)
+        snapshot = fetch(source, revision, progress=False)
         headers = [announced(snapshot, name) for name in snapshot.weights]
         on_disk = list(snapshot.weights.values())
     else:
@@ -187,7 +189,7 @@ def source_sizes(source: str) -> dict[str, Any]:
         on_disk = [(Path(source) / name).stat().st_size for name in names]
     nbytes = [[entry.nbytes for entry in header.values()] for header in headers]
     return {
-        "kind": "hub" if is_repo_id(source) else "folder",
+        "kind": "hub" if is_on_hub(source) else "folder",
         "bytes": sum(map(sum, nbytes)),
         "files": len(nbytes),
         "largest_tensor_bytes": max(map(max, nbytes)),

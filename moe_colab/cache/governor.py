@@ -3,8 +3,9 @@
 Two rules. *Bytes*: guesses may waste a small share of the bytes that were needed. The nearer they
 come to this share, the more probable a guess must be; how far a router's probabilities can be
 trusted is learned for every layer. *Time*: in regular trials every other token is made without
-guesses; if these are not slower, the prefetch stands aside. Knows bytes, seconds and probabilities;
-knows no slots. The same events give the same answers, so a run in virtual time can be repeated.
+guesses; if these are not slower, the prefetch is switched off. Knows bytes, seconds and
+probabilities; knows no slots. The same events give the same answers, so a run in virtual time can
+be repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 Ranked = Sequence[tuple[int, float]]
-"""Guesses for one layer: experts with the probability that they will be needed, likeliest first."""
+"""Guesses for one layer: experts with the probability that they are needed, most likely first."""
 
 SHARE = 0.07  # of the needed bytes, which guesses may waste
 PURSE = 8  # experts: the largest budget for waste, and the first one
@@ -98,8 +99,8 @@ class Governor:
         if self.found is None:
             return ""
         with_prefetch, without = (f"{1e3 * seconds:.1f} ms" for seconds in self.found)
-        what = "pays" if self.pays else "stands aside"
-        return f"prefetch {what}: {with_prefetch} a token with it, {without} without"
+        what = "saves time" if self.pays else "is off"
+        return f"prefetch {what}: {with_prefetch} per token with it, {without} without"
 
 
 class Trial:

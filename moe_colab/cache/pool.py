@@ -139,7 +139,7 @@ class Pool:
     # ------------------------------------------------------------------ ask
     @property
     def wants_guesses(self) -> bool:
-        """False while the governor stands aside: then guesses need not be made."""
+        """False while the governor allows no guesses: then none need be made."""
         return self.governor is None or self.governor.on
 
     def lacks_any(self, layer: int) -> bool:

@@ -25,7 +25,7 @@ class PrefetchSettings:
     guess_from: the residual stream at the router ("router_input": earlier) or after the layer
         ("layer_output": more often right).
     guess_threshold: the least probability, 0 to 1, at which an expert is prefetched.
-    stand_aside: whether the governor may prefetch less, or nothing, where it does not pay.
+    stand_aside: whether the governor may prefetch less, or nothing, where that saves no time.
     """
 
     speculate: int = SPECULATE
@@ -39,7 +39,7 @@ class PrefetchSettings:
         n, ahead, odds = self.speculate, self.lookahead, self.guess_threshold
         likely = isinstance(odds, Real) and 0 <= odds <= 1
         rules = {
-            "speculate": (is_whole(n) and n >= 0, "a number of guesses a layer, 0 for none"),
+            "speculate": (is_whole(n) and n >= 0, "a number of guesses per layer, 0 for none"),
             "lookahead": (is_whole(ahead) and 1 <= ahead <= FARTHEST, f"1 to {FARTHEST} layers"),
             "guess_from": (self.guess_from in SOURCES, " or ".join(map(repr, SOURCES))),
             "guess_threshold": (likely, "a probability from 0 to 1"),

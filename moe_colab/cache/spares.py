@@ -82,7 +82,7 @@ class Spares:
 
     # ------------------------------------------------------------------ guesses
     def guess(self, layer: int, ranked: Ranked, counters: Counters) -> None:
-        """Begin to load the experts of `ranked`, likeliest first, as far as there is room and the
+        """Begin to load the experts of `ranked`, most likely first, as far as there is room and the
         governor allows."""
         wanted = [expert for expert, _ in ranked]
         for expert, probability in ranked:

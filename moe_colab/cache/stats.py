@@ -79,7 +79,8 @@ class Stats:
     with one new token per row after the first is *decode*, any other is prefill (the phase called
     `prompt` here and in traces). Every counter of `total` is also an attribute: `stats.hits`,
     `stats.bytes_loaded`, `stats.hit_rate`. `speculation`: in words, whether the speculative
-    prefetch pays, and which layers have none because their router failed; "" for nothing to say.
+    prefetch saves time, and which layers have none because their router failed; "" for nothing to
+    say.
     """
 
     total: Counters

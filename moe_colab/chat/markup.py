@@ -84,7 +84,7 @@ def numbers(turn: Turn, rate: float) -> str:
     if turn.tokens:
         text = (
             f"{turn.tokens} tokens, first after {turn.first_token_seconds:.2f} s, now {rate:.1f} "
-            f"tokens/s, hit rate {turn.hit_rate:.0%}, {turn.bytes_per_token / 1e6:.2f} MB a token, "
-            f"{turn.stall_share:.0%} of the time spent waiting for experts"
+            f"tokens/s, hit rate {turn.hit_rate:.0%}, {turn.bytes_per_token / 1e6:.2f} MB per "
+            f"token, {turn.stall_share:.0%} of the time spent waiting for experts"
         )
     return f'<span class="moe-facts">{escape(text)}</span>'

@@ -26,8 +26,8 @@ def suggestions(chat: ChatSession) -> Suggestions:
     if is_shipped_model(name):
         about = (
             "a toy with 11 million parameters. It knows capitals and continents, opposites, days "
-            "and months, colours, and animals with their young. It tells short stories, and it "
-            "books restaurants, hotels, flights and taxis."
+            "and months, colours, and animals with their young. It tells short stories, and plays "
+            "at booking restaurants, hotels, flights and taxis."
         )
         questions = (
             "What is the capital of France?",

@@ -1,13 +1,16 @@
 """The chat in a terminal: one question, or a conversation.
 
-Knows a ChatSession; knows no arguments of the command line and no widgets.
+Knows a ChatSession, and what each command does; knows no arguments of the command line and no
+widgets.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +19,13 @@ import transformers
 from ..errors import MoEColabError
 from ..offload.load import load
 from .answer import Answer
+from .commands import help_text
+from .markup import left_out_note
+from .prompt import PROMPT, questions
 from .session import ChatSession
+from .suggestions import Suggestions, suggestions
 
-COMMANDS = (
-    "/retry answers the last question again, /reset forgets the conversation, /stats shows the "
-    "counts, /save FILE.md or FILE.json keeps the conversation, /quit leaves"
-)
+WIDTH = 88  # of a paragraph, at the most
 
 
 @contextlib.contextmanager
@@ -33,66 +37,78 @@ def open_chat(system: str | None, **settings: Any) -> Iterator[ChatSession]:
         yield ChatSession(model, tokenizer, system=system)
 
 
-def answer_once(chat: ChatSession, prompt: str, generation: dict[str, Any], as_json: bool) -> None:
-    """Answer one question. as_json: print only the JSON object."""
+def answer_once(
+    chat: ChatSession, prompt: str, generation: dict[str, Any], stats: bool, as_json: bool
+) -> None:
+    """Answer one question. stats: print what it cost too. as_json: print only the JSON object."""
     for piece in chat.ask(prompt, **generation):
         if not as_json:
             print(piece, end="", flush=True)
     if as_json:
         print_json(chat)
     else:
-        print(f"\n[{chat.turn.line()}]")
+        print(f"\n[{chat.turn.line()}]" if stats else "")
 
 
-def converse(chat: ChatSession, sample: str, generation: dict[str, Any], as_json: bool) -> None:
-    """Talk until /quit or the end of the input. If the input is no terminal and has no question,
-    ask `sample`, so that the command always shows an answer."""
-    offload, answered = chat.model.offload, False
-    print(f"{chat.model.config.model_type}, {offload!r}\n{COMMANDS}")
+def converse(chat: ChatSession, generation: dict[str, Any], stats: bool, as_json: bool) -> None:
+    """Talk until /quit or the end of the input. If the input is not a terminal and has no question,
+    ask a suggested one, so that the command always shows an answer. stats: print below each answer
+    what it cost."""
+    suggested = suggestions(chat)
+    print(greeting(suggested))
+    answered = False
     for text in questions():
-        command, _, rest = text.partition(" ")
-        if command == "/quit":
+        name, _, rest = text.partition(" ")
+        if name == "/quit":
             break
         with errors_printed():
-            if command == "/reset":
-                chat.reset()
-                print("(the conversation is forgotten)")
-            elif command == "/stats":
-                print(table(offload.stats().as_dict()))
-            elif command == "/save":
-                print(f"(saved as {chat.export(rest.strip())})")
-            elif command == "/retry":
-                stream(chat, chat.retry(**generation))
-            elif command.startswith("/"):
-                print(f"unknown command {command}: {COMMANDS}")
+            if text.startswith("/") and "\n" not in text:
+                run_command(chat, name, rest.strip(), generation, stats)
             elif text:
                 answered = True
-                stream(chat, chat.start(text, **generation))
+                stream(chat, chat.start(text, **generation), stats)
     if not answered and not sys.stdin.isatty():
-        print(f"> {sample}")
+        question = suggested.questions[0]
+        print(f"{PROMPT}{question}")
         with errors_printed():
-            stream(chat, chat.start(sample, **generation))
+            stream(chat, chat.start(question, **generation), stats)
     if as_json:
         print_json(chat)
+
+
+def run_command(
+    chat: ChatSession, name: str, rest: str, generation: dict[str, Any], stats: bool
+) -> None:
+    """Do what one of COMMANDS says, but /quit; name an unknown command."""
+    if name == "/help":
+        print(help_text())
+    elif name == "/retry":
+        stream(chat, chat.retry(**generation), stats)
+    elif name == "/reset":
+        chat.reset()
+        print("(the conversation is forgotten)")
+    elif name == "/stats":
+        offload = chat.model.offload
+        latest = [f"last answer: {chat.turn.line()}"] if chat.turn else []
+        print("\n".join([repr(offload), *latest, table(offload.stats().as_dict())]))
+    elif name == "/save":
+        print(f"(saved as {chat.export(rest)})")
+    else:
+        print(f"unknown command {name}: /help shows the commands")
+
+
+def greeting(suggested: Suggestions) -> str:
+    """What the model is, three questions to try, and how to go on."""
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    about = textwrap.fill(f"{suggested.name} is {suggested.about}", width)
+    tries = "\n".join(f"  {question}" for question in suggested.questions)
+    return f"{about}\nTry:\n{tries}\n/help shows the commands, Ctrl-D leaves.\n"
 
 
 def print_json(chat: ChatSession) -> None:
     """The latest answer and the counts, as one JSON object."""
     text = chat.turns[-1].text if chat.turns else ""
     print(json.dumps({"text": text, "stats": chat.model.offload.stats().as_dict()}))
-
-
-def questions() -> Iterator[str]:
-    """The lines of the input. Ctrl-C drops the line, Ctrl-D ends the input."""
-    while True:
-        try:
-            yield input("> " if sys.stdin.isatty() else "").strip()
-        except KeyboardInterrupt:
-            print()
-        except EOFError:
-            if sys.stdin.isatty():
-                print()
-            return
 
 
 @contextlib.contextmanager
@@ -104,8 +120,10 @@ def errors_printed() -> Iterator[None]:
         print(f"\nmoe_colab: {error}", file=sys.stderr)
 
 
-def stream(chat: ChatSession, answer: Answer) -> None:
+def stream(chat: ChatSession, answer: Answer, stats: bool) -> None:
     """Print an answer as it comes; Ctrl-C ends the answer, not the program."""
+    if answer.left_out:
+        print(f"({left_out_note(answer.left_out)})")
     try:
         for piece in answer:
             print(piece, end="", flush=True)
@@ -114,7 +132,7 @@ def stream(chat: ChatSession, answer: Answer) -> None:
     finally:
         answer.end()
     if answer.error is None:
-        print(f"\n[{chat.turn.line()}]")
+        print(f"\n[{chat.turn.line()}]\n" if stats else "\n")
 
 
 def table(stats: dict) -> str:

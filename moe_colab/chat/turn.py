@@ -49,7 +49,7 @@ class Turn:
         return (
             f"{self.tokens} tokens, first after {self.first_token_seconds:.2f} s, then "
             f"{self.tokens_per_second:.1f} tokens/s, hit rate {self.hit_rate:.0%}, "
-            f"{self.bytes_per_token / 1e6:.2f} MB a token; {self.loads} loads, "
+            f"{self.bytes_per_token / 1e6:.2f} MB per token; {self.loads} loads, "
             f"{self.bytes_loaded / 1e6:.1f} MB moved"
             + (f"; {self.speculation}" if self.speculation else "")
         )

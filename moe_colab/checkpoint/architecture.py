@@ -64,7 +64,7 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     family = config.model_type
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise MoEColabError(
-            f"the family {family!r} is not a causal language model: moe_colab runs no others."
+            f"the family {family!r} is not a causal language model, and moe_colab runs only these."
         )
     try:
         with torch.device("meta"):

@@ -7,9 +7,7 @@ needed or deleted: shards.py does.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -18,22 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    SafetensorsParsingError,
-)
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import MoEColabError
-from ..planner.sizes import SIDE_FILES, hub_access, hub_entries, progress_bars
+from ..planner.access import hub_access
+from ..planner.sizes import SIDE_FILES, hub_entries, progress_bars
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, weight_files
+from .hub_errors import hub_errors
 
-REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 COLAB_SECRET = "HF_TOKEN"
 PART = ".part"  # the suffix of a file that is not complete
 PIECE, REQUEST = 1 << 20, 1 << 30  # bytes of one write, and of one request
@@ -58,28 +49,13 @@ class Snapshot:
         return Path(path) if isinstance(path, str) else None
 
 
-def is_repo_id(source: object) -> bool:
-    """Whether `source` looks like org/name."""
-    return isinstance(source, str) and REPO_ID.fullmatch(source) is not None
-
-
 def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> Snapshot:
     """A snapshot of a model: downloads its configuration and tokenizer, no weights. Raises
     MoEColabError where the model does not exist, or this user may not read it."""
     with hub_errors(repo_id, revision), progress_bars(progress):
         if constants.HF_HUB_OFFLINE:
             return from_cache(repo_id, revision)
-        info, access = with_colab_token(
-            lambda hub: hub.model_info(repo_id, revision=revision, files_metadata=True)
-        )
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        small = [
-            name
-            for name in sizes
-            if "/" not in name and any(Path(name).match(pattern) for pattern in SIDE_FILES)
-        ]
-        # By the name that the user gave, which offline mode looks up again.
-        folder = Path(access.snapshot_download(repo_id, revision=revision, allow_patterns=small))
+        (sizes, folder), access = with_colab_token(lambda hub: small_files(hub, repo_id, revision))
         names = weight_files(folder)
         missing = [name for name in names if name not in sizes or "/" in name]
         if missing:
@@ -88,6 +64,25 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
                 f"shards with {INDEX}."
             )
         return Snapshot(repo_id, folder.name, folder, {n: sizes[n] for n in names}, access)
+
+
+def small_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[dict[str, int], Path]:
+    """(bytes of each file of a model by name, the folder of its small files), which are downloaded.
+    Raises the hub's errors where its files may not be read: the hub lists those of a gated model to
+    everybody, and the small ones may be here already, so one of them is asked for."""
+    info = hub.model_info(repo_id, revision=revision, files_metadata=True)
+    if info.gated:
+        url = hf_hub_url(repo_id, "config.json", revision=info.sha, endpoint=hub.endpoint)
+        hub.get_hf_file_metadata(url=url)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    small = [
+        name
+        for name in sizes
+        if "/" not in name and any(Path(name).match(pattern) for pattern in SIDE_FILES)
+    ]
+    # By the name that the user gave, which offline mode looks up again.
+    folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=small)
+    return sizes, Path(folder)
 
 
 def from_cache(repo_id: str, revision: str | None) -> Snapshot:
@@ -103,8 +98,8 @@ def from_cache(repo_id: str, revision: str | None) -> Snapshot:
 def not_here(repo_id: str) -> MoEColabError:
     """The error for what offline mode does not allow to download."""
     return MoEColabError(
-        f"{repo_id} is not on this machine, and offline mode is on: leave it (HF_HUB_OFFLINE) to "
-        "download the model."
+        f"{repo_id} is not on this machine, and offline mode is on: switch it off "
+        "(HF_HUB_OFFLINE=0) to download the model."
     )
 
 
@@ -214,45 +209,3 @@ def colab_token() -> str | None:
         return userdata.get(COLAB_SECRET) or None
     except Exception:  # Colab has three: not granted, not there, no answer
         return None
-
-
-@contextlib.contextmanager
-def hub_errors(repo_id: str, revision: str | None, folder: Path | None = None) -> Iterator[None]:
-    """Turns the hub's errors into MoEColabErrors that say what to do. `folder`: where files are
-    written, if not to the hub's cache folder."""
-    page = f"{os.environ.get('HF_ENDPOINT') or constants.ENDPOINT}/{repo_id}"
-    try:
-        yield
-    except GatedRepoError as error:
-        raise MoEColabError(
-            f"{repo_id} is gated: accept its terms at {page}, then log in with `hf auth login` or "
-            f"set {COLAB_SECRET} (on Colab, as a secret that this notebook may read)."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise MoEColabError(
-            f"{repo_id} is neither a folder on this machine nor a model on the hub that you may "
-            "see: check its name, and log in with `hf auth login` if it is private."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise MoEColabError(
-            f"{repo_id} has no revision {revision!r}: see {page}/commits."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise MoEColabError(
-            f"{repo_id} is not whole on this machine, and the hub does not answer: try again when "
-            "connected; a download goes on where it stopped."
-        ) from error
-    except HFValidationError as error:
-        raise MoEColabError(f"{repo_id} is not a name that the hub allows: {error}") from error
-    except SafetensorsParsingError as error:
-        raise MoEColabError(f"{repo_id} has no whole safetensors weights: {error}") from error
-    except (HTTPError, ConnectionError) as error:
-        raise MoEColabError(
-            f"the hub did not give {repo_id} ({type(error).__name__}): try again later; a download "
-            "goes on where it stopped."
-        ) from error
-    except OSError as error:
-        raise MoEColabError(
-            f"{repo_id} could not be written to {folder or constants.HF_HUB_CACHE}: "
-            f"{error.strerror or error}."
-        ) from error

@@ -56,8 +56,8 @@ class Checkpoint:
         shards: Shards | None = None,
     ):
         """name, revision: of the model on the hub, if the folder is a download; shards: the
-        weights, if they are not in the folder. Raises MoEColabError where it is not a whole
-        checkpoint that moe_colab can read."""
+        weights, if they are not in the folder. Raises MoEColabError where it is not a
+        complete checkpoint that moe_colab can read."""
         self.folder, self.name, self.revision = folder, name or folder.resolve().name, revision
         self.config = load_config(folder)
         self.model = skeleton(self.config)
@@ -65,7 +65,7 @@ class Checkpoint:
         self.shapes = [expert_shapes(name, module) for name, module in self.layers]
         self.shards = shards or FolderShards(folder)
         if shards is None:
-            _ = self.names  # checks now that it is whole; from a hub that would need headers
+            _ = self.names  # checks now that it is complete; from a hub that would need headers
 
     # ------------------------------------------------------------------ contents
     def fingerprint(self) -> str:
@@ -163,15 +163,15 @@ class Checkpoint:
         except Exception as error:  # whatever transformers raises where a tensor is missing
             raise MoEColabError(
                 f"{target} cannot be put together from the tensors of {self.folder}: it is not a "
-                f"whole checkpoint ({one_line(error)})."
+                f"complete checkpoint ({one_line(error)})."
             ) from error
         return (result[0] if isinstance(result, list) else result)[0]
 
     # ------------------------------------------------------------------ names
     @cached_property
     def names(self) -> Names:
-        """Which tensors become which parameters. Raises MoEColabError where it is not a whole
-        checkpoint."""
+        """Which tensors become which parameters. Raises MoEColabError where it is not a
+        complete checkpoint."""
         mapping = get_model_conversion_mapping(self.model)
         renamings = [transform for transform in mapping if isinstance(transform, WeightRenaming)]
         converters = [transform for transform in mapping if isinstance(transform, WeightConverter)]
@@ -201,13 +201,13 @@ class Checkpoint:
         missing = sorted(wanted.keys() - names.sources.keys())
         if missing:
             raise MoEColabError(
-                f"{self.folder} lacks the weights of {missing[0]}: it is not a whole checkpoint."
+                f"{self.folder} lacks the weights of {missing[0]}: it is not a complete checkpoint."
             )
         for target, experts in wanted.items():
             for keys in names.sources[target].values():
                 if len(keys) not in (1, experts):  # one by one, or fused
                     raise MoEColabError(
                         f"{self.folder} has {len(keys)} tensors for the {experts} experts of "
-                        f"{target}: it is not a whole checkpoint."
+                        f"{target}: it is not a complete checkpoint."
                     )
         return names

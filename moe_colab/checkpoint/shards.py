@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from ..errors import MoEColabError
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, read_header, weight_files
-from .hub import PART, Snapshot, announced, download, hub_errors
+from .hub import PART, Snapshot, announced, download
+from .hub_errors import hub_errors
 from .tensors import TORCH_DTYPES
 
 OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
@@ -56,7 +57,7 @@ class Shards(Protocol):
         """A text that changes when the weights do. Reads no headers and no weights."""
 
     def extra_disk(self) -> int:
-        """Bytes of disk that the delivery takes at the most, until it ends."""
+        """Bytes of disk that the delivery takes at most, until it ends."""
 
     def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
         """Yields each job once, in another order, when all its files can be read; it is done when
@@ -169,8 +170,8 @@ class HubShards:
         return [(names, list(group)) for names, group in groupby(ordered, key=needs)]
 
     def _leftovers(self, folder: Path) -> set[str]:
-        """The names of the files, whole or partial, that an earlier delivery of this revision has
-        left; those of other revisions are deleted."""
+        """The names of the files, complete or partial, that an earlier delivery of this revision
+        has left; those of other revisions are deleted."""
         with hub_errors(self.snapshot.repo_id, self.snapshot.revision, folder):
             for place in folder.iterdir() if folder.is_dir() else ():
                 if place.name != self.snapshot.revision:
@@ -217,7 +218,7 @@ def signature(entries: Mapping[str, TensorEntry]) -> dict[str, tuple[str, tuple[
 
 
 def remove(place: Path, name: str) -> None:
-    """Delete a file, whole or partial."""
+    """Delete a file, complete or partial."""
     for path in (place / name, place / (name + PART)):
         path.unlink(missing_ok=True)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ..errors import MoEColabError
 from ..machine.folders import shipped_model
-from ..planner.catalogue import SHIPPED
+from ..planner.sources import SHIPPED, is_repo_id, named
 from ..store import is_store
-from .hub import fetch, is_repo_id
+from .hub import fetch
 from .reader import Checkpoint
 from .shards import HubShards
 
@@ -20,7 +20,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """The checkpoint that `source` names. The weights of a model on the hub are downloaded later,
     when they are needed. Raises MoEColabError for a store."""
-    if is_repo_id(source) and not os.path.exists(source):
+    source, revision = named(source, revision)
+    if is_on_hub(source):
         snapshot = fetch(source, revision, progress)
         shards = HubShards(snapshot, progress)
         return Checkpoint(snapshot.folder, snapshot.repo_id, snapshot.revision, shards)
@@ -32,6 +33,11 @@ def open_checkpoint(
     return Checkpoint(folder)
 
 
+def is_on_hub(source: object) -> bool:
+    """Whether `source` is the name of a model of the hub, and not a path on this machine."""
+    return is_repo_id(source) and not os.path.exists(source)
+
+
 def find_source(source: str | os.PathLike[str] | None) -> Path:
     """The folder that `source` names. Raises MoEColabError where it is not a folder, or is
     empty."""
@@ -40,7 +46,7 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
     try:
         folder = Path(source).expanduser()
     except (TypeError, RuntimeError) as error:
-        raise MoEColabError(f"{source!r} names no folder: {error}.") from error
+        raise MoEColabError(f"{source!r} is not the name of a folder: {error}.") from error
     if source == "" or not os.path.exists(folder):  # False also for impossible names
         raise MoEColabError(
             f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "

@@ -1,10 +1,10 @@
 """Comparison of two models on the same texts: the ratio of their perplexities, their agreement, and
 confidence intervals of both. Knows scores by token and each token's document; knows no models.
 
-The bootstrap resamples whole documents. The tokens of one document share its subject, and so do a
-model's mistakes in it: to resample tokens, or blocks of them, would count one subject many times
-and give intervals that are too narrow. Every domain keeps its number of documents, because the mix
-of domains was chosen, and is no matter of chance.
+The bootstrap resamples whole documents. The tokens of one document share its subject, and a
+model's mistakes in it are alike: to resample tokens, or blocks of them, would count one subject
+many times and give intervals that are too narrow. Every domain keeps its number of documents,
+because the mix of domains was chosen and is not random.
 """
 
 from __future__ import annotations

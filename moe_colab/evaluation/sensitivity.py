@@ -55,7 +55,7 @@ Way = tuple[dict[str, Format], int]
 
 @dataclass(frozen=True)
 class Loss:
-    """The loss by fewer bits. rise: of the mean negative log likelihood, nats a token.
+    """The loss by fewer bits. rise: of the mean negative log likelihood, nats per token.
     disagreement: the share of tokens, 0 to 1, whose first choice is not that of full precision."""
 
     rise: Interval
@@ -94,7 +94,7 @@ class Sensitivity:
     fixed_bytes: int
 
     def frame(self) -> pandas.DataFrame:
-        """One row per matrix: matrix, weights, rise, rise_low, rise_high (nats a token),
+        """One row per matrix: matrix, weights, rise, rise_low, rise_high (nats per token),
         disagreement, disagreement_low, disagreement_high."""
         import pandas as pd
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MoEColabError
 from ..machine.folders import environment
+from ..machine.threads import let_threads_sleep
 from ..version import __version__
 
 if TYPE_CHECKING:
@@ -40,13 +41,15 @@ PIP = (
 
 def setup(before: Iterable[tuple[str, str]] | None = None, _extras: Any = ()) -> Preflight | None:
     """Install what moe_colab needs and this session lacks, print what changed, and return the
-    preflight card, or None where the card cannot be made.
+    preflight card, or None where the card cannot be made. Lets torch's threads sleep while they
+    wait, unless torch is imported already.
 
     before: (name, version) of every package that was installed before the setup cell ran, in the
     order of sys.path; None: what is installed now. _extras: ignored; setup cells of earlier
     versions pass it. Raises MoEColabError for a missing package that cannot or should not be
     installed.
     """
+    let_threads_sleep()
     old = versions() if before is None else by_name(before)
     remarks = install_missing(requirements())
     print("\n".join([*report(old, versions()), *remarks]))

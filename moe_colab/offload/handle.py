@@ -59,7 +59,7 @@ class Offload:
     lookahead = prefetch_setting("lookahead", "How many layers ahead to prefetch: 1 or 2.")
     guess_from = prefetch_setting("guess_from", '"router_input" or "layer_output".')
     guess_threshold = prefetch_setting("guess_threshold", "The least probability of a prefetch.")
-    stand_aside = prefetch_setting("stand_aside", "Prefetch less, or nothing, if it does not pay?")
+    stand_aside = prefetch_setting("stand_aside", "Prefetch less where it saves no time?")
 
     def __init__(
         self,

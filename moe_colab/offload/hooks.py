@@ -109,7 +109,7 @@ class OffloadedLayer:
 
     def weights(self, needed: list[int], routing: Routing) -> Iterator[tuple[int, Weights]]:
         """Each needed expert (distinct, ascending) once, with its matrices, in the order in which
-        they arrive; behind them begin the loads of the routing's guesses. With `whole_layer`, every
+        they arrive; the loads of the routing's guesses begin after them. With `whole_layer`, every
         expert of the layer."""
         if self.runtime.settings.whole_layer:
             needed = list(range(self.experts))

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 from ..cache.policies import PolicySpec
 from ..cache.settings import SPECULATE, PrefetchSettings
-from ..checkpoint.hub import is_repo_id
-from ..checkpoint.source import find_source, open_checkpoint
+from ..checkpoint.source import find_source, is_on_hub, open_checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES
 from ..errors import MoEColabError
+from ..planner.sources import named
 from ..quantization.devices import check_device_dtype, pick_device, pick_dtype, usable_dtype
 from ..quantization.pack import cached_store
 from ..store import Store, is_store
@@ -60,7 +60,8 @@ def load(
 
     source: None or "shipped" for the small model that comes with moe_colab; the folder of a store;
         the folder of a checkpoint, which is packed into a store in the cache folder the first time;
-        or "org/name" of the hub, of which each file is deleted once it is packed.
+        or "org/name" of the hub (also the address of its page), of which each file is deleted once
+        it is packed.
     slots: experts of each layer that the device holds at once (paper, section 3.1): a number, one
         per layer, or "auto", which fills `vram`, or takes half the experts on a CPU.
     policy: which expert is evicted when the slots are full: "lru", "lfu", "fifo", "random", "none",
@@ -71,7 +72,7 @@ def load(
     guess_from: "router_input", which leaves more time, or "layer_output", which is right more
         often.
     guess_threshold: the least probability, 0 to 1, at which an expert is prefetched.
-    stand_aside: prefetch less, or nothing, where it does not pay.
+    stand_aside: prefetch less, or nothing, where that saves no time.
     device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1".
     dtype: "auto" is the checkpoint's own, but float16 for bfloat16 on a GPU that lacks it.
     vram: bytes, or "15GB", that the whole model with its "auto" slots may take on the device;
@@ -117,7 +118,8 @@ def open_store(
 ) -> Store:
     """The store that `source` names, or the one packed from the checkpoint that it names. Settings
     are checked before the packing, which takes long."""
-    if not is_repo_id(source) or os.path.exists(source):
+    source, revision = named(source, revision)
+    if not is_on_hub(source):
         folder = find_source(source)
         if is_store(folder):
             return Store(folder)

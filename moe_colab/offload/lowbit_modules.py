@@ -157,7 +157,7 @@ def read(home: DiskHome, block: Block) -> None:
 
 
 def working_bytes(model: nn.Module, kernels: str = AUTO) -> int:
-    """Bytes that products with low-bit modules take beside the blobs, at the most: what kernels
+    """Bytes that products with low-bit modules take beside the blobs, at most: what kernels
     prepare from them, and one dequantized matrix."""
     prepared = largest = 0
     for module in low_bit_modules(model):

@@ -48,7 +48,7 @@ def device_memory(
 def fitting_slots(
     memory: DeviceMemory, vram: int | None, top_k: int, device: torch.device
 ) -> list[int]:
-    """As many slots a layer as fit when the whole model takes `vram` bytes. Without a limit: as
+    """As many slots per layer as fit when the whole model takes `vram` bytes. Without a limit: as
     many as fit into what is free on a GPU, or half the experts on a CPU, `top_k` at least. Raises
     MoEColabError where not even one fits."""
     if vram is None and device.type == "cpu":

@@ -182,7 +182,7 @@ class Prefetcher:
 
 
 def likeliest(output: Any, experts: int, n: int) -> torch.Tensor:
-    """The n likeliest experts in the output of a router's forward, over all tokens: float [2, n],
+    """The n most likely experts in the output of a router's forward, over all tokens: float [2, n],
     ids and probabilities. The router's own choices come first, whatever rule it chooses by;
     probabilities are the softmax of its logits."""
     parts = output if isinstance(output, (tuple, list)) else (output,)

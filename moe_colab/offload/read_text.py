@@ -44,9 +44,9 @@ def record_text(
     label: the name of the text in the trace.
     prompt: how many tokens are read at once (prefill); the others are read one by one (decode).
     tokens: how many tokens of the text are read.
-    more: how many tokens the model adds, each the likeliest one.
-    speculate, lookahead: the guesses that are recorded, as for mc.load; the prefetch never stands
-        aside. A replay of the trace may use as many guesses, or fewer.
+    more: how many tokens the model adds, each the most likely one.
+    speculate, lookahead: the guesses that are recorded, as for mc.load; the prefetch is never
+        switched off. A replay of the trace may use as many guesses, or fewer.
     sources: where guesses are made from, `guess_from` of mc.load. The text is read once for each;
         outcomes and times are those of the first reading.
 
@@ -61,7 +61,7 @@ def record_text(
 
 
 def ids_of(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
-    """int64 [1, T]: the text's first tokens, `tokens` at the most. Raises MoEColabError where there
+    """int64 [1, T]: the text's first tokens, `tokens` at most. Raises MoEColabError where there
     are none."""
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
     if not ids.shape[1]:

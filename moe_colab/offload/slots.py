@@ -74,7 +74,7 @@ def across(matrix: Matrix) -> Shape:
 def prepared_bytes(
     layout: BlobLayout, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
 ) -> int:
-    """Bytes that kernels keep beside a block of this layout, at the most. Runs the kernels'
+    """Bytes that kernels keep beside a block of this layout, at most. Runs the kernels'
     self-tests, if this process has not yet."""
     dispatcher = dispatcher_for(kernels)
     return sum(

@@ -30,23 +30,24 @@ from ..machine.memory import VRAM_RESERVE
 from ..store.manifest import NAME as MANIFEST
 from ..store.manifest import Manifest
 from ..units import human
+from .access import gated
 from .card import card, table
 from .sizes import Sizes, downloaded, folder_sizes, hub_sizes, progress_bars, store_sizes
+from .sources import SHIPPED, source_of
 
-SHIPPED = "shipped"  # the name of load()'s None in a form field
 CATALOGUE = {
     None: ("the small model", "comes with moe_colab; answers at once, knows little"),
     "ibm-granite/granite-3.1-1b-a400m-instruct": ("Granite 3.1 1B", "a real chat model, small"),
-    "allenai/OLMoE-1B-7B-0924-Instruct": ("OLMoE 1B-7B", "a real chat model, 64 experts a layer"),
+    "allenai/OLMoE-1B-7B-0924-Instruct": ("OLMoE 1B-7B", "a real chat model, 64 experts per layer"),
 }
 DOWNLOAD_SPEED, PACKING_SPEED = 50e6, 150e6  # bytes a second, assumed, not measured
 ASSUMED = (
-    f"The first wait is an estimate, at {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download and "
-    f"{PACKING_SPEED / 1e6:.0f} MB/s of packing (assumed); later the packed store is there."
+    f"The first wait is an estimate: {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download and "
+    f"{PACKING_SPEED / 1e6:.0f} MB/s of packing are assumed. Later the packed store is used."
 )
 MEMORY = (
-    "Memory is the GPU's, where another "
-    f"{human(VRAM_RESERVE)} are left alone, or the host's where there is no GPU."
+    f"Memory is that of the GPU, where another {human(VRAM_RESERVE)} must stay free. "
+    "Without a GPU, it is that of the computer."
 )
 _known: dict[tuple[str | None, str], Sizes] = {}  # by endpoint and name
 
@@ -72,7 +73,7 @@ class ModelInfo:
 
     @property
     def disk_bytes(self) -> int | None:
-        """Bytes needed on the disk at the most: the store, and the two largest files of a
+        """Bytes needed on the disk at most: the store, and the two largest files of a
         download, which are deleted after packing."""
         if self.sizes is None or self.packed:
             return self.sizes and 0
@@ -159,21 +160,13 @@ def duration(seconds: float) -> str:
     return f"~{round(seconds / 60)} min"
 
 
-def source_of(choice: str | os.PathLike[str] | None) -> str | os.PathLike[str] | None:
-    """The source that a form field names: None for "shipped" or "", which is the small model, and
-    text without the spaces around it. Sources that are no text stay as they are."""
-    if not isinstance(choice, str):
-        return choice
-    choice = choice.strip()
-    return None if choice in ("", SHIPPED) else choice
-
-
 def models(*more: str, timeout: float = 10.0, refresh: bool = False) -> ModelList:
-    """The models to begin with, and `more` of the hub ("org/name") or on this machine (checkpoint
-    folders). Sizes are read from the headers of the weights, over the network for models that are
-    not here. That takes at most `timeout` seconds altogether; a row without an answer says so. Only
-    headers and configuration are fetched; `refresh` fetches them again."""
-    sources = [*CATALOGUE, *(source for source in more if source not in CATALOGUE)]
+    """The models to begin with, and `more` of the hub ("org/name", or the address of its page) or
+    on this machine (checkpoint folders). Sizes are read from the headers of the weights, over the
+    network for models that are not here. That takes at most `timeout` seconds altogether; a row
+    without an answer says so. Only headers and configuration are fetched; `refresh` fetches them
+    again. Raises MoEColabError for an address that is not a model's."""
+    sources = list(dict.fromkeys([*CATALOGUE, *map(source_of, more)]))
     rows: list[ModelInfo | None] = [None] * len(sources)
 
     def look_up(number: int) -> None:
@@ -237,12 +230,12 @@ def info(source: str | None, refresh: bool) -> ModelInfo:
                 return describe(source, "not here, and offline mode is on (HF_HUB_OFFLINE)")
             _known[key] = hub_sizes(source)
         return describe(source, sizes=_known[key])
-    except GatedRepoError:
-        problem = "gated: accept its terms on the hub and log in with hf auth login"
+    except GatedRepoError as error:
+        problem = gated(source, error)
     except (RepositoryNotFoundError, HFValidationError):
-        problem = "no such folder, and no such model on the hub that you may see"
+        problem = "there is no such folder, and no such model on the hub that you can access"
     except NotASafetensorsRepoError:
-        problem = "it has no safetensors weights, and moe_colab reads no others"
+        problem = "it has no safetensors weights, the only ones that moe_colab can read"
     except MoEColabError as error:
         problem = str(error)
     except Exception as error:  # the hub has many errors, which differ between versions

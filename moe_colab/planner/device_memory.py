@@ -17,14 +17,14 @@ class DeviceMemory:
     """Bytes that a model takes on its device, by MoE layer where it is a sequence.
 
     blobs: one expert in the store; experts: how many experts the layer has; dense: everything
-    else of the model; pinned: how many experts stay on the device for good, beside the slots;
+    else of the model; pinned: how many experts always stay on the device, beside the slots;
     kernels: what the kernels keep beside one expert; working: what products with low-bit matrices
     of the dense part take.
 
     `kernels` is known only when the model is loaded, and 0 before. So `slots_within` may promise
     too much before, but only on a CPU, in bfloat16, for matrices of 2 to 4 bits: beside each of
-    their weights the kernel int4pack keeps 5/8 byte at the most. Plain checkpoints have none, but
-    their headers lack the constants of a model, such as rotary frequencies: some kilobytes.
+    their weights the kernel int4pack keeps 5/8 byte at most. Plain checkpoints have none, but
+    their headers lack the constants of a model, such as rotary frequencies: a few kilobytes.
     """
 
     blobs: Sequence[int]

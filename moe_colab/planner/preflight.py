@@ -43,7 +43,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a model fits, None where that is unknown; how many slots a layer fit; and why."""
+    """Whether a model fits, None where that is unknown; how many slots per layer fit; and why."""
 
     fits: bool | None
     slots: int | None
@@ -100,8 +100,8 @@ class Preflight:
             return "every expert has a slot on the GPU"
         share = max(0, self.ram_free - RAM_RESERVE) / model.sizes.experts
         if share >= 1:
-            return "every expert waits in RAM"
-        return f"{share:.0%} of the experts wait in RAM, the others on disk"
+            return "every expert is in RAM"
+        return f"{share:.0%} of the experts are in RAM, the others on disk"
 
     def facts(self) -> list[tuple[str, str, str]]:
         """(name, value, remark) of this machine's parts."""
@@ -154,7 +154,7 @@ class Preflight:
             wait = "–" if verdict.fits is False else escape(model.wait())
             rows.append([name, fits, slots, wait])
         say = f'<p class="moecard-say">{escape(self.remark())}</p>' if self.remark() else ""
-        heads = ("model", "fits here?", "slots a layer", "first wait")
+        heads = ("model", "fits here?", "slots per layer", "first wait")
         body = tiles(self.facts()) + say + table(heads, rows)
         return card("What this machine can run", body, ASSUMED, self.where)
 
@@ -166,7 +166,7 @@ def answer(verdict: Verdict) -> str:
 def slots_of(verdict: Verdict, model: ModelInfo) -> str:
     if not verdict.slots:
         return ""
-    return f" with up to {verdict.slots} of {model.sizes.experts_per_layer} slots a layer"
+    return f" with up to {verdict.slots} of {model.sizes.experts_per_layer} slots per layer"
 
 
 # ---------------------------------------------------------------------- this machine

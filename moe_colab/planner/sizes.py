@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.utils import (
     SafetensorsFileMetadata,
     are_progress_bars_disabled,
@@ -26,10 +25,10 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import MoEColabError
-from ..machine.folders import environment
 from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
 from ..store.manifest import Manifest
 from ..store.safetensors import SINGLE, TensorEntry, read_header, weight_files
+from .access import hub_access
 from .device_memory import DeviceMemory
 
 SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # the files beside the weights
@@ -114,11 +113,11 @@ def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
 
 # ---------------------------------------------------------------------- on this machine
 def folder_sizes(folder: Path) -> Sizes:
-    """The sizes of a checkpoint folder. Raises MoEColabError where it is not a whole checkpoint."""
+    """The sizes of a checkpoint folder. Raises MoEColabError if the checkpoint is not complete."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise MoEColabError(f"{folder} is not a whole checkpoint: {error}.") from error
+        raise MoEColabError(f"{folder} is not a complete checkpoint: {error}.") from error
     return measure([read_header(folder / file).values() for file in weight_files(folder)], config)
 
 
@@ -134,16 +133,6 @@ def downloaded(repo_id: str) -> Path | None:
     except MoEColabError:  # the index is damaged
         return None
     return folder if whole else None
-
-
-def hub_access(token: str | None = None) -> HfApi:
-    """Access to the hub with this token, or with the user's own, if there is one. On Colab without
-    a token, access is anonymous: otherwise huggingface_hub would read Colab's secrets, which asks
-    the user, from any thread."""
-    own = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    has_own = any(map(os.environ.get, own)) or Path(constants.HF_TOKEN_PATH).is_file()
-    anonymous = token is None and environment() == "colab" and not has_own
-    return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=False if anonymous else token)
 
 
 def hub_sizes(repo_id: str) -> Sizes:

@@ -62,7 +62,7 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
     picture = two_maps(
         transitions_title(rows, layer),
         (f"Share of an expert's tokens, by expert of layer {layer + 1}", shares),
-        ("Times the share under independence", lifts),
+        ("As a multiple of the expected share", lifts),
         (f"expert of layer {layer + 1}", range(shape[1])),
         (f"expert of layer {layer}", range(shape[0])),
     )
@@ -73,8 +73,8 @@ def transitions(table: Any, layer: int | None = None) -> Picture:
     bold = "in bold; " if written else ""
     remark(
         picture,
-        f"In {len(outside):,} of {len(rows):,} pairs, independence is outside of the 95 % interval "
-        f"({bold}by chance alone about {max(1, round(0.05 * len(rows))):,}).",
+        f"In {len(outside):,} of {len(rows):,} pairs, the expected share is outside the 95 % "
+        f"interval ({bold}by chance alone about {max(1, round(0.05 * len(rows))):,}).",
     )
     return picture
 
@@ -85,11 +85,11 @@ BESIDE = ("tokens", "low", "high", "independent", "lift")
 def transitions_title(rows: Sequence[dict], layer: int) -> str:
     sure = [r for r in rows if r["low"] > r["independent"] and r["tokens"] >= SEEN]
     if not sure:
-        return f"Layers {layer} and {layer + 1}: no pair is significantly above chance"
+        return f"No pair of layers {layer} and {layer + 1} is significantly above chance"
     most = max(sure, key=lambda row: row["lift"])
     return (
-        f"From expert {most['expert']} of layer {layer} to {most['next']} of layer {layer + 1}: "
-        f"{most['lift']:.1f} times the share under independence"
+        f"Expert {most['expert']} of layer {layer} sends {most['lift']:.1f} times the expected "
+        f"share to expert {most['next']} of layer {layer + 1}"
     )
 
 

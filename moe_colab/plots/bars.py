@@ -77,7 +77,7 @@ def add_rest(parts: dict[str, dict[str, int]], summary: Any) -> None:
 def title_of(parts: dict, total: int, unit: str, factor: float) -> str:
     shares = {kind: sum(kinds[kind] for kinds in parts.values()) / total for kind in KINDS}
     main = ", ".join(f"{share:.0%} {kind}" for kind, share in shares.items() if share >= 0.03)
-    return f"{total / factor:.2f} {unit}: {main}"
+    return f"The model takes {total / factor:.2f} {unit}: {main}"
 
 
 def draw(
@@ -91,6 +91,8 @@ def draw(
 
 
 PLACES = {"device": "device", "host": "host memory", "disk": "disk"}
+SPACE = {"device": "device memory", "host": "host memory", "disk": "disk space"}
+ON = {"device": "on the device", "host": "in host memory", "disk": "on disk"}
 PARTS = {
     "all but the experts": DIM,
     "slots": GREEN,
@@ -139,12 +141,12 @@ def memory(rows: Any, limits: Mapping[str, float] | None = None) -> Picture:
 
 
 def memory_title(total: Mapping[str, float], limits: Mapping[str, float]) -> str:
-    over = [PLACES[place] for place in limits if total[place] > limits[place]]
+    over = [SPACE[place] for place in limits if total[place] > limits[place]]
     if over:
-        return f"Over the limit: {' and '.join(over)}"
+        return f"There is not enough {' and '.join(over)}"
     whole = sum(total.values())
-    shares = ", ".join(f"{total[p] / whole:.0%} {PLACES[p]}" for p in total)
-    return f"Bytes by place: {shares}"
+    shares = ", ".join(f"{total[p] / whole:.0%} {ON[p]}" for p in total)
+    return f"Where the bytes are: {shares}"
 
 
 def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
@@ -152,8 +154,8 @@ def frame(axes: Axes, names: Sequence[str], unit: str) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.tick_params(axis="y", length=0)
     plain_axes(axes, "x")
+    axes.tick_params(axis="y", length=0)
 
 
 def explain(picture: Picture, axes: Axes, kinds: Iterable[str], across: int) -> None:

@@ -136,7 +136,7 @@ def title_of(parts: list[list[Panel]]) -> str:
         + ("the experts" if part[0].across == "expert" else "the rest")
         for part in parts
     )
-    return f"Quantizing lost, on average, {means}"
+    return f"Quantizing loses {means}, on average"
 
 
 def draw(axes: Axes, panel: Panel, scale: Normalize, in_line: int) -> AxesImage:

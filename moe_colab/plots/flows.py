@@ -169,7 +169,5 @@ def title_of(edges: Edges) -> str:
     more = sum(flow for flow, sure in edges.values() if sure)
     whole = sum(flow for flow, _ in edges.values())
     count = sum(sure for _, sure in edges.values())
-    return (
-        f"{count} flows are significantly above chance (95 % intervals): {more / whole:.0%} of the "
-        "tokens take them"
-    )
+    taken = f"{more / whole:.0%} of the tokens take the {count} flows"
+    return f"{taken} that are significantly above chance"

@@ -73,15 +73,16 @@ def rates_title(rows: list[dict], slots: int | None) -> str:
         if row["slots"] == slots and row["phase"] == "decode"
     }
     if not {"lru", "optimal"} <= set(rates):
-        return "More slots, more hits"
+        return "With more slots there are more hits"
     best = rates["optimal"]
-    return f"{slots} slots, decoded tokens: LRU hits {rates['lru']:.0%}, Belady {best:.0%}"
+    hits = f"LRU hits {rates['lru']:.0%} and Belady {best:.0%}"
+    return f"With {slots} slots, {hits} (decoded tokens)"
 
 
 @drawn
 def recall(table: Any) -> Picture:
-    """The share of the experts a layer needs that were guessed: by layer, one line for each source
-    and lookahead, with 95 % intervals. Dotted: random guesses.
+    """The share of the experts needed by a layer that were guessed: by layer, one line for each
+    source and lookahead, with 95 % intervals. Dotted: random guesses.
 
     table: mc.tables.recall. Raises MoEColabError for a table without rows or without one of the
     columns.
@@ -126,7 +127,7 @@ def recall_title(rows: list[dict]) -> str:
         if own:
             recalls[source] = sum(r["guessed"] for r in own) / sum(r["needed"] for r in own)
     shares = [f"{share:.0%} {SOURCES[source][2]}" for source, share in recalls.items()]
-    return "One layer ahead: " + ", ".join(shares)
+    return "Guesses find " + " and ".join(shares)
 
 
 def share_axis(axes: Axes) -> None:

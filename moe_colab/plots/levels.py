@@ -37,10 +37,10 @@ def levels(rows: Iterable[Mapping[str, Any]]) -> Picture:
 
 def title_of(rows: list[dict]) -> str:
     counts = " and ".join(
-        f"{len(np.unique(row['levels']))} levels for {np.size(row['group'])} weights"
+        f"{np.size(row['group'])} weights share {len(np.unique(row['levels']))} levels"
         for row in rows
     )
-    return f"One group of each matrix: {counts}"
+    return f"In one group of each matrix, {counts}"
 
 
 def draw(axes: Axes, row: Mapping[str, Any]) -> None:

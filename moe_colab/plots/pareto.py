@@ -27,7 +27,7 @@ Row = Mapping[str, Any]
 def pareto(rows: Iterable[Row], mine: Iterable[Row] = ()) -> Picture:
     """Every way to quantize as a point: its perplexity as a multiple of full precision, with the 95
     % interval, by its bytes (with scales and zeros). Hollow points are ties: their interval
-    contains 1. The line joins the points that no smaller one beats.
+    contains 1. The line joins the best points: no smaller one is as good.
 
     rows: mc.benchmark("quality")["rows"], or a frame with the same columns. mine: your own rows,
     drawn as crosses; they need the columns bytes and ratio only. Raises MoEColabError for a
@@ -63,10 +63,10 @@ def title_of(rows: Sequence[Row]) -> str:
     ties = [row for row in rows if row["tie"] and row["ratio"] != 1]
     largest = max(rows, key=lambda row: row["bytes"])
     if not ties:
-        return f"{len(rows)} ways to quantize: none is as good as full precision"
+        return f"None of {len(rows)} ways to quantize is as good as full precision"
     least = min(ties, key=lambda row: row["bytes"])
     share = least["bytes"] / largest["bytes"]
-    return f"No measurable rise down to {share:.0%} of the bytes: {name(least)}"
+    return f"Down to {share:.0%} of the bytes, no loss can be measured: {name(least)}"
 
 
 def name(row: Row) -> str:
@@ -121,6 +121,6 @@ def legend(rows: Sequence[Row], with_mine: bool) -> list[Line2D]:
     hollow = {"markerfacecolor": "white", "markeredgewidth": 1.6}
     handles += [
         sign_handle("hollow: tie, the interval contains 1", DIM, "o", **hollow),
-        Line2D([], [], color=DIM, linestyle=(0, (4, 3)), label="no smaller one is better"),
+        Line2D([], [], color=DIM, linestyle=(0, (4, 3)), label="best for its size"),
     ]
     return [*handles, sign_handle("yours", INK, "X", markersize=10)] if with_mine else handles

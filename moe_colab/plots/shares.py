@@ -60,8 +60,8 @@ def shares_title(rows: Sequence[dict], layer: int) -> str:
     most, least = (pick(rows, key=lambda row: row["share"]) for pick in (max, min))
     most_times, least_times = (row["share"] / row["uniform"] for row in (most, least))
     return (
-        f"Layer {layer}: expert {most['expert']} gets {most_times:.1f} times an even share, "
-        f"expert {least['expert']} only {least_times:.1f}"
+        f"In layer {layer}, expert {most['expert']} gets {most_times:.1f} times an even share, "
+        f"expert {least['expert']} only {least_times:.1f} times"
     )
 
 
@@ -110,12 +110,12 @@ def specialisation_title(rows: Sequence[dict]) -> str:
         others = [r["share"] for r in rows if r["expert"] == row["expert"] and r is not row]
         if others and row["low"] > row["uniform"] and row["share"] - max(others) > best[0]:
             title = (
-                f"Layer {row['layer']}: {row['share']:.0%} of {named(row['label'])} goes to "
-                f"expert {row['expert']}, at most {max(others):.0%} of any other text"
+                f"In layer {row['layer']}, expert {row['expert']} gets {row['share']:.0%} of "
+                f"{named(row['label'])}, and at most {max(others):.0%} of any other text"
             )
             best = row["share"] - max(others), title
     if len({row["label"] for row in rows}) == 1:
-        return f"Layer {rows[0]['layer']}: this trace holds one kind of text only"
+        return "This trace holds one kind of text only"
     return best[1] or "No kind of text differs significantly from the others"
 
 

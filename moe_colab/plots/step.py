@@ -51,7 +51,7 @@ def title_of(token_step: Any) -> str:
     outcomes = [f"{counts.count(name)} {MANY[name]}" for name in SIGNS if counts.count(name) > 1]
     outcomes += [f"1 {sign.name}" for name, sign in SIGNS.items() if counts.count(name) == 1]
     word = written(token_step.text, FEW)
-    return f"“{word}” at MoE layer {token_step.layer}: {', '.join(outcomes)}"
+    return f"“{word}” has {' and '.join(outcomes)} in MoE layer {token_step.layer}"
 
 
 def draw_router(axes: Axes, token_step: Any) -> None:

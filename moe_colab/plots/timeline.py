@@ -103,7 +103,7 @@ def title_of(own: Sequence[dict], copies: Sequence[dict], step: int, word: str) 
     whole = max(row["end"] for row in own) - min(row["begin"] for row in own)
     waited = sum(row["end"] - row["begin"] for row in own if row["kind"] == "stall")
     title = f"“{readable(word, LONGEST)}”" if word.strip() else f"step {step}"
-    title += f": {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} ms are stalls"
+    title += f" takes {1e3 * whole:.1f} ms, of which {1e3 * waited:.1f} ms are stalls"
     # An interrupted copy has several rows.
     guessed = {(r["step"], r["layer"], r["expert"]): r["guess"] for r in copies}
     guesses = [guess for guess in guessed.values() if guess != "no"]

@@ -126,8 +126,8 @@ def title_of(shown: dict[int, list[dict]]) -> str:
         return f"Layer {layer} routed none of these tokens to an expert"
     most = max(sorted(set(firsts)), key=firsts.count)
     return (
-        f"Layer {layer}: {len(set(firsts))} different first choices, expert {most} for "
-        f"{firsts.count(most)} of {len(firsts)} tokens"
+        f"In layer {layer}, expert {most} is the first choice of {firsts.count(most)} of "
+        f"{len(firsts)} tokens"
     )
 
 

@@ -22,7 +22,7 @@ def pick_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise MoEColabError(f"{device!r} is no device: use auto, cpu or cuda.") from error
+        raise MoEColabError(f"{device!r} is not a device: use auto, cpu or cuda.") from error
     if device.type not in ("cpu", "cuda"):
         raise MoEColabError(f"moe_colab runs on cpu and cuda, not on {device.type}.")
     if device.type == "cuda":

@@ -17,7 +17,8 @@ from ..errors import MoEColabError
 from ..machine.folders import cache_folder
 from ..machine.memory import available_memory, free_disk
 from ..planner.card import card, mark, tiles
-from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info, source_of
+from ..planner.catalogue import DOWNLOAD_SPEED, ModelInfo, duration, info
+from ..planner.sources import source_of
 from ..units import human
 from .bits import quantize_matrix
 from .devices import pick_device
@@ -26,7 +27,7 @@ from .hqq import choose_scales
 
 TRIAL = (1024, 1024)  # the shape of the matrix whose quantizing is timed
 COLUMNS = 4096  # assumed of every matrix, to count what a row's scales take
-WORKING = 1_500_000_000  # bytes that quantizing takes at the most, beside the largest expert
+WORKING = 1_500_000_000  # bytes that quantizing takes at most, beside the largest expert
 ASSUMED = (
     f"Estimates: {DOWNLOAD_SPEED / 1e6:.0f} MB/s of download are assumed; the speed of quantizing "
     "was measured on this machine just now. The dense part is counted at full size."

@@ -26,7 +26,7 @@ def store_folder(store: str | os.PathLike[str]) -> Path:
         folder = Path(store)
     except TypeError as error:
         kind = type(store).__name__
-        raise MoEColabError(f"a {kind} is no folder: give the path of a store.") from error
+        raise MoEColabError(f"a {kind} is not a path: give the path of a store.") from error
     if not folder.is_dir():
         raise MoEColabError(f"{folder} is not a folder: name a store.")
     return folder

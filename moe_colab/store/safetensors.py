@@ -51,7 +51,7 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """All tensors of a file by name. Raises MoEColabError where it is not a whole safetensors
+    """All tensors of a file by name. Raises MoEColabError where it is not a complete safetensors
     file."""
     try:
         with open(path, "rb") as file:
@@ -74,7 +74,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except OSError as error:
         raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise MoEColabError(f"{path} is not a whole safetensors file: {error}.") from error
+        raise MoEColabError(f"{path} is not a complete safetensors file: {error}.") from error
     if any(entry.end > size for entry in entries.values()):
         raise MoEColabError(
             f"{path} is cut short: it has {size:,} bytes and its header names more. Fetch it again."

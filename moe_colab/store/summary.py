@@ -109,7 +109,7 @@ class Summary:
 
 
 def inspect(store: str | os.PathLike[str]) -> Summary:
-    """The summary of a store. Raises MoEColabError if it is not whole."""
+    """The summary of a store. Raises MoEColabError if it is not complete."""
     folder = store_folder(store)
     manifest = Store(folder).manifest
     layers = manifest.layers

@@ -61,8 +61,8 @@ def read(
         raise MoEColabError(f"{path} does not exist: name a saved file.") from error
     except Exception as error:  # zipfile, zlib, numpy and json share no error class
         raise MoEColabError(
-            f"{path} is not a whole {kind} of moe_colab ({type(error).__name__}: {error}): it is "
-            "damaged, or of another program. Use another file."
+            f"{path} is not a complete {kind} of moe_colab ({type(error).__name__}: {error}): it "
+            "is damaged, or of another program. Use another file."
         ) from error
     if file_kind != kind or file_version > version:
         raise MoEColabError(

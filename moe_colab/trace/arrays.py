@@ -1,7 +1,7 @@
 """The arrays of a trace: their columns, their checks, and how they are joined.
 
-Legend: F forwards (steps), N tokens of all forwards (all rows), L MoE layers, K top-k, E experts a
-layer (the most of any layer), A accesses, G guesses.
+Legend: F forwards (steps), N tokens of all forwards (all rows), L MoE layers, K top-k, E experts
+per layer (the most of any layer), A accesses, G guesses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GUESS = np.dtype(
         ("at", "i2"),  # the layer whose hidden state the guess is made from
         ("layer", "i2"),  # the guessed layer; in the next step if it is not after `at`
         ("expert", "i2"),
-        ("place", "i2"),  # 0: the likeliest
+        ("place", "i2"),  # 0: the most likely
         ("probability", "f2"),
         ("source", "u1"),  # of the trace's sources
     ]

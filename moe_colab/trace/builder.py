@@ -65,8 +65,8 @@ class Forward:
     def guessed(
         self, at: int, layer: int, ranked: Sequence[tuple[int, float]], source: str
     ) -> None:
-        """At the MoE layer `at`, experts were guessed for `layer`: (expert, probability), likeliest
-        first. May be called in any thread."""
+        """At the MoE layer `at`, experts were guessed for `layer`: (expert, probability), the
+        most likely first. May be called in any thread."""
         self.guesses += [
             (at, layer, expert, place, probability, source)
             for place, (expert, probability) in enumerate(ranked)

@@ -38,8 +38,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
         raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise MoEColabError(
-            f"{path} is not a whole routing trace ({error}): it must begin with {MARK!r} and hold "
-            f"the columns {', '.join(COLUMNS)}."
+            f"{path} is not a complete routing trace ({error}): it must begin with {MARK!r} and "
+            f"hold the columns {', '.join(COLUMNS)}."
         ) from error
 
 

@@ -128,9 +128,9 @@ class Trace:
 
     def guess_frame(self) -> pandas.DataFrame:
         """One row per guess: the step and layer (`at`) in which it was made, the guessed layer and
-        expert, its place (0: the likeliest), probability, source, and whether the router then chose
-        it (`right`). A layer that is not after `at` means the next step; guesses for a step after
-        the last one are left out."""
+        expert, its place (0: the most likely), probability, source, and whether the router then
+        chose it (`right`). A layer that is not after `at` means the next step; guesses for a step
+        after the last one are left out."""
         return frames.guesses(self)
 
     # ------------------------------------------------------------------ parts and wholes

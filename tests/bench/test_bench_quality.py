@@ -228,12 +228,11 @@ def test_the_readme_quotes_the_table(shipped):
 
 
 def test_what_the_readme_says_of_allocation(shipped):
-    """It is better than uniform bits and than choosing without measuring, in both scores; choosing
-    by the rise of the loss is a tie in perplexity and agrees less."""
+    """It agrees more than uniform bits, than choosing without measuring, and than choosing by the
+    rise of the loss. Its perplexity is a tie with uniform bits; by the rise it is lower."""
     allocation = shipped["allocation"]
     for one in (allocation, *allocation["other_budgets"]):
-        for name in ("uniform", "blind"):
-            over = one[f"allocated_over_{name}"]
-            assert over["ratio_high"] < 1 and over["agreement_gain_low"] > 0
-        by_rise = one["allocated_over_by_rise"]
-        assert by_rise["tie"] and by_rise["agreement_gain_low"] > 0
+        for name in ("uniform", "blind", "by_rise"):
+            assert one[f"allocated_over_{name}"]["agreement_gain_low"] > 0
+        assert one["allocated_over_uniform"]["tie"]
+        assert one["allocated_over_by_rise"]["ratio_low"] > 1

@@ -1,4 +1,4 @@
-"""The governor: what guesses may waste, and when the prefetch stands aside."""
+"""The governor: what guesses may waste, and when the prefetch is switched off."""
 
 from __future__ import annotations
 
@@ -99,8 +99,8 @@ def test_stands_aside_where_tokens_are_faster_without(pays):
     made = run(governor, clock, TRIAL + 2, lambda on, _: 1.0 if on == pays else 1.1)
     assert abs(sum(made[:TRIAL]) - TRIAL / 2) <= 1, "every other one"
     assert governor.pays == governor.on == pays
-    result = "pays: 1000.0 ms" if pays else "stands aside: 1100.0 ms"
-    assert governor.says().startswith(f"prefetch {result} a token with it, 1")
+    result = "saves time: 1000.0 ms" if pays else "is off: 1100.0 ms"
+    assert governor.says().startswith(f"prefetch {result} per token with it, 1")
 
 
 def test_asks_again_later_and_ever_more_rarely():

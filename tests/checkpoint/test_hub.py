@@ -145,7 +145,7 @@ def test_a_hub_that_fails_midway_is_one_sentence_and_the_next_try_goes_on(hub, c
     name = sorted(weights(checkpoint))[2]
     hub.break_at[name] = [20_000, *[0] * hub_module.TRIES]
     message = refusal()
-    assert REPO in message and "goes on where it stopped" in message
+    assert REPO in message and "continues where it stopped" in message
     hub.sent.clear()
     load()[0].offload.close()
     assert hub.begun[name][-1] == 20_000 and sorted(weights(checkpoint))[0] not in hub.sent
@@ -223,8 +223,57 @@ def test_an_unknown_revision_is_named(hub):
 def test_a_gated_repo_says_what_to_do_and_moves_no_weights(hub):
     hub.gated.add(REPO)
     message = refusal()
-    assert "gated" in message and f"/{REPO}" in message and "hf auth login" in message
+    assert message.startswith(
+        f"{REPO} is gated: accept its licence at https://huggingface.co/{REPO},"
+    )
+    assert "`hf auth login`" in message and "HF_TOKEN" in message
     assert not hub.sent
+    assert refusal(f"{os.environ['HF_ENDPOINT']}/{REPO}/tree/main") == message
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("COLAB_RELEASE_TAG", "as the secret HF_TOKEN (the key icon on the left)"),
+        ("KAGGLE_KERNEL_RUN_TYPE", 'os.environ["HF_TOKEN"]'),
+    ],
+)
+def test_a_gated_repo_says_how_a_token_is_given_here(hub, monkeypatch, variable, words):
+    hub.gated.add(REPO)
+    monkeypatch.setenv(variable, "test")
+    message = refusal()
+    assert words in message and f"https://huggingface.co/{REPO}," in message
+    assert "hf auth login" not in message
+
+
+def test_a_token_that_does_not_help_is_told_apart(hub, monkeypatch):
+    hub.gated.add(REPO)
+    hub.strangers.add("hf_stranger")
+    hub.narrow.add("hf_narrow")
+    for token, words in (
+        ("hf_stranger", f"accept its licence at https://huggingface.co/{REPO} with that account"),
+        ("hf_narrow", f"does not let your token read {REPO}"),
+        ("hf_unknown", "does not know your token"),
+    ):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert words in refusal()
+    assert not hub.sent
+
+
+def test_a_pasted_address_is_loaded(hub, tmp_path):
+    page = f"{os.environ['HF_ENDPOINT']}/{REPO}/"
+    model, _ = load(page)
+    with model.offload:
+        assert model.offload.name == REPO
+    hub.sent.clear()
+    load(f"https://huggingface.co/{REPO}/tree/{COMMIT}")[0].offload.close()
+    assert not moved(hub)  # the same store
+    report = mc.quantize(f"{page}tree/main", tmp_path / "store", **OPTIONS)
+    assert Store(report.store).manifest.source["id"] == REPO
+    assert "'v9'" in refusal(f"{page}tree/v9")
+    asked = len(hub.asked)
+    assert "is a data set" in refusal(f"https://huggingface.co/datasets/{REPO}")
+    assert len(hub.asked) == asked
 
 
 def test_the_users_own_token_opens_it(hub, monkeypatch):

@@ -280,7 +280,7 @@ def test_a_hub_that_goes_away_is_one_sentence_and_the_next_try_goes_on(hub, sour
         for job in streaming:
             done.append(job)
     message = str(caught.value)
-    assert REPO in message and "goes on where it stopped" in message and "\n" not in message
+    assert REPO in message and "continues where it stopped" in message and "\n" not in message
     assert len(done) == 2 and no_thread_is_left()
     run(shards(), [job for job in jobs if job not in done], place, source)
     assert hub.begun[NAMES[1]][-1] >= 5000 - hub_module.PIECE

@@ -165,7 +165,7 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
         assert re.search(r"^\d+ packages that were here before are unchanged$", said, re.M)
         card = notebook.by_class("moecard").inner_text()
         assert "What this machine can run · colab" in card and OPEN in card
-        assert "gated: accept its terms" in card
+        assert "gated: accept its licence" in card
         assert secrets(box) == []
 
         notebook.edit(cell["choose"], '"shipped"  #', f'"{GATED}"  #')

@@ -100,7 +100,7 @@ def test_stream_stop_refuse_retry_clear(open_chat, tmp_path):
         assert after["asked"] == before["asked"]
         assert after["said"][0] == before["said"][0] and after["said"][1] != before["said"][1]
         shown = notebook.by_class("moe-log").inner_text()
-        assert after["said"][1].split()[-1] in shown and "MB a token" in shown
+        assert after["said"][1].split()[-1] in shown and "MB per token" in shown
         notebook.run_cell(1)  # the cell again: the conversation is still there
         assert notebook.page.locator(".moe-chat").count() == 1
         notebook.wait_text("moe-log", "And in Paris?")

@@ -57,7 +57,7 @@ def test_a_message_is_answered_and_shown(chat):
     list(plain.ask(QUESTION, seed=1))
     assert plain.turn.text == chat.session.turn.text
     assert plain.turn.text in parts.history.value and QUESTION in parts.history.value
-    assert "tokens/s" in parts.history.value and "MB a token" in parts.history.value
+    assert "tokens/s" in parts.history.value and "MB per token" in parts.history.value
     assert parts.live.value == parts.numbers.value == ""
     assert not parts.send.disabled and parts.stop.disabled and "ready" in status(chat)
     assert chat.error is None

@@ -458,11 +458,11 @@ def test_slots_are_those_that_loading_would_take(monkeypatch):
     ("changes", "fits", "why"),
     [
         ({}, True, "every expert has a slot on the GPU"),
-        ({"gpu": Gpu("x", 8 * GIB, 8 * GIB)}, True, "of the experts wait in RAM"),
+        ({"gpu": Gpu("x", 8 * GIB, 8 * GIB)}, True, "of the experts are in RAM"),
         (
             {"gpu": Gpu("x", 8 * GIB, 8 * GIB), "ram_free": 20 * GIB},
             True,
-            "every expert waits in RAM",
+            "every expert is in RAM",
         ),
         ({"disk_free": 23_599_999_999}, False, "23.6 GB of disk"),
         ({"gpu": Gpu("small", 2 * GIB, 2 * GIB)}, False, "GPU memory"),
@@ -558,7 +558,7 @@ def test_every_badge_leads_to_a_file_of_the_one_repository():
         found = re.findall(re.escape(STAMP["COLAB"]) + r"[^)\s\"\\]*", path.read_text())
         assert found, f"{path.name} has no badge"
         if path.suffix == ".ipynb":
-            assert found == [f"{start}notebooks/{path.name}"]
+            assert found[0] == f"{start}notebooks/{path.name}"
         badges += found
     for badge in badges:
         assert badge.startswith(start) and (ROOT / badge.removeprefix(start)).is_file(), badge
@@ -570,8 +570,9 @@ def test_a_new_notebook_gets_badge_and_setup_and_a_stamped_one_stays():
     raw = json.dumps({"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
     once = STAMP["stamped"](raw, "x.ipynb")
     assert STAMP["stamped"](once, "x.ipynb") == once and once.endswith("}\n") and "ü" in once
-    badge, setup, own = json.loads(once)["cells"]
+    badge, setup, own, following = json.loads(once)["cells"]
     assert "/notebooks/x.ipynb" in badge["source"][0] and own == code
+    assert following["id"] == "next"
     assert setup["metadata"]["tags"] == ["setup"]
     moved = once.replace("/moe_colab/blob/main/", "/elsewhere/blob/old/branch/")
     assert STAMP["stamped"](moved.replace("pip install", "rm"), "x.ipynb") == once

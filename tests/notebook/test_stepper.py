@@ -522,9 +522,8 @@ def test_the_picture_shows_the_moment(loaded):
     assert drawn / np.abs(drawn).max() == pytest.approx(expected / np.abs(expected).max(), abs=1e-5)
     misses = sum(access.outcome == "miss" for access in token_step.accesses)
     told = {0: "", 1: "1 miss", 2: "2 misses"}[misses]
-    assert (
-        f"layer {token_step.layer}: " in picture.get_suptitle() and told in picture.get_suptitle()
-    )
+    title = picture.get_suptitle()
+    assert title.endswith(f" in MoE layer {token_step.layer}") and told in title
     assert len(picture.png()) < 300_000
 
 

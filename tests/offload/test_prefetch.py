@@ -551,7 +551,7 @@ def test_closing_with_guesses_under_way_leaves_nothing():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("speculate", -1, "speculate must be a number of guesses a layer, 0 for none, not -1"),
+        ("speculate", -1, "speculate must be a number of guesses per layer, 0 for none, not -1"),
         ("speculate", True, "speculate must be"),
         ("speculate", "2", "speculate must be"),
         ("lookahead", 0, "lookahead must be 1 to 2 layers, not 0"),

@@ -17,14 +17,15 @@ from safetensors import safe_open
 
 from moe_colab import MoEColabError
 from moe_colab.cache.spares import SPARES
-from moe_colab.checkpoint.hub import is_repo_id
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.checkpoint.source import find_source
 from moe_colab.machine import folders
 from moe_colab.planner import catalogue
-from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models, source_of
+from moe_colab.planner.access import hub_access
+from moe_colab.planner.catalogue import CATALOGUE, DOWNLOAD_SPEED, PACKING_SPEED, models
 from moe_colab.planner.device_memory import DeviceMemory
-from moe_colab.planner.sizes import Sizes, folder_sizes, hub_access, measure
+from moe_colab.planner.sizes import Sizes, folder_sizes, measure
+from moe_colab.planner.sources import SHIPPED, is_repo_id, source_of
 from moe_colab.store import BlobLayout, FileEntry, LayerEntry, Manifest
 from moe_colab.store.safetensors import TensorEntry
 
@@ -198,7 +199,19 @@ def test_rows_of_ones_own(hub, sharded):
     mine, folder, gated, missing = models("someone/mine", str(sharded), "someone/gated", "a/b")[3:]
     assert mine.sizes == folder.sizes == folder_sizes(sharded)
     assert mine.download_bytes and not folder.download_bytes
-    assert "gated" in gated.problem and "no such model" in missing.problem
+    assert gated.problem.startswith("gated: accept its licence at https://huggingface.co/someone/")
+    assert "no such model" in missing.problem
+
+
+def test_an_address_is_the_model_that_it_names(hub, sharded):
+    hub.models["someone/mine"] = sharded
+    page = "https://huggingface.co"
+    rows = models(f"{page}/{OLMOE}", "shipped", f"{page}/someone/mine/tree/main")
+    assert [row.source for row in rows] == [*CATALOGUE, "someone/mine"]
+    assert rows[3].sizes == folder_sizes(sharded)
+    for wrong, word in (("/datasets/a/b", "a data set"), (f"/{OLMOE}/tree/v1", "main branch")):
+        with pytest.raises(MoEColabError, match=word):
+            models(page + wrong)
 
 
 def test_without_a_hub_the_rows_say_so(monkeypatch, tmp_path):
@@ -252,11 +265,11 @@ def test_a_form_fields_text_is_a_source():
 def test_form_fields_offer_the_list():
     """Every notebook's field of models names those of the list, in its order, and perhaps more
     of the hub."""
-    offered = [catalogue.SHIPPED, GRANITE, OLMOE]
+    offered = [SHIPPED, GRANITE, OLMOE]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             for line in "".join(cell["source"]).splitlines():
-                if "@param" in line and f'"{catalogue.SHIPPED}"' in line:
+                if "@param" in line and f'"{SHIPPED}"' in line:
                     options = line.split("@param", 1)[1].strip()
                     found, _ = json.JSONDecoder().raw_decode(options)
                     assert found[: len(offered)] == offered, path.name

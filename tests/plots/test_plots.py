@@ -231,10 +231,11 @@ def test_the_title_tells_the_smallest_tie():
     least = min((row for row in rows if row["tie"]), key=lambda row: row["bytes"])
     share = least["bytes"] / max(row["bytes"] for row in rows)
     title = plots.pareto(rows).get_suptitle()
-    assert f"{share:.0%} of the bytes: experts 4 (g64), attention 3" in title
+    assert title.startswith(f"Down to {share:.0%} of the bytes")
+    assert title.endswith(": experts 4 (g64), attention 3")
     for row in rows:
         row["tie"] = row["ratio"] == 1
-    assert "none is as good" in plots.pareto(rows).get_suptitle()
+    assert "is as good as full precision" in plots.pareto(rows).get_suptitle()
 
 
 # ---------------------------------------------------------------------- levels
@@ -333,8 +334,9 @@ def test_memory_is_what_lies_where_beside_what_there_is():
     assert [(x, (low + high) / 2) for (x, low), (_, high) in limits] == [(15, 0), (12, 1)]
     told = [text.get_text() for text in axes.texts]
     assert told == ["14.40 GB of 15.00", "17.10 GB of 12.00"]
-    assert picture.get_suptitle() == "Over the limit: host memory"
-    assert plots.memory(MEMORY).get_suptitle() == ("Bytes by place: 46% device, 54% host memory")
+    assert picture.get_suptitle() == "There is not enough host memory"
+    title = plots.memory(MEMORY).get_suptitle()
+    assert title == "Where the bytes are: 46% on the device, 54% in host memory"
     within(picture)
 
 

@@ -209,7 +209,7 @@ def test_signs_differ_by_more_than_colour_and_stand_out():
     assert min(colours.contrast(colour, "#ffffff") for colour in used) >= 3
 
 
-@pytest.mark.parametrize("name", ["routing", "cache", "speculate", "topics"])
+@pytest.mark.parametrize("name", ["block", "routing", "cache", "speculate", "topics"])
 def test_the_figures_above_the_notebooks_are_drawn_anew(name):
     picture = FIGURES[name]()
     picture.draw_without_rendering()

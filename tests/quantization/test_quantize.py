@@ -300,7 +300,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path):
         ({"overrides": {"*.gate": mc.Format(4)}}, "matches no matrix"),
         ({"overrides": {"lm_head": mc.Format(4, 16, 0)}}, "is looked up by rows"),
         ({"overrides": {"lm_head": mc.Format(6)}}, "6 bits along axis 1: choose bits"),
-        ({"device": "tpu"}, "is no device"),
+        ({"device": "tpu"}, "is not a device"),
         ({"dtype": "int8"}, "cannot compute in"),
     ],
 )

@@ -462,7 +462,7 @@ def save_changed(path, **changes) -> None:
         ({"accesses__outcome": lambda array: array + 4}, "record it again"),
         ({"guesses__at": lambda array: array - 9}, "record it again"),
         ({"guesses__step": lambda array: array.astype(np.int64)}, "record it again"),
-        ({"forwards__length": lambda array: array[1:]}, "not a whole trace"),
+        ({"forwards__length": lambda array: array[1:]}, "not a complete trace"),
     ],
 )
 def test_a_whole_file_with_the_wrong_content_is_refused(tmp_path, changes, said):
@@ -475,8 +475,8 @@ def test_what_is_no_trace_is_refused(tmp_path):
     (tmp_path / "text").write_text("nothing of the kind")
     np.savez(tmp_path / "other.npz", x=np.arange(3))
     for name, said in (
-        ("text", "not a whole trace"),
-        ("other.npz", "not a whole"),
+        ("text", "not a complete trace"),
+        ("other.npz", "not a complete"),
         ("no", "exist"),
     ):
         with pytest.raises(mc.MoEColabError, match=said):
@@ -547,7 +547,7 @@ def test_a_trace_of_another_engine(tmp_path):
 )
 def test_a_csv_that_is_no_such_trace_is_refused(tmp_path, change):
     (tmp_path / "route.csv").write_text(change(CSV))
-    with pytest.raises(mc.MoEColabError, match="not a whole routing trace"):
+    with pytest.raises(mc.MoEColabError, match="not a complete routing trace"):
         Trace.from_csv(tmp_path / "route.csv")
     with pytest.raises(mc.MoEColabError, match="cannot be read"):
         Trace.from_csv(tmp_path / "missing.csv")

@@ -64,8 +64,8 @@ def word(trace: Trace, step: int) -> str:
 def hit_rates(
     trace: Trace, policies: Iterable[PolicySpec] = POLICIES, slots: Sequence[int] | None = None
 ) -> pandas.DataFrame:
-    """The hit rate of every policy with every number of slots a layer, one row each for the prompt
-    and for the decoded tokens: policy, slots, phase, accesses, loads, bytes, hit_rate.
+    """The hit rate of every policy with every number of slots per layer, one row each for the
+    prompt and for the decoded tokens: policy, slots, phase, accesses, loads, bytes, hit_rate.
 
     policies: as for mc.replay, "optimal" (Belady) included. slots: 1 to all experts by default.
     Raises MoEColabError for a setting that cannot be.
@@ -93,7 +93,7 @@ def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     needed, guessed, recall (guessed / needed), low and high (its 95 % interval, by
     intervals.shares) and chance (the recall of random guesses).
 
-    guesses: per layer, the likeliest first. Raises MoEColabError where the trace holds fewer.
+    guesses: per layer, the most likely first. Raises MoEColabError where the trace holds fewer.
     """
     import pandas as pd
 
@@ -101,7 +101,7 @@ def recall(trace: Trace, guesses: int = 2) -> pandas.DataFrame:
     held = 0 if frame.empty else int(frame["place"].max()) + 1
     if not 1 <= guesses <= held:
         raise MoEColabError(
-            f"this trace holds {held} guesses a layer, not {guesses!r}: record one with "
+            f"this trace holds {held} guesses per layer, not {guesses!r}: record one with "
             f"speculate={guesses!r}."
         )
     decode = trace.forwards["phase"] == PHASES.index("decode")

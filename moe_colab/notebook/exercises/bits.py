@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from .judging import MIXTRAL_ATTENTION, MIXTRAL_EMBEDDINGS, MIXTRAL_EXPERTS, Reply, judge
-
-GIB = 2**30
-MIXTRAL_TOTAL = 17.54 * GIB  # arXiv 2312.17238, Table 1: attention 4 bits, experts 2 bits
-ATTENTION_BITS = 4.25  # 4-bit codes, an 8-bit scale and an 8-bit zero for every 64 weights
+from ...planner.mixtral import (
+    ATTENTION_BITS,
+    ATTENTION_WEIGHTS,
+    EMBEDDING_WEIGHTS,
+    EXPERT_WEIGHTS,
+    PAPER_BYTES,
+)
+from .judging import Reply, judge
 
 
 def group_bits(bits: int = 2, group: int = 64, columns: int = 4096) -> float:
@@ -35,14 +38,14 @@ def check_group_bits(answer: object) -> Reply:
 def mixtral_bits() -> float:
     """Bits per weight of the paper's 2-bit experts: all bits without those of the attention and the
     embeddings, divided by the experts' weights."""
-    rest = MIXTRAL_ATTENTION * ATTENTION_BITS + MIXTRAL_EMBEDDINGS * 16
-    return (8 * MIXTRAL_TOTAL - rest) / MIXTRAL_EXPERTS
+    rest = ATTENTION_WEIGHTS * ATTENTION_BITS + EMBEDDING_WEIGHTS * 16
+    return (8 * PAPER_BYTES - rest) / EXPERT_WEIGHTS
 
 
 def check_mixtral_bits(answer: object) -> Reply:
     """Check the real bits per weight of the experts in the paper's Mixtral of 17.54 GiB."""
-    whole = 8 * MIXTRAL_TOTAL
-    everything = MIXTRAL_EXPERTS + MIXTRAL_ATTENTION + MIXTRAL_EMBEDDINGS
+    whole = 8 * PAPER_BYTES
+    everything = EXPERT_WEIGHTS + ATTENTION_WEIGHTS + EMBEDDING_WEIGHTS
     return judge(
         answer,
         mixtral_bits(),
@@ -53,7 +56,7 @@ def check_mixtral_bits(answer: object) -> Reply:
         "0.262 B at 16, and divide what is left by 45.10 B.",
         {
             2: "2 bits is what a code takes. How many do the bytes give?",
-            whole / MIXTRAL_EXPERTS: (
+            whole / EXPERT_WEIGHTS: (
                 "the 17.54 GiB include the attention and the embeddings: take them out first."
             ),
             whole / everything: (

@@ -9,13 +9,6 @@ from html import escape
 
 from ...planner.card import STYLE, mark
 
-# Weights of Mixtral-8x7B: 32 layers of 8 experts, each with three matrices of 4096 x 14336;
-# attention (q and o: 4096 x 4096, k and v: 4096 x 1024); embeddings and head; routers.
-MIXTRAL_EXPERTS = 32 * 8 * 3 * 4096 * 14336
-MIXTRAL_ATTENTION = 32 * 2 * (4096 * 4096 + 4096 * 1024)
-MIXTRAL_EMBEDDINGS = 2 * 32000 * 4096
-MIXTRAL_ROUTERS = 32 * 8 * 4096
-
 
 @dataclass(frozen=True)
 class Reply:

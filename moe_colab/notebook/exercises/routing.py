@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .judging import (
-    MIXTRAL_ATTENTION,
-    MIXTRAL_EMBEDDINGS,
-    MIXTRAL_EXPERTS,
-    MIXTRAL_ROUTERS,
-    Reply,
-    judge,
+from ...planner.mixtral import (
+    ATTENTION_WEIGHTS,
+    EMBEDDING_WEIGHTS,
+    EXPERT_WEIGHTS,
+    ROUTER_WEIGHTS,
 )
+from .judging import Reply, judge
 
 ROUTER = (2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # logits of eight experts; two are chosen
 
@@ -46,8 +45,8 @@ def check_weight(answer: object) -> Reply:
 
 def mixtral_active(experts: int = 2) -> float:
     """Billions of weights of Mixtral-8x7B that a token uses, with this many experts per layer."""
-    always = MIXTRAL_ATTENTION + MIXTRAL_EMBEDDINGS + MIXTRAL_ROUTERS
-    return (always + MIXTRAL_EXPERTS * experts / 8) / 1e9
+    always = ATTENTION_WEIGHTS + EMBEDDING_WEIGHTS + ROUTER_WEIGHTS
+    return (always + EXPERT_WEIGHTS * experts / 8) / 1e9
 
 
 def check_active(answer: object) -> Reply:
@@ -62,7 +61,7 @@ def check_active(answer: object) -> Reply:
         "take two eighths of the experts' weights, and all other weights.",
         {
             mixtral_active(8): "these are all weights, but a token uses only 2 of 8 experts.",
-            MIXTRAL_EXPERTS / 4 / 1e9: (
+            EXPERT_WEIGHTS / 4 / 1e9: (
                 "these are the experts alone: every token also uses attention and embeddings."
             ),
             14: "8x7B is the name, not the size: use the three numbers.",

@@ -7,7 +7,7 @@ from ...cache.layer_cache import LayerCache
 from ...cache.policies import make_policy
 from .judging import Reply, judge
 
-# ---------------------------------------------------------------------- 05: which slots pay
+# ---------------------------------------------------------------------- 05: which experts stay
 ACCESSES = (0, 1, 0, 2, 1, 0)  # experts, one after the other
 SLOTS = 2
 

@@ -69,7 +69,7 @@ def stepper(
     source: a trace (None: the one that comes with moe_colab), or a model of mc.load() with its
     tokenizer and a text. The model reads the text token by token, as in decoding, and then
     generates `more` tokens greedily; it starts with the experts in its slots. It guesses even
-    where that does not pay, two experts per layer if its own `speculate` is 0. A trace needs
+    where that saves no time, two experts per layer if its own `speculate` is 0. A trace needs
     neither a model nor torch. It holds no weights and no vectors, and the steps that need them say
     so. A tokenizer gives texts to a trace without any.
     policy, slots: the cache of the replay of a trace, which starts with empty slots (policy also

@@ -36,7 +36,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Guess:
-    """The guesses made at this layer for the next one, the likeliest first: (expert, probability,
+    """The guesses made at this layer for the next one, the most likely first: (expert, probability,
     right?). needed: the experts that the next layer's router then chose."""
 
     source: str

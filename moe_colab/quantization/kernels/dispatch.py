@@ -77,7 +77,7 @@ class Dispatcher:
     def prepared_bytes(
         self, fmt: Format, shape: Shape, dtype: torch.dtype, device: torch.device
     ) -> int:
-        """Bytes that the kernels keep beside such a matrix, at the most."""
+        """Bytes that the kernels keep beside such a matrix, at most."""
         kernels = self.choose(fmt, shape, dtype, device)
         return sum(kernel.prepared_bytes(fmt, shape) for kernel in kernels)
 
