@@ -5,7 +5,8 @@
 A few documents of each domain, each as a sequence of its own: the first tokens are the prompt, the
 rest is decoded token by token from the text, so that the routing does not depend on what this
 machine would generate. One label per domain. Everything is read twice, for guesses from both
-sources; outcomes and times are those of the first reading.
+sources; outcomes and times are those of the first reading. It takes about 45 seconds on 2 CPU
+cores.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Prints one JSON. Seconds are those of the kernel, until the picture for the page is ready; the page
 adds its own. They are of the first part of the shipped trace, and of as many random tokens in a
-model with Mixtral's layers.
+model with Mixtral's layers. It takes about 30 seconds on 2 CPU cores.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ An *access* is one distinct expert that one MoE layer needs in one forward, for 
 many. It is counted when the layer's router has chosen and before any of its loads begins, and it is
 exactly one of these:
 
-- *hit*: it is in a slot and ready, and it has been used before;
-- *speculative hit*: a prefetch has brought it, all of it, and this is its first use;
+- *hit*: it is on the device, in a slot or pinned, and no first use of a prefetch;
+- *speculative hit*: a prefetch has brought all of it, and this is its first use;
 - *late*: a prefetch of it was started and has not ended: compute waits for the rest;
 - *miss*: neither it nor a prefetch of it is there: its load begins now.
 

@@ -89,6 +89,13 @@ def test_time_is_modelled_for_what_is_chosen(explorer):
     assert explorer.picture.value == plots.timeline(run.frame(), 60, tables.word(large, 60)).png()
 
 
+def test_a_view_without_numbers_repeats_its_title_for_screen_readers_alone(explorer):
+    explorer.view.value = "activity"
+    title = plots.activations(tables.activations(explorer.selected)).get_suptitle()
+    assert told(explorer).strip("|") == title
+    assert "moecard" not in explorer.facts.value and "clip-path" in explorer.facts.value
+
+
 def test_settings_replay_and_generate_nothing(explorer, loaded):
     before = loaded[0].offload.stats()
     explorer.view.value = "residency"

@@ -18,9 +18,10 @@ from ...errors import MoEColabError
 from ...planner.card import card, tiles
 from ...trace import Trace
 from ...units import parse_bytes
+from .cached_replays import CachedReplays
 from .controls import decimal, menu, slider, unseen
 from .panel import Panel
-from .trace_views import MOST_PICTURES, TRACE_VIEWS, CachedReplays, Drawing, Selection, has_logits
+from .trace_views import MOST_PICTURES, TRACE_VIEWS, Drawing, Selection, has_logits
 
 ALL = "all of it"
 POLICIES = (
