@@ -1,6 +1,6 @@
 """How a user names a model: "shipped", a folder, org/name, or an address on the hub.
 
-Knows names and addresses; asks neither the disk (but whether a path exists) nor the hub.
+Knows names and addresses. Asks the disk only whether a path exists, and the hub nothing.
 """
 
 from __future__ import annotations
@@ -92,6 +92,6 @@ def source_of(choice: str | os.PathLike[str] | None) -> str | os.PathLike[str] |
     source, revision = named(choice)
     if revision is not None:
         raise MoEColabError(
-            f"sizes are read of the main branch, not of {revision!r}: give {source!r}."
+            f"sizes are known for the main branch only, not for {revision!r}: give {source!r}."
         )
     return None if source in ("", SHIPPED) else source
