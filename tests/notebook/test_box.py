@@ -168,6 +168,7 @@ def test_from_an_empty_folder_to_the_first_answer(lab, tmp_path, hub):
         assert "gated: accept its licence" in card
         assert secrets(box) == []
 
+        notebook.run_cell(cell["needs"])  # imports moe_colab
         notebook.edit(cell["choose"], '"shipped"  #', f'"{GATED}"  #')
         notebook.run_cell(cell["choose"])
         hub.sent.clear()  # the card reads headers
