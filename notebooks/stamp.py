@@ -6,7 +6,8 @@ words from GLOSSARY.md, so that each is written in one place only. A second run 
 `make notebooks` runs it.
 
 In a notebook a term is linked as `[slot](GLOSSARY.md#slot)`. The stamp makes this an address that
-works on Colab too, with the term's first sentence as the text under the mouse pointer.
+works on Colab too, with the term's first sentence as the text under the mouse pointer. Pictures
+from assets/figures get such an address too: Colab shows neither files nor attachments.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 GITHUB, COLAB = "https://github.com/", "https://colab.research.google.com/github/"
+RAW = "https://raw.githubusercontent.com/"
 ADDRESS = re.compile(re.escape(COLAB) + r"[^)\s]*?/(?P<path>notebooks/[^)\s]+\.ipynb)")
 FOLDED = {"cellView": "form", "jupyter": {"source_hidden": True}, "tags": ["setup"]}
+PICTURE = re.compile(r"(!\[[^\]]*\])\([^()\s]*(assets/figures/[\w.-]+)\)")
 TERM = re.compile(r"\]\([^()\s]*GLOSSARY\.md#([\w-]+)(?: \"[^\"]*\")?\)")
 # How the paragraphs of the first cell begin that are written here.
 BADGE, COURSE, FIVE_WORDS = "[**▶ Open in Colab**]", "Course: ", "**Five words.** "
@@ -38,6 +41,13 @@ def address(path: str, start: str = COLAB) -> str:
     """The address at which Colab (or GitHub) opens a file of the repository."""
     repository, branch = origin()
     return f"{start}{repository.removeprefix(GITHUB)}/blob/{branch}/{path}"
+
+
+def with_pictures(text: str) -> str:
+    """The text with today's address of every picture from assets/figures."""
+    repository, branch = origin()
+    folder = f"{RAW}{repository.removeprefix(GITHUB)}/{branch}"
+    return PICTURE.sub(rf"\1({folder}/\2)", text)
 
 
 def setup_cell() -> str:
@@ -115,7 +125,7 @@ def stamped(text: str, name: str) -> str:
         cells.append(markdown_cell("next"))
     for cell in cells:
         if cell["cell_type"] == "markdown":
-            set_source(cell, with_terms("".join(cell["source"])))
+            set_source(cell, with_pictures(with_terms("".join(cell["source"]))))
     set_source(cells[0], "\n\n".join(first_cell("".join(cells[0]["source"]).split("\n\n"), name)))
     set_source(cells[-1], last_line(name))
 

@@ -52,6 +52,7 @@ CHROMIUM_FLAGS = [
     *("--disable-quic", f"--proxy-server={NOWHERE}", "--proxy-bypass-list=127.0.0.1;localhost"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
+PUBLISHED = re.compile(r"^https://raw\.githubusercontent\.com/[^/]+/[^/]+/[^/]+/(?P<path>.+)$")
 OUTSIDE = re.compile(r"^(https?|wss?)://(?!(127\.0\.0\.1|localhost)([:/]|$))")
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {
@@ -289,6 +290,7 @@ class Watched:
         self.outside: list[str] = []
         page.set_default_timeout(30_000)
         page.context.route(OUTSIDE, self._refuse)
+        page.context.route(PUBLISHED, self._serve_file)
         page.on("websocket", lambda socket: self._note_socket(socket.url))
         page.on("console", self._note_message)
         page.on("pageerror", lambda error: self.console_errors.append(str(error)))
@@ -301,6 +303,11 @@ class Watched:
         console."""
         found = {what: items for what, items in self.wrong().items() if items}
         assert not found, "\n".join(f"{what}: {item}" for what in found for item in found[what])
+
+    def _serve_file(self, route: Route) -> None:
+        """A file of the repository at its public address: the one of this checkout."""
+        file = ROOT / PUBLISHED.match(route.request.url)["path"]
+        route.fulfill(path=file) if file.is_file() else self._refuse(route)
 
     def _refuse(self, route: Route) -> None:
         self.outside.append(route.request.url)

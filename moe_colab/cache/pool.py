@@ -159,20 +159,6 @@ class Pool:
         state = "absent" if slot is None else "ready" if slot.ticket.done() else "loading"
         return Place(self.homes[layer][expert].tier, state)
 
-    def census(self) -> dict[str, int]:
-        """How many experts have each home, and how many blocks are in each state. Both sums are
-        constant."""
-        names = ("home_device", "home_host", "home_disk", "ready", "loading", "free")
-        out = dict.fromkeys(names, 0)
-        for layer, homes in enumerate(self.homes):
-            for expert in range(len(homes)):
-                place = self.where(layer, expert)
-                out["home_" + place.home] += 1
-                if place.slot != "absent":
-                    out[place.slot] += 1
-        out["free"] = sum(map(len, (*self.free, *self.spares.free.values())))
-        return out
-
     def change_cache(self, layer: int, cache: LayerCache) -> None:
         """Use another cache from now on. The experts in slots stay, unless it keeps nothing."""
         self._repair(layer)

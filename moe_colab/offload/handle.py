@@ -190,12 +190,6 @@ class Offload:
             self.pool.check_open()
             return self.pool.where(layer, expert)
 
-    def census(self) -> dict[str, int]:
-        """How many experts have each home and how many blocks are in each state, over all
-        layers."""
-        with self.runtime.lock:
-            return self.pool.census()
-
     def memory(self) -> list[dict[str, object]]:
         """The bytes of this model, for mc.plots.memory: one row per place ("device", "host",
         "disk") and part. An expert counts where its home is; slots and spares hold copies. Raises

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from census import census
 
 from moe_colab.cache import pool
 from moe_colab.cache.layer_cache import LayerCache
@@ -385,10 +386,10 @@ class World:
 
     def check_census(self) -> None:
         before, self.calm = self.calm, True
-        census = self.pool.census()
+        counts = census(self.pool)
         blocks = 0 if self.pool.closed else len(sum(self.blocks, self.spares))
-        assert census["ready"] + census["loading"] + census["free"] == blocks
-        assert census["home_disk"] == LAYERS * EXPERTS
+        assert counts["ready"] + counts["loading"] + counts["free"] == blocks
+        assert counts["home_disk"] == LAYERS * EXPERTS
         self.calm = before
 
     def check_layer(self, layer: int) -> None:

@@ -68,8 +68,6 @@ class Box:
         self.work = folder / "work"
         self.work.mkdir()
         self.notebook = Path(shutil.copy(notebook, self.work))
-        # The picture above the notebook. Colab has no checkout and shows only its caption.
-        shutil.copytree(ROOT / "assets" / "figures", folder / "assets" / "figures")
         profile = folder / "ipython" / "profile_default"
         profile.mkdir(parents=True)
         kernel = "c.IPKernelApp.kernel_class = 'google.colab._kernel.Kernel'\n"

@@ -55,6 +55,18 @@ def test_links_to_the_previous_and_the_next_notebook(path):
 
 
 @pytest.mark.parametrize("path", **BY_NAME)
+def test_pictures_are_files_of_the_repository_at_their_public_address(path):
+    """Colab opens a notebook without the repository around it."""
+    raw = STAMP["RAW"] + STAMP["origin"]()[0].removeprefix(STAMP["GITHUB"]) + "/"
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", "\n".join(cells_of(path)))
+    assert pictures
+    for _, address in pictures:
+        branch, file = address.removeprefix(raw).split("/", 1)
+        assert address.startswith(raw) and branch == STAMP["origin"]()[1]
+        assert (ROOT / file).is_file(), address
+
+
+@pytest.mark.parametrize("path", **BY_NAME)
 def test_five_words_are_explained_before_they_are_used(path):
     """In the first cell, under its question, each with a link."""
     heading, question, explained, *_ = cells_of(path)[0].split("\n\n")[2:]

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from census import census
 from families import small_mixtral
 from tokenizers import Tokenizer, models
 from transformers import (
@@ -593,12 +594,12 @@ def test_every_expert_has_one_home_and_outputs_do_not_change(
     assert in_host == min(hosted, LAYERS * EXPERTS - len(at_home))  # no room is lost on residents
     for _ in range(2):
         assert torch.equal(model(IDS).logits, logits)
-        census = model.offload.census()
-        assert census["home_device"] == len(at_home)
-        assert census["home_host"] == in_host
-        assert census["home_disk"] == LAYERS * EXPERTS - len(at_home) - in_host
+        counts = census(model.offload.pool)
+        assert counts["home_device"] == len(at_home)
+        assert counts["home_host"] == in_host
+        assert counts["home_disk"] == LAYERS * EXPERTS - len(at_home) - in_host
         blocks = LAYERS * 2 + SPARES + len(at_home)
-        assert census["ready"] + census["loading"] + census["free"] == blocks
+        assert counts["ready"] + counts["loading"] + counts["free"] == blocks
     memory = {(row["place"], row["part"]): row["bytes"] for row in model.offload.memory()}
     tensors = [*plain.named_parameters(), *plain.named_buffers()]
     dense = sum(tensor.nbytes for name, tensor in tensors if ".experts." not in name)
@@ -688,7 +689,7 @@ def test_a_closed_model_says_so(model):
         with pytest.raises(mc.MoEColabError, match="was closed"):
             use()
     assert model.offload.stats().forwards >= 1  # what was counted can still be read
-    assert set(model.offload.census().values()) == {0}
+    assert set(census(model.offload.pool).values()) == {0}
     assert "closed" in repr(model.offload)
 
 
