@@ -193,7 +193,8 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
             runtime.pool.check_open()
             runtime.tracker.forward("decode" if decode else "prompt", rows * length)
 
-    model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+    # The inner model's: it runs in model(...), model.forward(...) and model.model(...).
+    model.base_model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)
 
 
