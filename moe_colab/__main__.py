@@ -103,7 +103,7 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
 def run_chat(
     *, prompt, system, seed, temperature, top_p, max_new_tokens, stats, json, **settings: Any
 ) -> None:
-    from .chat.session import sampling
+    from .chat.settings import sampling
     from .chat.terminal import answer_once, converse, open_chat
 
     generation = {"seed": seed, **sampling(temperature, top_p, max_new_tokens)}

@@ -77,6 +77,7 @@ class Offload:
         self.entries = store.manifest.layers
         self.experts = [entry.experts for entry in self.entries]
         self.answering = threading.Lock()  # held by the one conversation that generates now
+        self.emptied_by_close: weakref.WeakSet = weakref.WeakSet()  # what also has clear()
         self.make_link: Callable[[torch.device], Link] | None = None  # for the next pool, if set
         settings = settings.checked(self.experts)
         self.whole_layer = settings.whole_layer
@@ -219,6 +220,8 @@ class Offload:
                 lowbit_modules.release(model)
                 for tensor in (*model.parameters(), *model.buffers()):
                     tensor.data = tensor.data.new_empty(0)
+        for other in list(self.emptied_by_close):
+            other.clear()
         _open.discard(self)
 
     __deepcopy__ = Runtime.__deepcopy__
