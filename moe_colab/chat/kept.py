@@ -125,7 +125,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def is_used(layer: Any) -> bool:
-    """Whether a layer of a cache holds anything; layers without attention never do."""
+    """Whether a layer of a cache holds anything. Layers without attention hold nothing."""
     return bool(getattr(layer, "is_initialized", False))
 
 

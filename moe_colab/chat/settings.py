@@ -110,10 +110,10 @@ def plan(
         keywords |= GREEDY
     if get("stop_strings") is not None or get("token_healing"):
         keywords.setdefault("tokenizer", tokenizer)
-    if "eos_token_id" not in given:
-        ends = sorted({*own_ends(model, given), *ends})
-        if ends:
-            keywords["eos_token_id"] = ends
+    own = own_ends(model, given)
+    ends = own if "eos_token_id" in given else sorted({*own, *ends})
+    if ends:
+        keywords["eos_token_id"] = ends
     beams = get("num_beams")
     streamed = not (is_number(beams) and beams > 1)
     plain = not any(get(name) for name in (*ASSISTED, *GONE, "token_healing", "prefill_chunk_size"))
