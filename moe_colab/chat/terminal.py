@@ -153,12 +153,13 @@ def stream(chat: ChatSession, answer: Answer, stats: bool) -> None:
                 print(dimmed("(it thinks before it answers: /thinking shows what)"), flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
+    except MoEColabError:
+        print()  # the error is another line
+        raise
     finally:
         answer.end()
     if answer.error is None:
         print(f"\n[{chat.turn.line()}]\n" if stats else "\n")
-    else:
-        print()  # the error is another line
 
 
 def dimmed(text: str) -> str:
