@@ -126,7 +126,7 @@ def common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def is_used(layer: Any) -> bool:
     """Whether a layer of a cache holds anything. Layers without attention hold nothing."""
-    return bool(getattr(layer, "is_initialized", False))
+    return isinstance(layer, DynamicLayer) and layer.is_initialized
 
 
 def is_window(layer: Any) -> bool:
@@ -137,7 +137,9 @@ def is_known(layer: Any) -> bool:
     """Whether a layer holds keys and values alone, or nothing."""
     if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
         return True
-    return type(layer).__name__ == "DummyLayer"
+    inside = [*vars(layer).values()]
+    inside += [one for value in inside if isinstance(value, dict) for one in value.values()]
+    return not any(isinstance(one, torch.Tensor) for one in inside)
 
 
 def can_be_cut(layer: Any) -> bool:

@@ -22,6 +22,7 @@ FAMILIES = {  # family: whether anything of it can be kept
     "qwen3_moe": True,
     "phimoe": True,
     "glm4_moe": True,
+    "nemotron_h": True,
     "qwen3_next": False,
     "jamba": False,
     "lfm2_moe": False,
