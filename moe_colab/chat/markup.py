@@ -80,12 +80,13 @@ def thinking(text: str, now: bool = False) -> str:
     """What the model thought, folded; open while it thinks now."""
     if not text:
         return ""
-    summary = "Thinking ..." if now else f"Thinking: {len(text.split())} words"
-    text = plain(text + "▍" if now else text)
-    return (
-        f'<details class="moe-thinking"{" open" if now else ""}><summary>{summary}</summary>'
-        f"{text}</details>"
-    )
+    if now:
+        begin = '<details class="moe-thinking moe-now" open><summary>Thinking ...</summary>'
+        return f"{begin}{plain(text + '▍')}</details>"
+    words = len(text.split())
+    summary = f"Thinking: {words:,} word{'' if words == 1 else 's'}"
+    begin = f'<details class="moe-thinking"><summary>{summary}</summary>'
+    return f"{begin}{plain(text)}</details>"
 
 
 def exchange(turn: Turn, answer: str) -> str:

@@ -115,7 +115,7 @@ def test_the_terminal_shows_one_line_and_the_page_a_fold(harmony, capsys):
     half = chat.answer
     half._pieces = [("thinking", "<script>")]
     html = markup.under_way(half.turn())
-    assert 'moe-thinking" open' in html and "&lt;script&gt;" in html
+    assert 'class="moe-thinking moe-now" open' in html and "&lt;script&gt;" in html
 
 
 # ---------------------------------------------------------------------- where an answer ends

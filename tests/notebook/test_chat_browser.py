@@ -234,6 +234,31 @@ def test_what_a_model_prints_harms_nobody(open_chat):
         notebook.check_quiet()  # no image was asked for
 
 
+THOUGHT = "Let me think of it. " * 60
+SAY_AFTER_THINKING = SAY.replace(
+    "limits.min_new_tokens = None",
+    f"EVIL = '<think>{THOUGHT}</think>The **answer**.'\nlimits.min_new_tokens = None\n"
+    "limits.max_new_tokens = 900",
+)
+
+
+def test_thinking_is_shown_while_it_lasts_and_then_folded(open_chat):
+    with open_chat(LOAD + SAY_AFTER_THINKING, SHOW, FACTS) as notebook:
+        notebook.run_all()
+        ask(notebook, QUESTION)
+        shown = tokens_shown(notebook, 60)
+        assert "Thinking ..." in shown and "Let me think of it." in shown
+        assert "<think>" not in shown
+        ended(notebook)
+        folded = notebook.by_class("moe-log")
+        assert "Let me think" not in folded.inner_text() and "The answer." in folded.inner_text()
+        folded.locator("summary").focus()
+        notebook.page.keyboard.press("Enter")
+        assert "Let me think" in folded.inner_text()
+        assert facts(notebook)["said"] == ["The **answer**."]
+        notebook.check_quiet()
+
+
 MEMORY = "import gc, psutil\ngc.collect()\nprint(psutil.Process().memory_info().rss)"
 
 

@@ -25,7 +25,10 @@
     const log = set(".moe-log",
       {role: "log", "aria-live": "off", "aria-label": "Conversation", tabindex: "0"});
     let following = true; // until the reader scrolls up
-    const toEnd = () => { if (following) log.scrollTop = log.scrollHeight; };
+    const toEnd = () => {
+      log.querySelectorAll(".moe-now .moe-text").forEach((box) => { box.scrollTop = box.scrollHeight; });
+      if (following) log.scrollTop = log.scrollHeight;
+    };
     log.addEventListener("scroll", () => {
       following = log.scrollHeight - log.scrollTop - log.clientHeight < 30;
     });
