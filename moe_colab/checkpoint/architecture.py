@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from pathlib import Path
 
 import torch
@@ -23,11 +24,18 @@ from transformers import (
 from ..errors import MoEColabError
 from .families import experts_modules
 
+ADAPTER = "adapter_config.json"
+BUILDING = threading.RLock()
+"""Held while transformers builds or loads a model: it changes torch's default dtype, and classes of
+its own, for the whole process."""
+
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder. Raises MoEColabError where there is none, where it is of a
+    """The configuration in a folder; of a model with several parts, such as one that sees pictures,
+    that of the causal language model. Raises MoEColabError where there is none, where it is of a
     family that transformers does not know, and where the weights are quantized."""
     path = folder / "config.json"
+    refuse_adapter(folder)
     if not path.is_file():
         raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
     try:
@@ -51,11 +59,42 @@ def load_config(folder: Path) -> PreTrainedConfig:
             "does not know."
         )
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return of_causal_lm(AutoConfig.from_pretrained(folder, local_files_only=True))
     except Exception as error:  # each family raises its own
         raise MoEColabError(
             f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
         ) from error
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises MoEColabError where a folder has the configuration of a peft adapter, which
+    transformers would apply to the weights."""
+    if not (folder / ADAPTER).is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise MoEColabError(
+            f"{folder} has an adapter ({ADAPTER}) beside the weights: move the adapter's files to "
+            "a folder of their own, load the model, and call model.load_adapter(FOLDER)."
+        )
+    raise MoEColabError(
+        f"{folder} is an adapter ({ADAPTER}), not a model: load the model for which it was made, "
+        "and call model.load_adapter(FOLDER)."
+    )
+
+
+def of_causal_lm(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration from which AutoModelForCausalLM builds its model: that of the text part
+    where the class of the family's causal language model takes only this."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    text_class = config.sub_configs.get("text_config")
+    if text_class is None or getattr(model_class, "config_class", None) is not text_class:
+        return config
+    text = config.get_text_config()
+    if text.dtype is None:
+        text.dtype = config.dtype
+    return text
 
 
 def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
@@ -67,7 +106,7 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
             f"the family {family!r} is not a causal language model, and moe_colab runs only these."
         )
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), experts_implementation="eager"
             )

@@ -56,7 +56,7 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
         if constants.HF_HUB_OFFLINE:
             return from_cache(repo_id, revision)
         (sizes, folder), access = with_colab_token(lambda hub: small_files(hub, repo_id, revision))
-        names = weight_files(folder)
+        names = weight_files(folder, sizes)
         missing = [name for name in names if name not in sizes or "/" in name]
         if missing:
             raise MoEColabError(

@@ -194,7 +194,7 @@ class Checkpoint:
             if name in wanted:
                 names.sources[name][pattern].append(key)
                 names.converters[name] = by_pattern.get(pattern)
-            elif name in state or ".experts." not in key:  # experts of layers that are not run
+            elif name in state:  # transformers leaves out the others too: pictures, draft layers
                 names.dense.append(key)
                 if pattern is None:
                     names.unchanged[name].append(key)

@@ -10,6 +10,7 @@ import psutil
 
 VRAM_RESERVE = 3 << 29  # 1.5 GiB: key-value cache, activations, and what CUDA itself takes
 RAM_RESERVE = 2 << 30
+FORWARD_RESERVE = 1 << 28  # 256 MiB: activations, and what torch takes in a first forward
 DISK_HEADROOM = 64 << 20
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import AutoTokenizer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..cache.policies import PolicySpec
 from ..cache.settings import SPECULATE, PrefetchSettings
@@ -24,6 +25,7 @@ from ..quantization.pack import cached_store
 from ..store import Store, is_store
 from .dense import load_dense
 from .handle import Offload
+from .placement import check_before_loading
 from .settings import Settings
 
 TOKENIZER_FILES = (
@@ -52,6 +54,7 @@ def load(
     resident: Mapping[int, Sequence[int]] | None = None,
     whole_layer: bool = False,
     kernels: str = "auto",
+    attn_implementation: str | None = None,
     revision: str | None = None,
     progress: bool = True,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
@@ -85,6 +88,7 @@ def load(
     kernels: "auto" multiplies with low-bit weights by the kernel that passed its self-test here
         (see `moe_colab.quantization.kernels.report()`); "plain" uses torch alone, the same on all
         machines.
+    attn_implementation: as in transformers, such as "sdpa" or "eager"; None for its own choice.
     revision: branch, tag or commit of the hub; None for the main branch.
     progress: show progress bars.
 
@@ -93,6 +97,7 @@ def load(
     Raises MoEColabError where the source cannot be used, an argument is wrong or memory is short.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
+    check_attention(attn_implementation)
     prefetch = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
     settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels, prefetch)
     store = open_store(source, revision, settings, target, wanted, progress)
@@ -103,9 +108,24 @@ def load(
             "the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
-    model = load_dense(store, own, target, settings.kernels)
+    layers = store.manifest.layers
+    checked = settings.checked([layer.experts for layer in layers])
+    check_before_loading(
+        layers, checked.pinned, store.manifest.dense_bytes(), checked.slots, target
+    )
+    model = load_dense(store, own, target, settings.kernels, attn_implementation)
     model.offload = Offload(model, store, settings, target, own)
     return model, load_tokenizer(store.folder)
+
+
+def check_attention(name: str | None) -> None:
+    """Raises MoEColabError for an attn_implementation that transformers does not know. One with a
+    slash is a kernel on the hub."""
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if name is not None and name not in known and "/" not in str(name):
+        raise MoEColabError(
+            f"transformers has no attn_implementation {name!r}: leave it out, or use sdpa or eager."
+        )
 
 
 def open_store(

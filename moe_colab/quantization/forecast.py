@@ -133,7 +133,7 @@ def forecast(
 def speed(fmt: Format, device: torch.device) -> float:
     """Weights quantized in a second, measured on a matrix of random weights; without reading and
     writing. The first of two runs is a warm-up."""
-    matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0)).to(device)
+    matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     for _ in range(2):
         start = time.perf_counter()
         quantize_matrix(matrix, fmt, choose_scales)  # returns a number, so it waits for the device

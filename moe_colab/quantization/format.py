@@ -57,10 +57,11 @@ class Format:
         """Raises MoEColabError where the matrix `name` cannot be stored in this format."""
         self.check_choice()
         if not self.fits(shape):
+            fitting = [group for group in GROUPS if replace(self, group=group).fits(shape)]
+            advice = f"choose group_size={max(fitting)}, or keep" if fitting else "keep"
             raise MoEColabError(
                 f"{name} is {shape[0]} x {shape[1]}: groups of {self.group} along axis {self.axis} "
-                "do not divide it, or 32 does not divide its columns; choose a smaller group_size, "
-                "or keep it at 16 bits."
+                f"do not divide it, or 32 does not divide its columns; {advice} it at 16 bits."
             )
 
     def grid(self, shape: Shape) -> Shape:

@@ -107,7 +107,7 @@ def make_blob(
     """The bytes of a blob, matrices in their layout and zeros between them, and remarks: the
     relative error of every low-bit matrix. Raises MoEColabError, which names `where`, for NaN or
     infinite weights that should be quantized."""
-    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8), {}
+    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cpu"), {}
     for matrix in layout.matrices:
         weight = tensors[matrix.name]
         fields = {"weight": weight}

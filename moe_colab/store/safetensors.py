@@ -7,7 +7,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,12 @@ TensorSpec = tuple[str, str, tuple[int, ...], int]
 """A tensor to be written: name, safetensors' dtype, shape and bytes."""
 
 
-def weight_files(folder: Path) -> list[str]:
-    """The names of a checkpoint's weight files, by its index. They may be missing. Raises
-    MoEColabError for an index that cannot be read."""
-    if not (folder / INDEX).is_file():
+def weight_files(folder: Path, listed: Collection[str] = ()) -> list[str]:
+    """The names of a checkpoint's weight files: the single file, or those of the index. Where both
+    are there, the single file counts, as in transformers: the index is from an earlier save. Files
+    may be missing, or be in another place, which has those that are `listed`. Raises MoEColabError
+    for an index that cannot be read."""
+    if SINGLE in listed or (folder / SINGLE).is_file() or not (folder / INDEX).is_file():
         return [SINGLE]
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
