@@ -23,7 +23,7 @@ from ..units import human
 from .bits import quantize_matrix
 from .devices import pick_device
 from .format import Format, stored_bytes
-from .hqq import choose_scales
+from .scales import choose_scales
 
 TRIAL = (1024, 1024)  # the shape of the matrix whose quantizing is timed
 COLUMNS = 4096  # assumed of every matrix, to count what a row's scales take

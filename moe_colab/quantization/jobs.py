@@ -21,8 +21,8 @@ from ..store import BlobLayout, DenseMatrix, StoreWriter
 from ..store.blobs import UNPACKED
 from ..store.safetensors import aligned_first
 from .bits import quantize_matrix
-from .hqq import choose_scales
 from .recipe import LOWBIT_TRANSPOSED, format_of
+from .scales import choose_scales
 
 # Not model.safetensors, which transformers alone would load, with random experts.
 DENSE_FILE = "dense.safetensors"

@@ -235,11 +235,8 @@ def every() -> list[tuple[int, int]]:
     return [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
 
 
-WORLDS = [
-    (seed, favoured)
-    for favoured in ("compute", "copies", "others, copies", None)
-    for seed in range(3)
-]
+ORDERS = ("compute", "copies", "others, copies", None)
+WORLDS = [(seed, favoured) for favoured in ORDERS for seed in range(3)]
 
 
 @pytest.mark.parametrize(("seed", "favoured"), WORLDS)
