@@ -7,7 +7,6 @@ Knows which families can be offloaded, and explains why others cannot. Reads no 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from ..errors import MoEColabError
+from ..files import read_json
 from .families import experts_modules
 
 
@@ -28,13 +28,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration in a folder. Raises MoEColabError where there is none, where it is of a
     family that transformers does not know, and where the weights are quantized."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        family = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
+    missing = f"{folder} has no config.json: it is neither a checkpoint nor a store."
+    raw = read_json(path, "a model configuration", missing)
+    if not isinstance(raw, dict):
+        raise MoEColabError(f"{path} is not a model configuration, but a {type(raw).__name__}.")
+    family = raw.get("model_type")
     quantization = raw.get("quantization_config")
     if quantization:
         name = isinstance(quantization, dict) and quantization.get("quant_method")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from ..checkpoint.source import open_checkpoint
 from ..errors import MoEColabError
@@ -22,7 +21,7 @@ from ..store import Summary, inspect
 from ..store.manifest import NAME
 from .devices import pick_device, pick_dtype, usable_dtype
 from .format import Format
-from .pack import pack
+from .pack import alone, pack
 from .recipe import Recipe
 
 KEEP = 16
@@ -82,7 +81,7 @@ def quantize(
     )
     checkpoint = open_checkpoint(source, revision, progress)
     usable = usable_dtype(checkpoint.dtype(), wanted, target)
-    if (folder / NAME).exists():
+    if os.path.exists(folder / NAME):
         raise MoEColabError(
             f"{folder} is a finished store already: load it, or choose another folder."
         )
@@ -111,8 +110,7 @@ def quantized(
     options = {"of": checkpoint.fingerprint(), **settings}
     key = hashlib.sha256(json.dumps(options, sort_keys=True, default=repr).encode()).hexdigest()
     folder = cache_folder() / "quantized" / f"{store_name(checkpoint.name)}-{key[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if (folder / NAME).exists():  # written last: the store is whole
+    with alone(folder, f"quantizing {checkpoint.name}", progress):
+        if os.path.exists(folder / NAME):  # written last: the store is whole
             return inspect(folder)
         return quantize(source, folder, progress=progress, **settings)
