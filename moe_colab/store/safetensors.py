@@ -33,7 +33,7 @@ def weight_files(folder: Path) -> list[str]:
         return [SINGLE]
     index = read_json(path, "an index of shards")
     try:
-        names = sorted({*index["weight_map"].values()})
+        names = sorted({str(file) for file in index["weight_map"].values()})
         for name in names:
             name.encode()
             if "\0" in name or os.path.isabs(name) or ".." in Path(name).parts:
