@@ -73,6 +73,15 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
         return Snapshot(repo_id, folder.name, folder, weights, access, sha256)
 
 
+def fetch_small(repo_id: str, revision: str | None, progress: bool = True) -> Path:
+    """The folder of a repository's small files, such as a tokenizer, which are downloaded. Raises
+    MoEColabError where it does not exist, or this user may not read it."""
+    with hub_errors(repo_id, revision), progress_bars(progress):
+        if constants.HF_HUB_OFFLINE:
+            return Path(hub_access().snapshot_download(repo_id, revision=revision))
+        return with_colab_token(lambda hub: small_files(hub, repo_id, revision))[0][2]
+
+
 def small_files(
     hub: HfApi, repo_id: str, revision: str | None
 ) -> tuple[dict[str, int], dict[str, str], Path]:
