@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..checkpoint.architecture import load_config, one_line
 from ..checkpoint.families import experts_modules, parameter_names
 from ..errors import MoEColabError
 from ..quantization.kernels.dispatch import AUTO
@@ -74,7 +75,7 @@ def load_dense(
             f"{human(free_memory(device))} are free: choose a checkpoint with fewer bits."
         )
     low_bit = store.manifest.low_bit_matrices
-    config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
+    config = load_config(store.folder)
     config.transformers_weights = store.manifest.dense.name
     config.quantization_config = {
         "quant_method": experts.NAME,
@@ -83,15 +84,22 @@ def load_dense(
     if any(matrix.part == EMBEDDINGS for matrix in low_bit):
         untie(config)  # no parameter is left to tie; a tied head shares the blob
     with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            store.folder,
-            config=config,
-            dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                store.folder,
+                config=config,
+                dtype=dtype,
+                device_map=None if device.type == "cpu" else {"": device},
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
+        except MoEColabError:
+            raise
+        except Exception as error:  # a setting that this machine or family does not have
+            raise MoEColabError(
+                f"transformers cannot load the model in {store.folder}: {one_line(error)}"
+            ) from error
     mismatched = (name for name, *_ in info["mismatched_keys"])
     # With a quantizer, some versions of transformers load other shapes and report nothing.
     built = model.hf_quantizer.shapes

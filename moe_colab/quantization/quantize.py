@@ -22,7 +22,7 @@ from ..store.manifest import NAME
 from .devices import pick_device, pick_dtype, usable_dtype
 from .format import Format
 from .pack import alone, pack
-from .recipe import Recipe
+from .recipe import Recipe, check_overrides
 
 KEEP = 16
 EMBEDDING_BITS = (KEEP, 8, 4)
@@ -73,6 +73,7 @@ def quantize(
         raise MoEColabError(
             f"embedding_bits must be one of {EMBEDDING_BITS}, not {embedding_bits}."
         )
+    check_overrides(overrides or {})
     recipe = Recipe(
         experts=format_of_bits(expert_bits, group_size, axis),
         dense=format_of_bits(attention_bits, group_size, axis),
