@@ -94,7 +94,9 @@ def small_files(
         url = hf_hub_url(repo_id, "config.json", revision=info.sha, endpoint=hub.endpoint)
         hub.get_hf_file_metadata(url=url)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    sha256 = {file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs}
+    sha256 = {
+        file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs and file.lfs.sha256
+    }
     small = [name for name in sizes if is_side_file(name) or name == INDEX]
     # By the name that the user gave, which offline mode looks up again.
     folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=small))

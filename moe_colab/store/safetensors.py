@@ -100,7 +100,7 @@ def check_header(text: bytes, nbytes: int, complaint: str) -> None:
         os.ftruncate(file, 8 + len(text) + nbytes)
         with safe_open(f"/proc/self/fd/{file}", framework="np"):
             pass
-    except (SafetensorError, OSError, OverflowError) as error:
+    except (SafetensorError, OSError, OverflowError, MemoryError) as error:
         raise MoEColabError(f"{complaint}: {one_line(error)}.") from error
     finally:
         os.close(file)
