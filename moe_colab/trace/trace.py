@@ -206,14 +206,7 @@ class Trace:
         try:
             trace = cls._of(header, stored)
             arrays.check(trace._arrays(), trace.experts, len(trace.labels), len(trace.sources))
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            IndexError,
-            OverflowError,
-        ) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MoEColabError(
                 f"{path} does not hold what a trace must hold ({type(error).__name__}: {error}): "
                 "record it again."
