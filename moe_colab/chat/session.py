@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
+from ..files import write_file
 from .answer import Answer
 from .turn import Turn
 
@@ -131,11 +132,7 @@ class ChatSession:
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
         else:
             text = self.as_markdown()
-        try:
-            path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
-        return path
+        return write_file(path, text.encode("utf-8", "replace"))
 
     # ------------------------------------------------------------------ inside
     def _start(

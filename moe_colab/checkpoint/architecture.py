@@ -7,7 +7,7 @@ Knows which families can be offloaded, and explains why others cannot. Reads no 
 from __future__ import annotations
 
 import copy
-import json
+import os
 import threading
 from pathlib import Path
 
@@ -18,31 +18,33 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
 )
 
 from ..errors import MoEColabError
+from ..files import read_file, read_json
 from .families import experts_modules
 
 ADAPTER = "adapter_config.json"
+OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 BUILDING = threading.RLock()
 """Held while transformers builds or loads a model: it changes torch's default dtype, and classes of
 its own, for the whole process."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder; of a model with several parts, such as one that sees pictures,
-    that of the causal language model. Raises MoEColabError where there is none, where it is of a
-    family that transformers does not know, and where the weights are quantized."""
+    """The configuration in a folder, and a check of how it generates; of a model with several
+    parts, such as one that sees pictures, that of the causal language model. Raises MoEColabError
+    where there is none, where it is of a family that transformers does not know, and where the
+    weights are quantized."""
     path = folder / "config.json"
     refuse_adapter(folder)
-    if not path.is_file():
-        raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        family = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
+    missing = f"{folder} has no config.json: it is neither a checkpoint nor a store."
+    raw = read_json(path, "a model configuration", missing)
+    if not isinstance(raw, dict):
+        raise MoEColabError(f"{path} is not a model configuration, but a {type(raw).__name__}.")
+    family = raw.get("model_type")
     quantization = raw.get("quantization_config")
     if quantization:
         name = isinstance(quantization, dict) and quantization.get("quant_method")
@@ -59,10 +61,42 @@ def load_config(folder: Path) -> PreTrainedConfig:
             "does not know."
         )
     try:
-        return of_causal_lm(AutoConfig.from_pretrained(folder, local_files_only=True))
+        config = of_causal_lm(AutoConfig.from_pretrained(folder, local_files_only=True))
+        use_own_code(config)
     except Exception as error:  # each family raises its own
         raise MoEColabError(
             f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
+        ) from error
+    check_generation(folder)
+    return config
+
+
+def use_own_code(config: PreTrainedConfig) -> None:
+    """Let the model compute its attention and experts with the code of torch and transformers: a
+    configuration may name code on the hub, which transformers would download and run."""
+    if config._attn_implementation not in OWN_ATTENTION:
+        config._attn_implementation = None  # the default
+    config._experts_implementation = "eager"
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            use_own_code(part)
+
+
+def check_generation(folder: Path) -> None:
+    """Raises MoEColabError for a generation_config.json that cannot be read or used. Transformers
+    ignores one that is no JSON."""
+    path = folder / "generation_config.json"
+    if not os.path.isfile(path):
+        return
+    read_file(path)
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return
+    except Exception as error:  # any value may be wrong
+        raise MoEColabError(
+            f"{path} does not say how to generate ({one_line(error)}): correct or delete it."
         ) from error
 
 

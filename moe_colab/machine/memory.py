@@ -3,6 +3,7 @@ its containers; knows no GPU and no model."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def total_memory() -> int:
 
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` is or will be."""
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

@@ -70,8 +70,8 @@ def load_dense(
     attention: str | None = None,
 ) -> transformers.PreTrainedModel:
     """The model without its routed experts, on `device`; its low-bit modules multiply by `kernels`,
-    and `attention` is its attn_implementation.
-    Raises MoEColabError where the store lacks a weight, or transformers cannot load it."""
+    and `attention` is its attn_implementation. Raises MoEColabError where the store lacks a weight,
+    or transformers cannot load it."""
     low_bit = store.manifest.low_bit_matrices
     config = load_config(store.folder)
     config.transformers_weights = store.manifest.dense.name

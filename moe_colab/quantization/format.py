@@ -36,7 +36,9 @@ class Format:
 
     def check_choice(self) -> None:
         """Raises MoEColabError for a combination that exists for no matrix."""
-        if self.bits not in BITS or self.group not in (None, *GROUPS) or self.axis not in (0, 1):
+        whole = all(type(number) is int for number in (self.bits, self.group or 16, self.axis))
+        choices = self.bits in BITS and self.group in (None, *GROUPS) and self.axis in (0, 1)
+        if not whole or not choices:
             groups = "" if self.group is None else f" in groups of {self.group}"
             raise MoEColabError(
                 f"there is no format of {self.bits} bits{groups} along axis {self.axis}: choose "
