@@ -22,6 +22,8 @@ from .errors import MoEColabError
 from .machine.threads import let_threads_sleep
 from .version import __version__
 
+TRACEBACK = "MOE_COLAB_TRACEBACK"  # an environment variable: show where an unexpected error is from
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Without `argv`, the arguments of this process."""
@@ -38,6 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmoe_colab: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # a fault of ours: one sentence, and a way to see where
+        if os.environ.get(TRACEBACK):
+            raise
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        print(
+            f"moe_colab: unexpected error: {text}. Please report it, with what {TRACEBACK}=1 shows "
+            "in the same command.",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -104,7 +116,7 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
 def run_chat(
     *, prompt, system, seed, temperature, top_p, max_new_tokens, stats, json, **settings: Any
 ) -> None:
-    from .chat.session import sampling
+    from .chat.settings import sampling
     from .chat.terminal import answer_once, converse, open_chat
 
     generation = {"seed": seed, **sampling(temperature, top_p, max_new_tokens)}

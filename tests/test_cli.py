@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 import moe_colab as mc
+from moe_colab.__main__ import TRACEBACK, main
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.quantization.pack import cached_store
 
@@ -208,3 +209,16 @@ def test_a_trace_is_replayed(tmp_path):
     for wrong, message in (([], "--budget 32"), (["--slots", "auto"], "number of slots")):
         out = run("replay", *wrong, code=2)
         assert message in out.stderr
+
+
+def test_an_unexpected_error_is_one_sentence_unless_its_traceback_is_wanted(monkeypatch, capsys):
+    def broken(**options):
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr("moe_colab.__main__.run_inspect", broken)
+    assert main(["inspect", "x"]) == 1
+    told = capsys.readouterr().err
+    assert "KeyError" in told and told.count("\n") == 1
+    monkeypatch.setenv(TRACEBACK, "1")
+    with pytest.raises(KeyError):
+        main(["inspect", "x"])

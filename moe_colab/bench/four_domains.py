@@ -24,6 +24,7 @@ from ..machine.folders import shipped_trace
 from ..offload.load import load
 from ..offload.read_text import read, with_guesses_of
 from ..offload.record import record
+from ..offload.text_ids import text_ids
 from ..trace import Trace
 
 DOCUMENTS, LENGTH = 3, 128  # documents per domain, tokens per document
@@ -36,7 +37,7 @@ def sequences(tokenizer) -> dict[str, list[torch.Tensor]]:
     texts = evaluation_texts(tokenizer)
     by_label = {}
     for label, domain in DOMAINS.items():
-        ids = (tokenizer(text, return_tensors="pt").input_ids for text in texts[domain])
+        ids = (text_ids(tokenizer, text, goes_on=True) for text in texts[domain])
         by_label[label] = [one[:, :LENGTH] for one in ids if one.shape[1] >= LENGTH][:DOCUMENTS]
     return by_label
 

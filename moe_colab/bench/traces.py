@@ -20,6 +20,7 @@ import numpy as np
 from ..analysis.replay import replay
 from ..offload.load import load
 from ..offload.record import record
+from ..offload.text_ids import text_ids
 from ..trace import Builder, Trace
 from .machine import describe
 from .report import main
@@ -53,7 +54,7 @@ def made_up(tokens: int, layers: int, experts: int, top_k: int) -> Trace:
 def cost_of_recording() -> dict[str, Any]:
     """Medians of the times without and with recording, and of the ratio of each pair."""
     model, tokenizer = load(slots=SLOTS, device="cpu", progress=False)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    ids = text_ids(tokenizer, PROMPT, goes_on=True)
 
     def generate() -> tuple[float, float]:
         start, cpu = time.perf_counter(), time.process_time()

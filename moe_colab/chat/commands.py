@@ -7,6 +7,7 @@ COMMANDS = {
     "/help": "show this",
     "/retry": "answer the last question again",
     "/reset": "forget the conversation",
+    "/thinking": "what the model thought before its last answer, where it marks that",
     "/stats": "what the last answer cost, and the counts of all answers",
     "/save": "keep the conversation: /save FILE.md or /save FILE.json",
     "/quit": "leave",

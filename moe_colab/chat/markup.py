@@ -6,6 +6,7 @@ requests to other hosts.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 
@@ -14,10 +15,14 @@ from markdown_it import MarkdownIt
 from .suggestions import Suggestions
 from .turn import Turn
 
-# HTML in the text stays text, and a link cannot run a script. Images are disabled, because the page
-# would fetch them from any address that the model writes.
-_markdown = MarkdownIt("commonmark", {"html": False, "breaks": True})
+DEEPEST = 100  # levels of lists and quotes; the parser drops what is deeper
+LINKS = re.compile(r"(https?://|mailto:)", re.I)  # addresses of another kind stay text
+
+# HTML in the text stays text, and a link cannot run a script or a program. Images are disabled,
+# because the page would fetch them from any address that the model writes.
+_markdown = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
 _markdown.enable("table").disable(["image", "html_block", "html_inline"])
+_markdown.validateLink = lambda address: LINKS.match(address) is not None
 
 
 def _open_in_new_tab(self, tokens, place, options, env) -> str:
@@ -35,9 +40,15 @@ def plain(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """CommonMark with tables as HTML. Text whose HTML is very much longer stays plain text."""
-    html = _markdown.render(text)
-    if len(html) > 20 * len(text) + 2000:
+    """CommonMark with tables as HTML. Text whose HTML is very much longer, or with lists and quotes
+    in more levels than the parser follows, stays plain text."""
+    try:
+        tokens = _markdown.parse(text)
+        html = _markdown.renderer.render(tokens, _markdown.options, {})
+    except RecursionError:
+        return plain(text)
+    deepest = max((token.level for token in tokens), default=0)
+    if deepest >= DEEPEST - 1 or len(html) > 20 * len(text) + 2000:
         return plain(text)
     return f'<div class="moe-markdown" dir="auto">{html}</div>'
 
@@ -55,11 +66,26 @@ def conversation(turns: Sequence[Turn]) -> str:
 
 def finished(turn: Turn) -> str:
     facts = turn.line() + (" (stopped)" if turn.stopped else "")
-    return exchange(turn, f'{markdown(turn.text)}<div class="moe-facts">{escape(facts)}</div>')
+    answer = f'{markdown(turn.text)}<div class="moe-facts">{escape(facts)}</div>'
+    return exchange(turn, thinking(turn.thinking) + answer)
 
 
 def under_way(turn: Turn) -> str:
-    return exchange(turn, plain(turn.text + "▍"))
+    if turn.text:
+        return exchange(turn, thinking(turn.thinking) + plain(turn.text + "▍"))
+    return exchange(turn, thinking(turn.thinking, now=True) + plain("" if turn.thinking else "▍"))
+
+
+def thinking(text: str, now: bool = False) -> str:
+    """What the model thought, folded; open while it thinks now."""
+    if not text:
+        return ""
+    summary = "Thinking ..." if now else f"Thinking: {len(text.split())} words"
+    text = plain(text + "▍" if now else text)
+    return (
+        f'<details class="moe-thinking"{" open" if now else ""}><summary>{summary}</summary>'
+        f"{text}</details>"
+    )
 
 
 def exchange(turn: Turn, answer: str) -> str:

@@ -25,6 +25,8 @@ def questions() -> Iterator[str]:
             yield read().strip()
         except KeyboardInterrupt:
             print("(Ctrl-D leaves)")
+        except UnicodeDecodeError:
+            print("(this line is not UTF-8: write it again)")
         except EOFError:
             return
 

@@ -10,31 +10,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
 from ..files import write_file
+from ..units import parse_bytes
 from .answer import Answer
+from .kept import Kept
+from .settings import answer_tokens, check_ids, plan
+from .template import end_ids, prompt_ids
 from .turn import Turn
-
-ANSWER_TOKENS = 512  # at most, unless the caller or the model sets a limit
 
 BUSY = "an answer is under way on this model: stop it, or wait for it."
 
 
 class ChatSession:
     """A conversation, one answer at a time. `turns`: the questions and answers so far. `turn`: the
-    latest of them, None while an answer is under way."""
+    latest of them, None while an answer is under way.
+
+    keep: the keys and values of the conversation stay in memory for the next question, which then
+        reads its new tokens alone; this is the most that they may take, in bytes or as "500MB", 0
+        for nothing. The answers are the same, but for two tokens whose logits are equal to
+        rounding. Models with a state that cannot be cut (Mamba, linear attention) read everything
+        again.
+
+    Raises MoEColabError for a model without a tokenizer."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         system: str | None = None,
+        *,
+        keep: int | str = "1GB",
     ):
         self.model, self.system = model, system
+        self._kept = Kept(parse_bytes(keep))
+        self._found_ends: tuple[str, list[int]] | None = None
+        model.offload.emptied_by_close.add(self._kept)
         self.change_tokenizer(tokenizer)
         self.turns: list[Turn] = []
         self.turn: Turn | None = None
@@ -71,7 +84,9 @@ class ChatSession:
 
     def start(self, text: str, seed: int | None = None, **generation: Any) -> Answer:
         """Start to answer `text` and return at once. seed: None for a random one, which
-        `turn.seed` then holds. Other keywords go to `model.generate` and override the model's own.
+        `turn.seed` then holds. Other keywords go to `model.generate` and override the model's own;
+        the model's and the tokenizer's ends of a turn end the answer. With beams the answer comes
+        at its end.
 
         If the conversation no longer fits into the model's context, its oldest turns are left out;
         `Answer.left_out` says how many. Raises MoEColabError while another answer is under way on
@@ -87,6 +102,17 @@ class ChatSession:
             raise MoEColabError("there is nothing to try again yet: ask something first.")
         return self._start(self.turns[:-1], self.turns[-1].question, seed, generation)
 
+    def close(self) -> None:
+        """End the answer under way and free the keys and values; the turns stay."""
+        if self.answer is not None and self.answer.begun:
+            self.answer.end()
+        self._kept.clear()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the keys and values that are kept for the next question."""
+        return self._kept.nbytes
+
     def stop(self) -> None:
         """End the answer under way after its current token."""
         if self.answer is not None:
@@ -97,6 +123,7 @@ class ChatSession:
         if self.busy:
             raise MoEColabError("an answer is under way: stop it before the chat is cleared.")
         self.turns, self.turn = [], None
+        self._kept.clear()
 
     # ------------------------------------------------------------------ export
     def as_dict(self) -> dict[str, Any]:
@@ -119,13 +146,21 @@ class ChatSession:
         if self.system:
             parts.append(f"**System:** {self.system}")
         for turn in self.turns:
-            parts += [f"**You:** {turn.question}", f"**Model:** {turn.text}", f"*{turn.line()}*"]
+            parts.append(f"**You:** {turn.question}")
+            if turn.thinking:
+                parts.append(
+                    f"<details><summary>Thinking</summary>\n\n{turn.thinking}\n\n</details>"
+                )
+            parts += [f"**Model:** {turn.text}", f"*{turn.line()}*"]
         return "\n\n".join(parts) + "\n"
 
     def export(self, path: str | Path) -> Path:
         """Write the conversation to `path`, as .json or .md by its ending, and return the path.
         Raises MoEColabError for another ending, or if the file cannot be written."""
-        path = Path(path).expanduser()
+        try:
+            path = Path(path).expanduser()
+        except RuntimeError as error:  # "~name" of someone who does not exist
+            raise MoEColabError(f"{str(path)!r} cannot be written: {error}.") from error
         if path.suffix not in (".json", ".md"):
             raise MoEColabError(f"{str(path)!r} must end with .json or .md: choose one of these.")
         if path.suffix == ".json":
@@ -136,13 +171,15 @@ class ChatSession:
 
     # ------------------------------------------------------------------ inside
     def _start(
-        self, history: list[Turn], text: str, seed: int | None, generation: dict[str, Any]
+        self, history: list[Turn], text: str, seed: int | None, given: dict[str, Any]
     ) -> Answer:
         lock = self.model.offload.answering
         if not lock.acquire(blocking=False):
             raise MoEColabError(BUSY)
+        answer = None
         try:
-            left_out, inputs, room = self._fit(history, text, generation.get("max_new_tokens"))
+            left_out, ids, room = self._fit(history, text, answer_tokens(self.model, given))
+            check_ids(self.model, ids)
 
             def keep(answer: Answer) -> None:  # in the answer's thread, before it is done
                 try:
@@ -153,60 +190,49 @@ class ChatSession:
                     lock.release()
 
             self.turn = None
-            self.answer = Answer(
+            answer = Answer(
                 self.model,
                 self.tokenizer,
-                {name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+                ids,
                 question=text,
                 seed=seed,
                 left_out=left_out,
-                generation={**generation, "max_new_tokens": room},
+                given=given,
+                plan=plan(self.model, self.tokenizer, given, self._ends(), room),
+                kept=self._kept,
                 on_end=keep,
             )
-        except BaseException:
-            lock.release()
-            raise
-        return self.answer
+            self.answer = answer
+            answer.begin()
+        finally:
+            if answer is None or not answer.begun:
+                lock.release()
+        return answer
 
-    def _fit(
-        self, history: list[Turn], text: str, wanted: int | None
-    ) -> tuple[int, dict[str, torch.Tensor], int]:
-        """(turns left out, encoded prompt, most tokens of the answer). At least `wanted` tokens, or
-        half of the context, stay free for the answer."""
-        if wanted is not None and wanted < 1:
-            raise MoEColabError(f"max_new_tokens must be at least 1, not {wanted}.")
-        wanted = wanted or self.model.generation_config.max_new_tokens or ANSWER_TOKENS
+    def _fit(self, history: list[Turn], text: str, wanted: int) -> tuple[int, list[int], int]:
+        """(turns left out, ids of the prompt, most tokens of the answer). At least `wanted` tokens,
+        or half of the context, stay free for the answer."""
         context = context_tokens(self.model, self.tokenizer)
         if self.tokenizer.chat_template is None:  # a base model continues the text
             history = []
+        question = {"role": "user", "content": text}
         # Turns that were left out once stay out: else every question would encode them again.
         for left_out in range(history[-1].left_out if history else 0, len(history) + 1):
-            inputs = self._encode(history[left_out:], text)
-            length = inputs["input_ids"].shape[1]
-            if context is None or length + min(wanted, context // 2) <= context:
-                inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-                return left_out, inputs, min(wanted, context - length) if context else wanted
+            messages = [*as_messages(history[left_out:]), question]
+            ids = prompt_ids(self.tokenizer, self.system, messages)
+            if context is None or len(ids) + min(wanted, context // 2) <= context:
+                return left_out, ids, min(wanted, context - len(ids)) if context else wanted
         raise MoEColabError(
-            f"this message has {length:,} tokens with the chat template, and at most "
+            f"this message has {len(ids):,} tokens with the chat template, and at most "
             f"{context - min(wanted, context // 2):,} fit beside an answer: shorten it."
         )
 
-    def _encode(self, history: list[Turn], text: str) -> BatchEncoding:
-        if self.tokenizer.chat_template is None:
-            return self.tokenizer(text, return_tensors="pt")
-        messages = [*as_messages(history), {"role": "user", "content": text}]
-        if not self.system:
-            return self._template(messages)
-        try:
-            return self._template([{"role": "system", "content": self.system}, *messages])
-        except TemplateError:  # some templates have no system role: put it before the first message
-            first = {"role": "user", "content": f"{self.system}\n\n{messages[0]['content']}"}
-            return self._template([first, *messages[1:]])
-
-    def _template(self, messages: list[dict[str, str]]) -> BatchEncoding:
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+    def _ends(self) -> list[int]:
+        """The ids that end an answer, found once for each chat template."""
+        template = repr(self.tokenizer.chat_template)
+        if self._found_ends is None or self._found_ends[0] != template:
+            self._found_ends = template, end_ids(self.tokenizer)
+        return self._found_ends[1]
 
 
 def as_messages(turns: list[Turn]) -> list[dict[str, str]]:
@@ -223,18 +249,5 @@ def context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         getattr(model.config.get_text_config(), "max_position_embeddings", None),
         tokenizer.model_max_length,
     ]
-    known = [limit for limit in limits if limit and limit < 1 << 40]
+    known = [int(limit) for limit in limits if limit and limit < 1 << 40]
     return min(known) if known else None
-
-
-def sampling(
-    temperature: float | None = None, top_p: float | None = None, max_new_tokens: int | None = None
-) -> dict[str, Any]:
-    """Keywords for `ask`; None leaves the model's own setting. Temperature 0 is greedy."""
-    if temperature == 0:
-        settings = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 50}
-    else:
-        given = {"temperature": temperature, "top_p": top_p}
-        settings = {name: value for name, value in given.items() if value is not None}
-        settings |= {"do_sample": True} if settings else {}
-    return settings | ({"max_new_tokens": max_new_tokens} if max_new_tokens else {})

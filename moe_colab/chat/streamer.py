@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,10 +15,21 @@ class Streamer(BaseStreamer):
     It does not wait for a space, which some languages do not have. It waits only until a character
     is complete. Tokens are decoded together with the ones before them, because whether a piece
     begins with a space depends on these.
+
+    marks: {id: token} of tokens that are no text, but are passed to `marked`. count(n): called with
+    the number of tokens so far.
     """
 
-    def __init__(self, tokenizer: Any, receive: Callable[[str], None]):
+    def __init__(
+        self,
+        tokenizer: Any,
+        receive: Callable[[str], None],
+        marks: Mapping[int, str] | None = None,
+        marked: Callable[[str], None] = lambda token: None,
+        count: Callable[[int], None] = lambda tokens: None,
+    ):
         self.tokenizer, self.receive = tokenizer, receive
+        self.marks, self.marked, self.count = marks or {}, marked, count
         self.ids: list[int] | None = None  # None: the prompt comes first
         self.before = self.shown = 0  # ids[before:shown] are shown, and are the context of the next
 
@@ -26,7 +37,15 @@ class Streamer(BaseStreamer):
         if self.ids is None:
             self.ids = []
             return
-        self.ids += value.flatten().tolist()
+        for token in value.flatten().tolist():
+            if token in self.marks:
+                self._show(hold=False)
+                self.ids.append(token)
+                self.before = self.shown = len(self.ids)
+                self.marked(self.marks[token])
+            else:
+                self.ids.append(token)
+            self.count(len(self.ids))
         self._show(hold=True)
 
     def end(self) -> None:

@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from .markup import left_out_note
 from .prompt import PROMPT, questions
 from .session import ChatSession
 from .suggestions import Suggestions, suggestions
+from .thinking import ANSWER
 
 WIDTH = 88  # of a paragraph, at most
 
@@ -32,9 +34,17 @@ WIDTH = 88  # of a paragraph, at most
 def open_chat(system: str | None, **settings: Any) -> Iterator[ChatSession]:
     """A chat with the model that `load` makes with these settings, closed at the end."""
     transformers.logging.set_verbosity_error()  # else its warnings appear within the answers
+    warnings.filterwarnings("ignore", module="transformers")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):  # a terminal may lack a character
+        with contextlib.suppress(AttributeError, ValueError):  # not a file, or read from already
+            stream.reconfigure(errors="replace")
     model, tokenizer = load(**settings)
     with model.offload:
-        yield ChatSession(model, tokenizer, system=system)
+        chat = ChatSession(model, tokenizer, system=system)
+        try:
+            yield chat
+        finally:
+            chat.close()
 
 
 def answer_once(
@@ -61,7 +71,7 @@ def converse(chat: ChatSession, generation: dict[str, Any], stats: bool, as_json
         name, _, rest = text.partition(" ")
         if name == "/quit":
             break
-        with errors_printed():
+        with errors_printed(chat):
             if text.startswith("/") and "\n" not in text:
                 run_command(chat, name, rest.strip(), generation, stats)
             elif text:
@@ -70,7 +80,7 @@ def converse(chat: ChatSession, generation: dict[str, Any], stats: bool, as_json
     if not answered and not sys.stdin.isatty():
         question = suggested.questions[0]
         print(f"{PROMPT}{question}")
-        with errors_printed():
+        with errors_printed(chat):
             stream(chat, chat.start(question, **generation), stats)
     if as_json:
         print_json(chat)
@@ -87,6 +97,9 @@ def run_command(
     elif name == "/reset":
         chat.reset()
         print("(the conversation is forgotten)")
+    elif name == "/thinking":
+        thinking = chat.turns[-1].thinking if chat.turns else ""
+        print(thinking or "(the model marked no thinking)")
     elif name == "/stats":
         offload = chat.model.offload
         latest = [f"last answer: {chat.turn.line()}"] if chat.turn else []
@@ -112,27 +125,46 @@ def print_json(chat: ChatSession) -> None:
 
 
 @contextlib.contextmanager
-def errors_printed() -> Iterator[None]:
-    """Print a MoEColabError instead of raising it, so that the conversation goes on."""
+def errors_printed(chat: ChatSession) -> Iterator[None]:
+    """Print a MoEColabError instead of raising it, so that the conversation goes on; Ctrl-C ends
+    what was asked for, not the program."""
     try:
         yield
     except MoEColabError as error:
         print(f"\nmoe_colab: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("(stopped)")
+        if chat.busy:
+            chat.answer.end()
 
 
 def stream(chat: ChatSession, answer: Answer, stats: bool) -> None:
-    """Print an answer as it comes; Ctrl-C ends the answer, not the program."""
+    """Print an answer as it comes; Ctrl-C ends the answer, not the program. What the model thinks
+    is one line, which says that it thinks."""
     if answer.left_out:
         print(f"({left_out_note(answer.left_out)})")
+    thinks = False
     try:
-        for piece in answer:
-            print(piece, end="", flush=True)
+        for kind, piece in answer.parts():
+            if kind == ANSWER:
+                print(piece, end="", flush=True)
+            elif not thinks:
+                thinks = True
+                print(dimmed("(it thinks before it answers: /thinking shows what)"), flush=True)
     except KeyboardInterrupt:
         print(" (stopped)", end="")
+    except MoEColabError:
+        print()  # the error is another line
+        raise
     finally:
         answer.end()
     if answer.error is None:
         print(f"\n[{chat.turn.line()}]\n" if stats else "\n")
+
+
+def dimmed(text: str) -> str:
+    """The text in a paler colour, where the output is a terminal."""
+    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text
 
 
 def table(stats: dict) -> str:

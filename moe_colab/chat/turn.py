@@ -12,7 +12,10 @@ class Turn:
     token; `first_token_seconds`: to the first one. `hit_rate`, `loads`, `bytes_loaded` and
     `stall_seconds` (layers waiting for experts) count this answer only. `tokens_after_stop`: tokens
     generated after `stop` was called. `left_out`: earlier turns that did not fit into the context.
-    `speculation`: in words, whether prefetching has paid so far."""
+    `speculation`: in words, whether prefetching has paid so far. `thinking`: what the model marked
+    as its thinking, which is no part of `text` and does not go into the next prompt.
+    `reused_tokens`: of the prompt, whose keys and values were there from the answer before. `kept`:
+    in words, why the keys and values were not kept for the next question; "" where they were."""
 
     question: str
     text: str
@@ -29,6 +32,9 @@ class Turn:
     left_out: int
     seed: int
     speculation: str = ""
+    thinking: str = ""
+    reused_tokens: int = 0
+    kept: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,8 +57,12 @@ class Turn:
             f"{self.tokens_per_second:.1f} tokens/s, hit rate {self.hit_rate:.0%}, "
             f"{self.bytes_per_token / 1e6:.2f} MB per token; {self.loads} loads, "
             f"{self.bytes_loaded / 1e6:.1f} MB moved"
-            + (f"; {self.speculation}" if self.speculation else "")
+            + (f"; {self._reused()}" if self.reused_tokens else "")
+            + "".join(f"; {words}" for words in (self.speculation, self.kept) if words)
         )
+
+    def _reused(self) -> str:
+        return f"{self.reused_tokens} of {self.prompt_tokens} prompt tokens were read before"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "tokens_per_second": self.tokens_per_second}

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
 from ..machine.folders import evaluation_folder
+from ..offload.text_ids import text_ids
 
 SEPARATOR = "<|doc|>"
 ROLES = {"U: ": "user", "A: ": "assistant"}
@@ -98,7 +99,7 @@ def perplexity(
     texts = [texts] if isinstance(texts, str) else list(texts)
     nll, top1, documents, nbytes = [], [], [], 0
     for number, text in enumerate(tqdm(texts, desc="scoring", disable=not progress, leave=False)):
-        ids = tokenizer(text, return_tensors="pt", verbose=False).input_ids[0]
+        ids = text_ids(tokenizer, text)[0]
         nbytes += len(tokenizer.decode(ids[1:]).encode())
         for begin, first, end in windows(len(ids), window, stride):
             logits = model(ids[None, begin : end - 1].to(model.device)).logits[0].float()

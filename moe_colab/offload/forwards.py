@@ -10,25 +10,25 @@ PATIENCE = 10.0  # seconds: a forward that meets a closed model ends at its next
 
 
 class Forwards:
-    """Counts them by thread: a thread runs one at a time."""
+    """Each is known by its thread and the module that runs: a model, or the model in it."""
 
     def __init__(self):
         self.changed = threading.Condition()
-        self.threads: set[int] = set()
+        self.running: set[tuple[int, int]] = set()
         self.at_end: Callable[[], None] | None = None
 
-    def begin(self) -> None:
-        """This thread begins a forward."""
+    def begin(self, module: object) -> None:
+        """This thread begins a forward of a module."""
         with self.changed:
-            self.threads.add(threading.get_ident())
+            self.running.add((threading.get_ident(), id(module)))
 
-    def end(self) -> None:
-        """This thread's forward has ended, or never began."""
+    def end(self, module: object) -> None:
+        """This thread's forward of a module has ended, or never began."""
         with self.changed:
-            self.threads.discard(threading.get_ident())
+            self.running.discard((threading.get_ident(), id(module)))
             self.changed.notify_all()
             at_end = None
-            if not self.threads:
+            if not self.running:
                 at_end, self.at_end = self.at_end, None
         if at_end is not None:
             at_end()
@@ -36,9 +36,10 @@ class Forwards:
     def run_after(self, call: Callable[[], None]) -> None:
         """Call once no other thread runs a forward. Waits for that, but not for ever: later, the
         thread whose forward ends last makes the call."""
+        me = threading.get_ident()
         with self.changed:
-            mine = {threading.get_ident()}
-            if not self.changed.wait_for(lambda: self.threads <= mine, PATIENCE):
+            alone = lambda: all(thread == me for thread, _ in self.running)  # noqa: E731
+            if not self.changed.wait_for(alone, PATIENCE):
                 self.at_end = call
                 return
         call()

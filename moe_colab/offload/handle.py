@@ -87,6 +87,7 @@ class Offload:
         self.entries = store.manifest.layers
         self.experts = [entry.experts for entry in self.entries]
         self.answering = threading.Lock()  # held by the one conversation that generates now
+        self.emptied_by_close: weakref.WeakSet = weakref.WeakSet()  # what also has clear()
         self.make_link: Callable[[torch.device], Link] | None = None  # for the next pool, if set
         settings = settings.checked(self.experts)
         self.whole_layer = settings.whole_layer
@@ -227,6 +228,8 @@ class Offload:
             self.pool.close()
             self.pool.homes = []
         self.runtime.forwards.run_after(self._free)
+        for other in list(self.emptied_by_close):
+            other.clear()
         _open.discard(self)
 
     def _free(self) -> None:

@@ -191,7 +191,6 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
             router.register_forward_hook(layer.keep_logits)
 
     def begin_forward(model, args, kwargs) -> None:
-        runtime.forwards.begin()
         inputs = model_input(args, kwargs)
         if inputs is None:
             return  # the model itself raises the error
@@ -202,8 +201,11 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
             runtime.pool.link.begin_forward()
             runtime.tracker.forward("decode" if decode else "prompt", rows * length)
 
-    model.register_forward_pre_hook(begin_forward, with_kwargs=True)
-    model.register_forward_hook(lambda *_: runtime.forwards.end(), always_call=True)
+    # The inner model's: it runs in model(...), model.forward(...) and model.model(...).
+    model.base_model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+    for part in {model, model.base_model}:  # the head runs after the inner model
+        part.register_forward_pre_hook(lambda part, _: runtime.forwards.begin(part), prepend=True)
+        part.register_forward_hook(lambda part, *_: runtime.forwards.end(part), always_call=True)
     return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)
 
 

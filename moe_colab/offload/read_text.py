@@ -22,6 +22,7 @@ from ..errors import MoEColabError
 from ..trace import Trace
 from .handle import Offload, offload_of
 from .record import record
+from .text_ids import text_ids
 
 PROMPT = 32  # tokens of the prompt
 
@@ -63,7 +64,7 @@ def record_text(
 def ids_of(tokenizer: Any, text: str, tokens: int) -> torch.Tensor:
     """int64 [1, T]: the text's first tokens, `tokens` at most. Raises MoEColabError where there
     are none."""
-    ids = tokenizer(text, return_tensors="pt").input_ids[:, :tokens]
+    ids = text_ids(tokenizer, text, goes_on=True)[:, :tokens]
     if not ids.shape[1]:
         raise MoEColabError("there is no token in this text: write a few words.")
     return ids
@@ -97,15 +98,19 @@ def record_ids(
 def read(model: torch.nn.Module, ids: torch.Tensor, prompt: int = PROMPT, more: int = 0) -> None:
     """Run the model on ids [1, T]: `prompt` of them at once, then a token at a time, then `more`
     that it chooses itself."""
-    # The argument's name differs between versions of transformers.
-    takes = inspect.signature(type(model).forward).parameters
-    past = {"cache" if "cache" in takes else "past_key_values": DynamicCache(config=model.config)}
+    past = {cache_argument(model): DynamicCache(config=model.config)}
     ids = ids.to(model.device)
     prompt = min(prompt, ids.shape[1])
     for part in ids.split([prompt] + [1] * (ids.shape[1] - prompt), dim=1):
         output = model(part, use_cache=True, **past)
     for _ in range(more):
         output = model(output.logits[:, -1:].argmax(-1), use_cache=True, **past)
+
+
+def cache_argument(model: torch.nn.Module) -> str:
+    """The name by which a forward takes its cache; it differs between versions of transformers."""
+    takes = inspect.signature(type(model).forward).parameters
+    return "cache" if "cache" in takes else "past_key_values"
 
 
 @contextlib.contextmanager

@@ -63,9 +63,10 @@ def record(model: torch.nn.Module, tokenizer: Any = None, *, label: str = "") ->
         if runtime.tracker.recording is builder:
             builder.end()
 
+    inner = model.base_model  # it also runs where the model around it is not called
     hooks = [
-        model.register_forward_pre_hook(begin, with_kwargs=True),
-        model.register_forward_hook(end),
+        inner.register_forward_pre_hook(begin, with_kwargs=True),
+        inner.register_forward_hook(end),
     ]
     try:
         yield trace

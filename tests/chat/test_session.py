@@ -15,7 +15,7 @@ from families import reference
 
 import moe_colab as mc
 from moe_colab.cache.homes import DiskHome
-from moe_colab.chat.session import sampling
+from moe_colab.chat.settings import sampling
 from moe_colab.chat.streamer import Streamer
 
 pytestmark = pytest.mark.colab

@@ -254,6 +254,37 @@ def test_ctrl_c_stops_a_long_answer(capsys, presses):
     model.offload.close()
 
 
+def test_ctrl_c_while_a_template_runs_ends_the_question_and_not_the_chat(capsys, monkeypatch):
+    model, tokenizer = mc.load(slots=2, progress=False)
+    encode = type(tokenizer).apply_chat_template
+    calls = itertools.count(1)
+
+    def interrupted(self, *args, **kwargs):
+        if next(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return encode(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(tokenizer), "apply_chat_template", interrupted)
+    monkeypatch.setattr(terminal, "questions", lambda: iter(["Hi", "And in Paris?", "/quit"]))
+    with model.offload:
+        chat = mc.ChatSession(model, tokenizer)
+        terminal.converse(chat, {"seed": 1, "max_new_tokens": 4}, stats=False, as_json=False)
+    assert "(stopped)" in capsys.readouterr().out
+    assert [turn.question for turn in chat.turns] == ["And in Paris?"]
+
+
+@pytest.mark.slow
+def test_bytes_that_are_no_text_are_no_traceback():
+    typed = b"Hello \xff\xfe\n/save \x00.md\n/save ~nobody-here/a.md\nAgain\n"
+    command = [sys.executable, "-m", "moe_colab", "chat", "--max-new-tokens", "2"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, input=typed, capture_output=True, cwd=ROOT, env=env)
+    told = done.stdout.decode() + done.stderr.decode()
+    assert done.returncode == 0 and "Traceback" not in told
+    assert told.count("cannot be written") == 2
+
+
 # ---------------------------------------------------------------------- what is said
 def test_every_command_is_explained_and_does_something(capsys, tmp_path):
     assert all(f"  {name} " in help_text() for name in COMMANDS)

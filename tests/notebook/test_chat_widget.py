@@ -268,6 +268,10 @@ EVIL = [
     "![x](http://example.com/pixel.png)",
     "[click](javascript:window.hit=1)",
     "[click](data:text/html;base64,PHNjcmlwdD4=)",
+    "[click](ms-word:ofe|u|http://example.com)",
+    "[click](jar:http://example.com!/x) <jar:http://example.com!/x>",
+    "[click](blob:x) [click](intent://example.com#Intent;end) [click](livescript:x)",
+    "[click](//example.com) [click](/api/shutdown) [click](java&#10;script:x)",
     "<svg onload=window.hit=1>",
     '"><iframe src=http://example.com>',
     "<a href='javascript:1'>x</a>",
@@ -304,6 +308,21 @@ def test_markdown_is_shown_as_such():
     html = markup.markdown("**bold** `code`\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n[x](https://a.b)")
     for piece in ("<strong>bold</strong>", "<code>code</code>", "<td>1</td>", 'rel="noopener'):
         assert piece in html
+
+
+@pytest.mark.parametrize("depth", [5, 12, 25, 60, 400])
+@pytest.mark.parametrize("mark", ["> ", "- ", "1. ", "[", "*"])
+def test_no_text_is_lost_at_any_depth(mark, depth):
+    nested = "".join("  " * n + f"{mark}item{n}\n" for n in range(depth))
+    for text in (nested, mark * depth + "the end" + "]" * depth, f"{mark * depth}*a*\n\nthe end"):
+        html = markup.markdown(text)
+        words = ["the end"] if text is not nested else [f"item{n}" for n in range(depth)]
+        assert not [word for word in words if word not in html]
+
+
+def test_links_to_pages_and_to_people_are_links():
+    for address in ("https://a.b/c?d#e", "HTTP://a.b", "mailto:a@b.c"):
+        assert "<a " in markup.markdown(f"[x]({address})")
 
 
 def test_enter_in_an_empty_box_sends_nothing_later(chat):

@@ -186,6 +186,18 @@ def test_a_forward_that_fails_is_left_out_and_the_next_recording_works(model, mo
     assert again.steps == NEW + 1
 
 
+@pytest.mark.parametrize("how", ["model", "model.forward", "model.model"])
+def test_a_forward_is_recorded_and_counted_however_it_is_called(model, how):
+    ids = torch.tensor([[5, 6, 7]])
+    call = {"model": model, "model.forward": model.forward, "model.model": model.model}[how]
+    before = model.offload.stats().tokens
+    with mc.record(model) as trace:
+        call(ids)
+    assert trace.tokens.tolist() == [5, 6, 7] and trace.steps == 1
+    assert (trace.routing >= 0).all()
+    assert model.offload.stats().tokens == before + 3
+
+
 def test_one_recording_at_a_time(model):
     with mc.record(model) as trace:
         with pytest.raises(mc.MoEColabError, match="being recorded already"), mc.record(model):

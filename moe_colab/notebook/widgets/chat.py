@@ -40,8 +40,9 @@ class ChatWidget(Displayed):
 
     The conversation belongs to the model: a second ChatWidget of the same model, for example when
     the cell runs again, continues it and replaces the first. `session` is the ChatSession,
-    `controls` are the widgets, `error` is the latest error that was no MoEColabError. The buttons
-    call `send`, `stop`, `retry`, `clear` and `save`; a suggested question is sent by a click.
+    `controls` are the widgets, `error` is the latest error that was no MoEColabError, or what made
+    an answer end with one. The buttons call `send`, `stop`, `retry`, `clear` and `save`; a
+    suggested question is sent by a click.
     Without an event loop, call `flush` to show new text; `answering` is True until all is shown.
     Raises MoEColabError for a model without a tokenizer; later errors appear in the status line.
     """
@@ -174,6 +175,8 @@ class ChatWidget(Displayed):
         self.controls.refresh(self.session.model.offload)
         if answer.error is not None:
             self.controls.box.value = self.controls.box.value or answer.question
+            if not isinstance(answer.error.__cause__, MoEColabError | None):
+                self.error = answer.error.__cause__
             raise answer.error
         self._say_ready("stopped" if answer.turn().stopped else "ready")
 

@@ -13,7 +13,8 @@ import ipywidgets as w
 
 from ...cache.policies import POLICIES
 from ...chat import markup
-from ...chat.session import ANSWER_TOKENS, ChatSession, sampling
+from ...chat.session import ChatSession
+from ...chat.settings import ANSWER_TOKENS, sampling
 from ...chat.suggestions import Suggestions
 from ...errors import MoEColabError
 from ..views.view import web_asset
