@@ -95,6 +95,7 @@ def add_chat(commands: argparse._SubParsersAction) -> None:
     add = chat.add_argument
     add("source", nargs="?", help="a store, a checkpoint folder, or org/name; default: small model")
     add("--revision", help="branch, tag or commit of a model of the hub")
+    add("--tokenizer", help="another tokenizer than the model's own: a folder, or org/name")
     add("--prompt", help="answer this one question and end")
     add("--system", help="system prompt")
     add("--max-new-tokens", type=positive, help="longest answer, in tokens")

@@ -52,7 +52,7 @@ CHROMIUM_FLAGS = [
     *("--disable-quic", f"--proxy-server={NOWHERE}", "--proxy-bypass-list=127.0.0.1;localhost"),
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]
-PUBLISHED = re.compile(r"^https://raw\.githubusercontent\.com/[^/]+/[^/]+/[^/]+/(?P<path>.+)$")
+PUBLISHED = re.compile(r"^https://raw\.githubusercontent\.com/[^/]+/[^/]+/[^/]+/(.+)$")
 OUTSIDE = re.compile(r"^(https?|wss?)://(?!(127\.0\.0\.1|localhost)([:/]|$))")
 SETTINGS = {
     "@jupyterlab/notebook-extension:tracker": {
@@ -306,7 +306,7 @@ class Watched:
 
     def _serve_file(self, route: Route) -> None:
         """A file of the repository at its public address: the one of this checkout."""
-        file = ROOT / PUBLISHED.match(route.request.url)["path"]
+        file = ROOT / PUBLISHED.match(route.request.url)[1]
         route.fulfill(path=file) if file.is_file() else self._refuse(route)
 
     def _refuse(self, route: Route) -> None:

@@ -24,7 +24,7 @@ WITHOUT_NUMPY = [
     *("checkpoint/hub.py", "checkpoint/hub_errors.py", "evaluation/allocation.py"),
     *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
 ]
-ANYWHERE = {"errors", "units", "version"}  # modules that every package may import
+ANYWHERE = {"errors", "files", "units", "version"}  # modules that every package may import
 FILES = sorted(PACKAGE.rglob("*.py"))
 BY_PATH = {"argvalues": FILES, "ids": lambda path: path.relative_to(PACKAGE).as_posix()}
 
@@ -44,9 +44,9 @@ def test_importing_moe_colab_brings_in_nothing_heavy():
 def test_the_lower_packages_import_no_torch(path):
     """By the import statements of each file."""
     place = path.relative_to(PACKAGE)
-    heavy = {"torch", "transformers", "safetensors", "accelerate", "hqq"}
+    heavy = {"torch", "transformers", "accelerate", "hqq"}
     modules = {name.split(".")[0] for name in imports(path)}
-    if place.parts[0] in {*WITHOUT_TORCH, "errors.py", "units.py", "version.py"}:
+    if place.parts[0] in {*WITHOUT_TORCH, "errors.py", "files.py", "units.py", "version.py"}:
         assert not heavy & modules
     if any(place.is_relative_to(name) for name in WITHOUT_NUMPY):
         assert not {*heavy, "numpy"} & modules

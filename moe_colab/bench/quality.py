@@ -23,7 +23,7 @@ from ..checkpoint.source import open_checkpoint
 from ..errors import MoEColabError
 from ..evaluation.comparison import CONFIDENCE, DRAWS
 from ..evaluation.perplexity import evaluation_texts
-from ..offload.load import load_tokenizer
+from ..offload.tokenizer import load_tokenizer
 from ..quantization.format import Format
 from ..store import Summary
 from ..store.blobs import DENSE

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
+from ..files import write_file
 
 
 def check_writable(out: str | Path | None) -> None:
@@ -25,7 +26,7 @@ def publish(report: dict[str, Any], out: str | Path | None = None) -> None:
     print(json.dumps(report), flush=True)
     if out:
         text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"
-        Path(out).write_text(text, encoding="utf-8")
+        write_file(out, text.encode())
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

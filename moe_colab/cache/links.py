@@ -96,6 +96,10 @@ class Link(ABC):
         """A point in compute: a block that was used before it may be overwritten after it. None on
         a CPU, where compute ends when the call returns."""
 
+    def begin_forward(self) -> None:
+        """A forward of the model begins in this thread: later marks come after all compute of
+        earlier forwards. On a CPU they do."""
+
     def time(self) -> float:
         """Seconds since any fixed point, as compute sees them."""
         return time.perf_counter()

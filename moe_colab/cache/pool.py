@@ -56,6 +56,7 @@ class Pool:
         governor: Governor | None = None,
     ):
         self.link, self.homes, self.caches, self.governor = link, homes, list(caches), governor
+        self.experts_of = [len(layer) for layer in homes]  # stays when `homes` is let go
         self.pinned = list(pinned or [{} for _ in homes])
         self.tracker = tracker or StatsTracker(len(homes))
         self.table: list[dict[int, Slot]] = [{} for _ in homes]
@@ -144,7 +145,7 @@ class Pool:
 
     def lacks_any(self, layer: int) -> bool:
         """Whether some expert of this layer would have to be loaded."""
-        return len(self.table[layer]) + len(self.pinned[layer]) < len(self.homes[layer])
+        return len(self.table[layer]) + len(self.pinned[layer]) < self.experts_of[layer]
 
     def check_open(self) -> None:
         """Raises MoEColabError for a closed pool."""

@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
+from ..files import write_file
 from ..units import parse_bytes
 from .answer import Answer
 from .kept import Kept
@@ -166,12 +167,7 @@ class ChatSession:
             text = json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n"
         else:
             text = self.as_markdown()
-        try:
-            path.write_text(text, encoding="utf-8", errors="replace")
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
-            reason = getattr(error, "strerror", None) or error
-            raise MoEColabError(f"{str(path)!r} cannot be written: {reason}.") from error
-        return path
+        return write_file(path, text.encode("utf-8", "replace"))
 
     # ------------------------------------------------------------------ inside
     def _start(

@@ -7,7 +7,8 @@ Knows which families can be offloaded, and explains why others cannot. Reads no 
 from __future__ import annotations
 
 import copy
-import json
+import os
+import threading
 from pathlib import Path
 
 import torch
@@ -17,24 +18,33 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
 )
 
 from ..errors import MoEColabError
+from ..files import read_file, read_json
 from .families import experts_modules
+
+ADAPTER = "adapter_config.json"
+OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+BUILDING = threading.RLock()
+"""Held while transformers builds or loads a model: it changes torch's default dtype, and classes of
+its own, for the whole process."""
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder. Raises MoEColabError where there is none, where it is of a
-    family that transformers does not know, and where the weights are quantized."""
+    """The configuration in a folder, and a check of how it generates; of a model with several
+    parts, such as one that sees pictures, that of the causal language model. Raises MoEColabError
+    where there is none, where it is of a family that transformers does not know, and where the
+    weights are quantized."""
     path = folder / "config.json"
-    if not path.is_file():
-        raise MoEColabError(f"{folder} has no config.json: it is neither a checkpoint nor a store.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        family = raw.get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise MoEColabError(f"{path} is not a model configuration: {error}.") from error
+    refuse_adapter(folder)
+    missing = f"{folder} has no config.json: it is neither a checkpoint nor a store."
+    raw = read_json(path, "a model configuration", missing)
+    if not isinstance(raw, dict):
+        raise MoEColabError(f"{path} is not a model configuration, but a {type(raw).__name__}.")
+    family = raw.get("model_type")
     quantization = raw.get("quantization_config")
     if quantization:
         name = isinstance(quantization, dict) and quantization.get("quant_method")
@@ -51,11 +61,74 @@ def load_config(folder: Path) -> PreTrainedConfig:
             "does not know."
         )
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = of_causal_lm(AutoConfig.from_pretrained(folder, local_files_only=True))
+        use_own_code(config)
     except Exception as error:  # each family raises its own
         raise MoEColabError(
             f"{path} is not a configuration of the family {family!r}: {one_line(error)}"
         ) from error
+    check_generation(folder)
+    return config
+
+
+def use_own_code(config: PreTrainedConfig) -> None:
+    """Let the model compute its attention and experts with the code of torch and transformers: a
+    configuration may name code on the hub, which transformers would download and run."""
+    if config._attn_implementation not in OWN_ATTENTION:
+        config._attn_implementation = None  # the default
+    config._experts_implementation = "eager"
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig):
+            use_own_code(part)
+
+
+def check_generation(folder: Path) -> None:
+    """Raises MoEColabError for a generation_config.json that cannot be read or used. Transformers
+    ignores one that is no JSON."""
+    path = folder / "generation_config.json"
+    if not os.path.isfile(path):
+        return
+    read_file(path)
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        return
+    except Exception as error:  # any value may be wrong
+        raise MoEColabError(
+            f"{path} does not say how to generate ({one_line(error)}): correct or delete it."
+        ) from error
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises MoEColabError where a folder has the configuration of a peft adapter, which
+    transformers would apply to the weights."""
+    if not (folder / ADAPTER).is_file():
+        return
+    if (folder / "config.json").is_file():
+        raise MoEColabError(
+            f"{folder} has an adapter ({ADAPTER}) beside the weights: move the adapter's files to "
+            "a folder of their own, load the model, and call model.load_adapter(FOLDER)."
+        )
+    raise MoEColabError(
+        f"{folder} is an adapter ({ADAPTER}), not a model: load the model for which it was made, "
+        "and call model.load_adapter(FOLDER)."
+    )
+
+
+def of_causal_lm(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration from which AutoModelForCausalLM builds its model: that of the text part
+    where the class of the family's causal language model takes only this."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    text_class = config.sub_configs.get("text_config")
+    if text_class is None or getattr(model_class, "config_class", None) is not text_class:
+        return config
+    text = config.get_text_config()
+    if text.dtype is None:
+        text.dtype = config.dtype
+    return text
 
 
 def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
@@ -67,7 +140,7 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
             f"the family {family!r} is not a causal language model, and moe_colab runs only these."
         )
     try:
-        with torch.device("meta"):
+        with BUILDING, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), experts_implementation="eager"
             )

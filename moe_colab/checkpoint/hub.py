@@ -7,11 +7,12 @@ needed or deleted: shards.py does.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from ..errors import MoEColabError
+from ..files import one_line
 from ..planner.access import hub_access
-from ..planner.sizes import SIDE_FILES, hub_entries, progress_bars
+from ..planner.sizes import hub_entries, progress_bars
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, weight_files
+from ..store.side_files import is_side_file
+from .digests import check_digest
 from .hub_errors import hub_errors
 
 COLAB_SECRET = "HF_TOKEN"
@@ -35,13 +39,14 @@ TRIES, PAUSE = 5, 1.0  # tries without any new byte; seconds between two tries
 class Snapshot:
     """One revision of a model on the hub: `revision` is its commit, `folder` has its small files,
     in the hub's cache folder. `weights`: {safetensors file: bytes}, 0 in offline mode. `access`:
-    with the token that may read it."""
+    with the token that may read it. `sha256`: of the files of which the hub tells it."""
 
     repo_id: str
     revision: str
     folder: Path
     weights: dict[str, int]
     access: HfApi
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     def cached(self, name: str) -> Path | None:
         """The path of a file in the hub's cache folder, None where it is not there."""
@@ -55,34 +60,49 @@ def fetch(repo_id: str, revision: str | None = None, progress: bool = True) -> S
     with hub_errors(repo_id, revision), progress_bars(progress):
         if constants.HF_HUB_OFFLINE:
             return from_cache(repo_id, revision)
-        (sizes, folder), access = with_colab_token(lambda hub: small_files(hub, repo_id, revision))
-        names = weight_files(folder)
+        listing, access = with_colab_token(lambda hub: small_files(hub, repo_id, revision))
+        sizes, sha256, folder = listing
+        names = weight_files(folder, sizes)
         missing = [name for name in names if name not in sizes or "/" in name]
         if missing:
             raise MoEColabError(
                 f"{repo_id} has no {missing[0]}: moe_colab needs its weights as {SINGLE} or in "
                 f"shards with {INDEX}."
             )
-        return Snapshot(repo_id, folder.name, folder, {n: sizes[n] for n in names}, access)
+        weights = {name: sizes[name] for name in names}
+        return Snapshot(repo_id, folder.name, folder, weights, access, sha256)
 
 
-def small_files(hub: HfApi, repo_id: str, revision: str | None) -> tuple[dict[str, int], Path]:
-    """(bytes of each file of a model by name, the folder of its small files), which are downloaded.
-    Raises the hub's errors where its files may not be read: the hub lists those of a gated model to
-    everybody, and the small ones may be here already, so one of them is asked for."""
+def fetch_small(repo_id: str, revision: str | None, progress: bool = True) -> Path:
+    """The folder of a repository's small files, such as a tokenizer, which are downloaded. Raises
+    MoEColabError where it does not exist, or this user may not read it."""
+    with hub_errors(repo_id, revision), progress_bars(progress):
+        if constants.HF_HUB_OFFLINE:
+            return Path(hub_access().snapshot_download(repo_id, revision=revision))
+        return with_colab_token(lambda hub: small_files(hub, repo_id, revision))[0][2]
+
+
+def small_files(
+    hub: HfApi, repo_id: str, revision: str | None
+) -> tuple[dict[str, int], dict[str, str], Path]:
+    """(bytes of each file of a model by name, the sha256 of its large files, the folder of its
+    small files), which are downloaded. Raises the hub's errors where its files may not be read: the
+    hub lists those of a gated model to everybody, and the small ones may be here already, so one of
+    them is asked for."""
     info = hub.model_info(repo_id, revision=revision, files_metadata=True)
     if info.gated:
         url = hf_hub_url(repo_id, "config.json", revision=info.sha, endpoint=hub.endpoint)
         hub.get_hf_file_metadata(url=url)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    small = [
-        name
-        for name in sizes
-        if "/" not in name and any(Path(name).match(pattern) for pattern in SIDE_FILES)
-    ]
+    sha256 = {
+        file.rfilename: file.lfs.sha256 for file in info.siblings if file.lfs and file.lfs.sha256
+    }
+    small = [name for name in sizes if is_side_file(name) or name == INDEX]
     # By the name that the user gave, which offline mode looks up again.
-    folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=small)
-    return sizes, Path(folder)
+    folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=small))
+    for name in small:
+        check_digest(folder / name, sha256.get(name))
+    return sizes, sha256, folder
 
 
 def from_cache(repo_id: str, revision: str | None) -> Snapshot:
@@ -109,9 +129,15 @@ def announced(snapshot: Snapshot, name: str) -> dict[str, TensorEntry]:
     with hub_errors(snapshot.repo_id, snapshot.revision):
         if constants.HF_HUB_OFFLINE:
             raise not_here(snapshot.repo_id)
-        header = snapshot.access.parse_safetensors_file_metadata(
-            snapshot.repo_id, name, revision=snapshot.revision
-        )
+        try:
+            header = snapshot.access.parse_safetensors_file_metadata(
+                snapshot.repo_id, name, revision=snapshot.revision
+            )
+        except (TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise MoEColabError(
+                f"{name} of {snapshot.repo_id} is not a complete safetensors file: "
+                f"{one_line(error)}."
+            ) from error
         return hub_entries(header, snapshot.folder / name)
 
 
@@ -122,9 +148,9 @@ def download(
     stop: threading.Event,
     arrived: Callable[[int], object],
 ) -> Path:
-    """Download one file of the weights to `folder` and return its path. Goes on where an earlier
-    download of it was stopped, failed or killed. Calls `arrived` with the bytes of every piece;
-    raises CancelledError once `stop` is set, and MoEColabError.
+    """Download one file of the weights to `folder`, compare its sha256 with the hub's, and return
+    its path. Goes on where an earlier download of it was stopped, failed or killed. Calls `arrived`
+    with the bytes of every piece; raises CancelledError once `stop` is set, and MoEColabError.
 
     This is not huggingface_hub's own download: since 1.18 that starts an interrupted file again and
     leaves the first part on the disk, and its xet transfer can keep a cache of chunks. Both take
@@ -133,10 +159,12 @@ def download(
     path, part, size = folder / name, folder / (name + PART), snapshot.weights[name]
     with hub_errors(snapshot.repo_id, snapshot.revision, folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if os.path.exists(path):
             arrived(size)
             return path
-        with open(part, "ab") as file:
+        with open(part, "a+b") as file:
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256")  # and to the end
             arrived(file.tell())
             idle = 0
             while file.tell() < size:
@@ -146,6 +174,7 @@ def download(
                         if stop.is_set():
                             raise CancelledError
                         file.write(piece)
+                        digest.update(piece)
                         arrived(len(piece))
                     if file.tell() == before:
                         break
@@ -162,6 +191,12 @@ def download(
             raise MoEColabError(
                 f"{name} of {snapshot.repo_id} is not of the size that the hub announced: try "
                 "again later."
+            )
+        if digest.hexdigest() != snapshot.sha256.get(name, digest.hexdigest()):
+            part.unlink()
+            raise MoEColabError(
+                f"{name} of {snapshot.repo_id} was damaged on its way: its sha256 is not the one "
+                "that the hub has. It was deleted: try again."
             )
         return part.rename(path)
 

@@ -24,7 +24,8 @@ from transformers.core_model_loading import (
 )
 
 from ..errors import MoEColabError
-from ..planner.sizes import SIDE_FILES
+from ..files import read_file
+from ..planner.sources import folder_name
 from ..store.safetensors import TensorEntry
 from .architecture import load_config, one_line, skeleton
 from .families import expert_shapes, experts_modules
@@ -58,7 +59,7 @@ class Checkpoint:
         """name, revision: of the model on the hub, if the folder is a download; shards: the
         weights, if they are not in the folder. Raises MoEColabError where it is not a
         complete checkpoint that moe_colab can read."""
-        self.folder, self.name, self.revision = folder, name or folder.resolve().name, revision
+        self.folder, self.name, self.revision = folder, name or folder_name(folder), revision
         self.config = load_config(folder)
         self.model = skeleton(self.config)
         self.layers = experts_modules(self.model)
@@ -69,9 +70,9 @@ class Checkpoint:
 
     # ------------------------------------------------------------------ contents
     def fingerprint(self) -> str:
-        """A digest that changes when the configuration or any weight file does. Reads no
-        weights."""
-        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        """A digest that changes when the configuration or any weight file does. Reads a few pages
+        of the weights."""
+        digest = hashlib.sha256(read_file(self.folder / "config.json"))
         digest.update(self.shards.fingerprint().encode())
         return digest.hexdigest()
 
@@ -96,17 +97,6 @@ class Checkpoint:
                 "original weights."
             )
         return dtype
-
-    def side_files(self) -> list[Path]:
-        """Configuration, tokenizer and generation files."""
-        paths = {
-            path for pattern in SIDE_FILES for path in self.folder.glob(pattern) if path.is_file()
-        }
-        return sorted(
-            path
-            for path in paths
-            if not path.name.endswith(".index.json") and path.name != "moe_colab.json"
-        )
 
     # ------------------------------------------------------------------ reading
     def expert(self, layer: int, expert: int) -> dict[str, torch.Tensor]:
@@ -194,7 +184,7 @@ class Checkpoint:
             if name in wanted:
                 names.sources[name][pattern].append(key)
                 names.converters[name] = by_pattern.get(pattern)
-            elif name in state or ".experts." not in key:  # experts of layers that are not run
+            elif name in state:  # transformers leaves out the others too: pictures, draft layers
                 names.dense.append(key)
                 if pattern is None:
                     names.unchanged[name].append(key)

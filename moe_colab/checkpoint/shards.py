@@ -7,11 +7,14 @@ are on the disk. Does not know what the work is, nor how a file is downloaded.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from fnmatch import fnmatchcase
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,12 +22,14 @@ from typing import Protocol, TypeVar
 from tqdm.auto import tqdm
 
 from ..errors import MoEColabError
+from ..files import read_errors, read_file
 from ..store.safetensors import INDEX, SINGLE, TensorEntry, read_header, weight_files
+from .digests import check_cached, stamp
 from .hub import PART, Snapshot, announced, download
 from .hub_errors import hub_errors
 from .tensors import TORCH_DTYPES
 
-OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "consolidated*.pt")
+OTHER_WEIGHTS = ("pytorch_model*.bin", "*.gguf", "*.pth", "*.h5", "*.pt", "*.safetensors")
 HEADERS_AT_ONCE = 8
 MAX_FILES = 2  # on the disk at once, unless a job needs more; the one that arrives counts
 # Names of tensors in GPTQ, AWQ, MXFP4, fp8, compressed-tensors, bitsandbytes and HQQ checkpoints.
@@ -54,7 +59,7 @@ class Shards(Protocol):
         right once its file was delivered, in the same dictionary."""
 
     def fingerprint(self) -> str:
-        """A text that changes when the weights do. Reads no headers and no weights."""
+        """A text that changes when the weights do. Reads a few pages of them."""
 
     def extra_disk(self) -> int:
         """Bytes of disk that the delivery takes at most, until it ends."""
@@ -73,8 +78,10 @@ class FolderShards:
         self.folder = folder
 
     def entries(self) -> dict[str, TensorEntry]:
-        if not (self.folder / INDEX).is_file() and not (self.folder / SINGLE).is_file():
-            other = [path.name for pattern in OTHER_WEIGHTS for path in self.folder.glob(pattern)]
+        if not any(os.path.lexists(self.folder / name) for name in (INDEX, SINGLE)):
+            with read_errors(self.folder):
+                names = sorted(os.listdir(self.folder))
+            other = [name for p in OTHER_WEIGHTS for name in names if fnmatchcase(name, p)]
             weights = f"only {other[0]}" if other else "none"
             raise MoEColabError(
                 f"{self.folder} needs its weights as {SINGLE} or in shards with {INDEX}; it has "
@@ -86,14 +93,17 @@ class FolderShards:
         return entries
 
     def fingerprint(self) -> str:
-        stats = [(name, (self.folder / name).stat()) for name in weight_files(self.folder)]
-        return "".join(f"{name} {stat.st_size} {stat.st_mtime_ns}\n" for name, stat in stats)
+        names = weight_files(self.folder)
+        lines = [f"{name} {stamp(self.folder / name)}\n" for name in names]
+        if os.path.isfile(self.folder / INDEX):
+            lines.append(hashlib.sha256(read_file(self.folder / INDEX)).hexdigest())
+        return "".join(lines)
 
     def extra_disk(self) -> int:
         return 0
 
     def deliver(self, jobs: Sequence[R], folder: Path) -> Iterator[R]:
-        yield from jobs
+        yield from sound(jobs, lambda name: self.folder / name)
 
 
 class HubShards:
@@ -150,7 +160,7 @@ class HubShards:
                 on_disk = set(files)
                 for name in needs:
                     arriving[name].result()
-                yield from group
+                yield from sound(group, self.cached.get)
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             stop.set()
@@ -173,7 +183,7 @@ class HubShards:
         """The names of the files, complete or partial, that an earlier delivery of this revision
         has left; those of other revisions are deleted."""
         with hub_errors(self.snapshot.repo_id, self.snapshot.revision, folder):
-            for place in folder.iterdir() if folder.is_dir() else ():
+            for place in folder.iterdir() if os.path.isdir(folder) else ():
                 if place.name != self.snapshot.revision:
                     shutil.rmtree(place)
         return {path.name.removesuffix(PART) for path in folder.glob("*/*")}
@@ -197,6 +207,18 @@ class HubShards:
         for key, entry in entries.items():
             if self.known[key].path.name == name:
                 self.known[key] = entry
+
+
+def sound(jobs: Iterable[R], place: Callable[[str], Path | None]) -> Iterator[R]:
+    """The jobs; before each one its files are compared with the hub's sha256, once each, if they
+    are from the hub. place: the path of such a file by its name."""
+    checked: set[str] = set()
+    for job in jobs:
+        for name in sorted(job.files - checked):
+            if path := place(name):
+                check_cached(path)
+        checked |= job.files
+        yield job
 
 
 def files_on_disk(needs: Sequence[Collection[str]], on_disk: set[str]) -> list[list[str]]:

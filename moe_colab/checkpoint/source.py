@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import MoEColabError
+from ..files import read_errors
 from ..machine.folders import shipped_model
 from ..planner.sources import SHIPPED, is_repo_id, named
 from ..store import is_store
@@ -52,8 +53,10 @@ def find_source(source: str | os.PathLike[str] | None) -> Path:
             f"{source or repr(source)} does not exist: name a store or a checkpoint folder on this "
             "machine, or a model of the hub as org/name."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise MoEColabError(f"{source} is a file: name its folder.")
-    if not any(folder.iterdir()):
+    with read_errors(folder):
+        empty = not os.listdir(folder)
+    if empty:
         raise MoEColabError(f"{source} is an empty folder: name a store or a checkpoint folder.")
     return folder

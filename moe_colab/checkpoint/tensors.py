@@ -33,7 +33,7 @@ def read_tensor(entry: TensorEntry, row: int | None = None) -> torch.Tensor:
     if row is not None:
         shape, nbytes = shape[1:], nbytes // shape[0]
         start += row * nbytes
-    out = torch.empty(shape, dtype=torch_dtype(entry))
+    out = torch.empty(shape, dtype=torch_dtype(entry), device="cpu")
     if nbytes:
         read_bytes(entry.path, start, as_bytes(out))
     return out

@@ -33,9 +33,9 @@ from ..offload.load import load
 from ..quantization.bits import quantize_matrix
 from ..quantization.devices import pick_device
 from ..quantization.format import Format
-from ..quantization.hqq import choose_scales
 from ..quantization.quantize import quantize
 from ..quantization.recipe import Recipe, expert_name
+from ..quantization.scales import choose_scales
 from ..quantization.targets import low_bit_targets
 from ..store import Store, Summary
 from ..units import parse_bytes

@@ -3,6 +3,7 @@ its containers; knows no GPU and no model."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import psutil
 
 VRAM_RESERVE = 3 << 29  # 1.5 GiB: key-value cache, activations, and what CUDA itself takes
 RAM_RESERVE = 2 << 30
+FORWARD_RESERVE = 1 << 28  # 256 MiB: activations, and what torch takes in a first forward
 DISK_HEADROOM = 64 << 20
 
 
@@ -25,7 +27,7 @@ def total_memory() -> int:
 
 def free_disk(folder: Path) -> int:
     """Bytes free where `folder` is or will be."""
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return shutil.disk_usage(folder).free
 

@@ -48,11 +48,22 @@ class CudaLink(ThreadLink):
         self.device = device
         self.stream = torch.cuda.Stream(device)
         self.staging = Staging()
+        self.compute: torch.cuda.Stream | None = None  # of the last forward
         self.stalls: deque[tuple] = deque()  # (counters, event before, event after), oldest first
 
     def mark(self) -> torch.cuda.Event:
         with torch.cuda.device(self.device):
             return record()
+
+    def begin_forward(self) -> None:
+        """If the user computes on another stream than last time, it waits for the last one, which
+        may still read blocks."""
+        stream = torch.cuda.current_stream(self.device)
+        if self.compute is not None and stream != self.compute:
+            event = torch.cuda.Event()
+            event.record(self.compute)
+            stream.wait_event(event)
+        self.compute = stream
 
     @contextlib.contextmanager
     def stall(self, counters) -> Iterator[None]:

@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..checkpoint.architecture import BUILDING, load_config, one_line
 from ..checkpoint.families import experts_modules, parameter_names
 from ..errors import MoEColabError
 from ..quantization.kernels.dispatch import AUTO
 from ..store import Store
 from ..store.blobs import EMBEDDINGS
-from ..units import human
 from . import experts, lowbit_modules
-from .placement import free_memory
+from .adapters import refuse_expert_adapters
 
 
 @register_quantization_config(experts.NAME)
@@ -50,7 +50,7 @@ class OffloadQuantizer(HfQuantizer):
             for name in parameter_names(module):
                 module.register_parameter(name, None)
             module._is_hf_initialized = True  # there is nothing left to initialize
-            module.config._experts_implementation = experts.NAME
+            module.__class__ = experts.offloaded_class(type(module))
         lowbit_modules.swap(model, self.quantization_config.low_bit)
         self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
 
@@ -63,18 +63,17 @@ class OffloadQuantizer(HfQuantizer):
 
 
 def load_dense(
-    store: Store, dtype: torch.dtype, device: torch.device, kernels: str = AUTO
+    store: Store,
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: str = AUTO,
+    attention: str | None = None,
 ) -> transformers.PreTrainedModel:
-    """The model without its routed experts, on `device`; its low-bit modules multiply by `kernels`.
-    Raises MoEColabError where memory is short or the store lacks a weight."""
-    need = store.manifest.dense_bytes()
-    if device.type == "cuda" and need > free_memory(device):
-        raise MoEColabError(
-            f"the model without its experts needs {human(need)} on {device}, but "
-            f"{human(free_memory(device))} are free: choose a checkpoint with fewer bits."
-        )
+    """The model without its routed experts, on `device`; its low-bit modules multiply by `kernels`,
+    and `attention` is its attn_implementation. Raises MoEColabError where the store lacks a weight,
+    or transformers cannot load it."""
     low_bit = store.manifest.low_bit_matrices
-    config = AutoConfig.from_pretrained(store.folder, local_files_only=True)
+    config = load_config(store.folder)
     config.transformers_weights = store.manifest.dense.name
     config.quantization_config = {
         "quant_method": experts.NAME,
@@ -82,16 +81,25 @@ def load_dense(
     }
     if any(matrix.part == EMBEDDINGS for matrix in low_bit):
         untie(config)  # no parameter is left to tie; a tied head shares the blob
-    with quiet_transformers():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            store.folder,
-            config=config,
-            dtype=dtype,
-            device_map=None if device.type == "cpu" else {"": device},
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-        )
+    # Where a user has set another default device, transformers would load to that.
+    with BUILDING, quiet_transformers(), torch.device("cpu"):
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                store.folder,
+                config=config,
+                dtype=dtype,
+                device_map=None if device.type == "cpu" else {"": device},
+                attn_implementation=attention,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
+        except MoEColabError:
+            raise
+        except Exception as error:  # a setting that this machine or family does not have
+            raise MoEColabError(
+                f"transformers cannot load the model in {store.folder}: {one_line(error)}"
+            ) from error
     mismatched = (name for name, *_ in info["mismatched_keys"])
     # With a quantizer, some versions of transformers load other shapes and report nothing.
     built = model.hf_quantizer.shapes
@@ -106,12 +114,15 @@ def load_dense(
         config = getattr(module, "config", None)
         if config is not None:  # some families compute differently where this is set
             vars(config).pop("_is_quantized", None)
+    if device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            # Transformers maps the file, which may be overwritten or cut short while the model
+            # lives; and where a tensor does not begin at 64 bytes, products may differ.
+            tensor.data = tensor.data.clone()
     lowbit_modules.fill(model, store, dtype, device, kernels)
     model.requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.data_ptr() % 64:  # mapped from a file: products may differ in the last bit
-            parameter.data = parameter.data.clone()
     refuse_casts(model, device, dtype)
+    refuse_expert_adapters(model)
     return model
 
 

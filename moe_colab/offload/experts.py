@@ -10,12 +10,12 @@ top-k.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from ..errors import MoEColabError
 from ..quantization.kernels import LowBitWeight
@@ -80,11 +80,12 @@ def experts_forward(
     layer.check_input(hidden_states)
     layer.runtime.check_stop()
     with layer.runtime.lock, deferred_interrupts():
+        layer.runtime.pool.check_open()
         routing = layer.routing(top_k_index)
         groups = TokensByExpert.of(routing.index, module.num_experts)
         rows = torch.from_numpy(groups.rows).to(hidden_states.device, non_blocking=True)
         outputs = hidden_states.new_zeros(
-            (*top_k_index.shape, hidden_states.shape[1]), dtype=layer.sum_dtype
+            (*top_k_index.shape, hidden_states.shape[1]), dtype=layer.sum_dtype(hidden_states.dtype)
         )
         parts = {
             expert: slice(*groups.bounds[i : i + 2]) for i, expert in enumerate(groups.experts)
@@ -129,4 +130,18 @@ def expert_mlp(
     return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
 
 
-ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+def refuse_copies(*_) -> None:
+    """Raises MoEColabError, for `copy` and `pickle`."""
+    raise MoEColabError("an offloaded model cannot be copied or pickled: load it a second time.")
+
+
+@functools.cache
+def offloaded_class(experts_class: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """The class of an experts module that computes with `experts_forward`, whatever implementation
+    the configuration names: `set_experts_implementation` changes nothing."""
+    own = {
+        "forward": experts_forward,
+        "__reduce_ex__": refuse_copies,
+        "__module__": experts_class.__module__,
+    }
+    return type(experts_class.__name__, (experts_class,), own)

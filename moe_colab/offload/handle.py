@@ -5,6 +5,7 @@ Changes a model's pool while it lives. Knows no forward: hooks.py and experts.py
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from ..errors import MoEColabError
 from ..quantization.kernels.dispatch import AUTO
 from ..store import Store
 from . import lowbit_modules, placement
+from .experts import refuse_copies
 from .hooks import attach
 from .runtime import Runtime
 from .settings import Settings
@@ -36,6 +38,14 @@ def close_all() -> None:
     running the cell again frees the last model before the next one needs its memory."""
     for handle in list(_open):
         handle.close()
+
+
+def _renew_after_fork() -> None:
+    for handle in list(_open):
+        handle._after_fork()
+
+
+os.register_at_fork(after_in_child=_renew_after_fork)
 
 
 def prefetch_setting(name: str, doc: str) -> property:
@@ -212,19 +222,33 @@ class Offload:
     # ------------------------------------------------------------------ the end
     def close(self) -> None:
         """Free the slots, the files and the rest of the model's weights, even while the model is
-        still referenced. It cannot be used afterwards; closing twice is fine."""
+        still referenced. It cannot be used afterwards; closing twice is fine. A forward of another
+        thread ends with MoEColabError, and is waited for."""
         with self.runtime.lock:
             self.pool.close()
             self.pool.homes = []
-            if (model := self._model()) is not None:
-                lowbit_modules.release(model)
-                for tensor in (*model.parameters(), *model.buffers()):
-                    tensor.data = tensor.data.new_empty(0)
+        self.runtime.forwards.run_after(self._free)
         for other in list(self.emptied_by_close):
             other.clear()
         _open.discard(self)
 
-    __deepcopy__ = Runtime.__deepcopy__
+    def _free(self) -> None:
+        """Free the weights of everything but the experts."""
+        if (model := self._model()) is not None:
+            lowbit_modules.release(model)
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.new_empty(0)
+
+    def _after_fork(self) -> None:
+        """In a process that was forked from this one: the thread that loads experts does not live
+        here, so the slots start empty."""
+        self.answering = threading.Lock()
+        self.runtime.renew_locks()
+        if self.device.type == "cpu" and not self.closed:
+            torch.set_num_threads(1)  # the other OpenMP threads do not live here either
+            self.runtime.pool = self._make_pool(self.runtime.settings.slots, self.pool.homes)
+
+    __reduce_ex__ = refuse_copies
 
     def __enter__(self) -> Offload:
         return self

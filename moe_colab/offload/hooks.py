@@ -60,19 +60,24 @@ class OffloadedLayer:
     def __init__(self, runtime: Runtime, number: int, module: torch.nn.Module, layout: BlobLayout):
         self.runtime, self.number, self.layout = runtime, number, layout
         self.experts = module.num_experts
-        self.sum_dtype = families.sum_dtype(runtime.model_type, runtime.dtype)
         self.router = threading.local()  # `logits` [T, E] of this thread's forward, kept by a hook
         self.listener: LayerListener | None = None
 
     def check_input(self, hidden_states: torch.Tensor) -> None:
-        """Raises MoEColabError where the input's dtype or device is not the experts'."""
+        """Raises MoEColabError where the input's dtype or device is not the experts'. Under
+        autocast every dtype is right: torch casts the weights of each product."""
         dtype, device = self.runtime.dtype, self.runtime.device
-        if hidden_states.dtype != dtype or hidden_states.device != device:
+        same_dtype = hidden_states.dtype == dtype or torch.is_autocast_enabled(device.type)
+        if not same_dtype or hidden_states.device != device:
             raise MoEColabError(
                 f"the experts are {dtype} on {device}, but their input is {hidden_states.dtype} on "
                 f"{hidden_states.device}: do not move or cast a loaded model, load it with "
                 "device=... and dtype=..."
             )
+
+    def sum_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In which the outputs of the experts are added up, for an input of `dtype`."""
+        return families.sum_dtype(self.runtime.model_type, dtype)
 
     def routing(self, top_k_index: torch.Tensor) -> Routing:
         """top_k_index [T, K], with logits and guesses where they are wanted, brought to the host in
@@ -142,7 +147,9 @@ class PrefetchWorker:
         copied = None
         if self.runtime.device.type != "cpu":
             guesses = {
-                layer: torch.empty(guess.shape, pin_memory=True).copy_(guess, non_blocking=True)
+                layer: torch.empty(guess.shape, device="cpu", pin_memory=True).copy_(
+                    guess, non_blocking=True
+                )
                 for layer, guess in guesses.items()
             }
             copied = torch.cuda.Event()
@@ -191,10 +198,14 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
         decode = length == 1 and past_length(kwargs) > 0
         with runtime.lock:
             runtime.pool.check_open()
+            runtime.pool.link.begin_forward()
             runtime.tracker.forward("decode" if decode else "prompt", rows * length)
 
     # The inner model's: it runs in model(...), model.forward(...) and model.model(...).
     model.base_model.register_forward_pre_hook(begin_forward, with_kwargs=True)
+    for part in {model, model.base_model}:  # the head runs after the inner model
+        part.register_forward_pre_hook(lambda part, _: runtime.forwards.begin(part), prepend=True)
+        part.register_forward_hook(lambda part, *_: runtime.forwards.end(part), always_call=True)
     return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..cache.policies import PolicySpec
 from ..cache.settings import SPECULATE, PrefetchSettings
@@ -24,15 +24,9 @@ from ..quantization.pack import cached_store
 from ..store import Store, is_store
 from .dense import load_dense
 from .handle import Offload
+from .placement import check_before_loading
 from .settings import Settings
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer_config.json",
-)
+from .tokenizer import choose_tokenizer
 
 
 def load(
@@ -52,7 +46,9 @@ def load(
     resident: Mapping[int, Sequence[int]] | None = None,
     whole_layer: bool = False,
     kernels: str = "auto",
+    attn_implementation: str | None = None,
     revision: str | None = None,
+    tokenizer: Any = None,
     progress: bool = True,
 ) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase | None]:
     """Load a Mixture-of-Experts model with its experts offloaded: (model, tokenizer), tokenizer
@@ -85,7 +81,10 @@ def load(
     kernels: "auto" multiplies with low-bit weights by the kernel that passed its self-test here
         (see `moe_colab.quantization.kernels.report()`); "plain" uses torch alone, the same on all
         machines.
+    attn_implementation: as in transformers, such as "sdpa" or "eager"; None for its own choice.
     revision: branch, tag or commit of the hub; None for the main branch.
+    tokenizer: None for the source's own; another one, as "org/name", a folder or an object; or
+        False for none, where the source's own cannot be loaded.
     progress: show progress bars.
 
     `model` is an ordinary transformers model in eval mode, and `model.offload` its handle to
@@ -93,9 +92,10 @@ def load(
     Raises MoEColabError where the source cannot be used, an argument is wrong or memory is short.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)
+    check_attention(attn_implementation)
     prefetch = PrefetchSettings(speculate, lookahead, guess_from, guess_threshold, stand_aside)
     settings = Settings(slots, policy, vram, ram, resident, whole_layer, kernels, prefetch)
-    store = open_store(source, revision, settings, target, wanted, progress)
+    store, chosen = open_store(source, revision, settings, target, wanted, tokenizer, progress)
     own = TORCH_DTYPES[store.manifest.dtype]
     if wanted not in (None, own):
         raise MoEColabError(
@@ -103,9 +103,24 @@ def load(
             "the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
-    model = load_dense(store, own, target, settings.kernels)
+    layers = store.manifest.layers
+    checked = settings.checked([layer.experts for layer in layers])
+    check_before_loading(
+        layers, checked.pinned, store.manifest.dense_bytes(), checked.slots, target
+    )
+    model = load_dense(store, own, target, settings.kernels, attn_implementation)
     model.offload = Offload(model, store, settings, target, own)
-    return model, load_tokenizer(store.folder)
+    return model, chosen
+
+
+def check_attention(name: str | None) -> None:
+    """Raises MoEColabError for an attn_implementation that transformers does not know. One with a
+    slash is a kernel on the hub."""
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if name is not None and name not in known and "/" not in str(name):
+        raise MoEColabError(
+            f"transformers has no attn_implementation {name!r}: leave it out, or use sdpa or eager."
+        )
 
 
 def open_store(
@@ -114,26 +129,20 @@ def open_store(
     settings: Settings,
     device: torch.device,
     dtype: torch.dtype | None,
+    tokenizer: Any,
     progress: bool,
-) -> Store:
-    """The store that `source` names, or the one packed from the checkpoint that it names. Settings
-    are checked before the packing, which takes long."""
+) -> tuple[Store, Any]:
+    """The store that `source` names, or the one packed from the checkpoint that it names; and the
+    tokenizer. Settings are checked, and the tokenizer is loaded, before the packing, which takes
+    long."""
     source, revision = named(source, revision)
     if not is_on_hub(source):
         folder = find_source(source)
         if is_store(folder):
-            return Store(folder)
+            store = Store(folder)
+            return store, choose_tokenizer(folder, tokenizer, progress)
     checkpoint = open_checkpoint(source, revision, progress)
     settings.checked([module.num_experts for _, module in checkpoint.layers])
+    chosen = choose_tokenizer(checkpoint.folder, tokenizer, progress)
     usable = usable_dtype(checkpoint.dtype(), dtype, device)
-    return cached_store(checkpoint, usable, progress)
-
-
-def load_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerBase | None:
-    """A store's tokenizer, None if it has none. Raises MoEColabError for a damaged one."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise MoEColabError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+    return cached_store(checkpoint, usable, progress), chosen

@@ -12,7 +12,7 @@ import torch
 
 from ..cache.homes import DiskHome, Home, HostHome
 from ..errors import MoEColabError
-from ..machine.memory import RAM_RESERVE, VRAM_RESERVE, available_memory
+from ..machine.memory import FORWARD_RESERVE, RAM_RESERVE, VRAM_RESERVE, available_memory
 from ..planner.device_memory import DeviceMemory
 from ..store import LayerEntry
 from ..units import human
@@ -49,12 +49,15 @@ def fitting_slots(
     memory: DeviceMemory, vram: int | None, top_k: int, device: torch.device
 ) -> list[int]:
     """As many slots per layer as fit when the whole model takes `vram` bytes. Without a limit: as
-    many as fit into what is free on a GPU, or half the experts on a CPU, `top_k` at least. Raises
+    many as fit into what is free, and on a CPU at most half the experts, or `top_k`. Raises
     MoEColabError where not even one fits."""
-    if vram is None and device.type == "cpu":
-        return [max(min(top_k, experts), experts // 2) for experts in memory.experts]
-    budget = free_memory(device) - VRAM_RESERVE + memory.dense if vram is None else vram
+    on_cpu = device.type == "cpu"
+    reserve = FORWARD_RESERVE if on_cpu else VRAM_RESERVE
+    budget = free_memory(device) - reserve + memory.dense if vram is None else vram
     slots = memory.slots_within(budget)
+    if vram is None and on_cpu:
+        wanted = (max(min(top_k, experts), experts // 2) for experts in memory.experts)
+        slots = [min(pair) for pair in zip(slots, wanted, strict=True)]
     if not any(slots):
         raise MoEColabError(
             f"one slot a layer needs {human(memory.least())} with the {human(memory.dense)} of "
@@ -64,10 +67,39 @@ def fitting_slots(
     return slots
 
 
+def check_before_loading(
+    layers: Sequence[LayerEntry],
+    pinned: Pinned,
+    dense: int,
+    slots: Sequence[int] | str,
+    device: torch.device,
+) -> None:
+    """Raises MoEColabError where a model does not fit into the memory that is free now, with one
+    slot in every layer if `slots` is "auto". `dense`: the bytes of all but the experts. What
+    kernels take beside is not known yet: `check_free_memory` counts it too."""
+    memory = DeviceMemory(
+        blobs=[layer.layout.nbytes for layer in layers],
+        experts=[layer.experts for layer in layers],
+        dense=dense,
+        pinned=[len(experts) for experts in pinned],
+    )
+    auto = isinstance(slots, str)
+    need = dense + memory.beside_dense([1] * len(layers) if auto else slots) + FORWARD_RESERVE
+    free = free_memory(device)
+    if need > free:
+        what = "one slot in every layer" if auto else "these slots"
+        advice = "choose a checkpoint with fewer bits" if auto else "use fewer slots"
+        one = human(memory.slot_bytes([1] * len(layers)))
+        raise MoEColabError(
+            f"with {what} this model needs {human(need)} on {device} ({human(dense)} without its "
+            f"experts, {one} for one slot in every layer), but {human(free)} are free: {advice}."
+        )
+
+
 def check_free_memory(memory: DeviceMemory, slots: Sequence[int], device: torch.device) -> None:
     """Raises MoEColabError where the slots do not fit into the memory that is free now. The dense
     part is loaded already; the rest is not."""
-    need, free = memory.beside_dense(slots), free_memory(device)
+    need, free = memory.beside_dense(slots) + FORWARD_RESERVE, free_memory(device)
     if need > free:
         one = human(memory.slot_bytes([1] * len(slots)))
         raise MoEColabError(

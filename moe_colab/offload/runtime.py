@@ -21,8 +21,9 @@ from ..cache.pool import Pool
 from ..cache.settings import PrefetchSettings
 from ..cache.spares import SPARES
 from ..cache.stats import StatsTracker
-from ..errors import MoEColabError
 from ..store import LayerEntry
+from .experts import refuse_copies
+from .forwards import Forwards
 from .prefetch import Prefetcher
 from .settings import Settings
 from .slots import Block, allocate
@@ -33,9 +34,8 @@ class Runtime:
     """Made once per model. `settings` (checked) and `pool` change while the model lives, under
     `lock`; they hold from the next MoE layer on.
 
-    entries: the store's MoE layers. tracker: the running
-    counters. check_stop: called before every MoE
-    layer; may raise.
+    entries: the store's MoE layers. tracker: the running counters. check_stop: called before every
+    MoE layer; may raise. forwards: those under way.
     """
 
     device: torch.device
@@ -46,11 +46,11 @@ class Runtime:
     tracker: StatsTracker
     lock: threading.RLock = field(default_factory=threading.RLock)
     check_stop: Callable[[], None] = lambda: None
+    forwards: Forwards = field(default_factory=Forwards)
     pool: Pool = field(init=False)
     prefetcher: Prefetcher = field(init=False)
 
-    def __deepcopy__(self, memo) -> Runtime:
-        raise MoEColabError("an offloaded model cannot be copied: load it a second time.")
+    __reduce_ex__ = refuse_copies
 
     @property
     def prefetch(self) -> PrefetchSettings:
@@ -86,6 +86,11 @@ class Runtime:
                 if guess is not None:
                     out[layer] = guess
         return out
+
+    def renew_locks(self) -> None:
+        """In a forked process: other threads, which held the old ones, do not live here."""
+        self.lock, self.forwards = threading.RLock(), Forwards()
+        self.pool.link.changed = threading.Condition()
 
     # ------------------------------------------------------------------ building the pool
     def make_pool(self, slots: Sequence[int], homes: Sequence[Sequence[Home]], link: Link) -> Pool:

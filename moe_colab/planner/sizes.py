@@ -25,13 +25,13 @@ from huggingface_hub.utils import (
 )
 
 from ..errors import MoEColabError
+from ..files import one_line, read_json
 from ..store.blobs import BLOB_ALIGNMENT, DTYPE_BYTES, align
 from ..store.manifest import Manifest
-from ..store.safetensors import SINGLE, TensorEntry, read_header, weight_files
+from ..store.safetensors import SINGLE, TensorEntry, check_header, read_header, weight_files
 from .access import hub_access
 from .device_memory import DeviceMemory
 
-SIDE_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")  # the files beside the weights
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 HUB_TIMEOUT = 5.0  # seconds
 NUMBER = re.compile(r"\.(\d+)\.")
@@ -71,9 +71,13 @@ class Sizes:
 def measure(files: Iterable[Iterable[TensorEntry]], config: dict[str, Any]) -> Sizes:
     """The sizes of a checkpoint, from the tensors of every file. Raises MoEColabError for a model
     without routed experts."""
-    text = {**config, **(config.get("text_config") or {})}
+    if not isinstance(config, dict):
+        raise MoEColabError("its config.json is not a model configuration.")
+    inner = config.get("text_config")
+    text = {**config, **(inner if isinstance(inner, dict) else {})}
     count = next((text[key] for key in EXPERT_COUNTS if isinstance(text.get(key), int)), 0)
     run = text.get("num_hidden_layers") or text.get("num_layers")
+    run = run if isinstance(run, int) else None
     dense, layers, shards = 0, Counter(), []
     for file in files:
         shards.append(0)
@@ -114,10 +118,9 @@ def is_expert(name: str, shape: tuple[int, ...], experts: int) -> bool:
 # ---------------------------------------------------------------------- on this machine
 def folder_sizes(folder: Path) -> Sizes:
     """The sizes of a checkpoint folder. Raises MoEColabError if the checkpoint is not complete."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise MoEColabError(f"{folder} is not a complete checkpoint: {error}.") from error
+    path = folder / "config.json"
+    missing = f"{folder} is not a complete checkpoint: it has no config.json."
+    config = read_json(path, "a model configuration", missing)
     return measure([read_header(folder / file).values() for file in weight_files(folder)], config)
 
 
@@ -141,9 +144,8 @@ def hub_sizes(repo_id: str) -> Sizes:
     hub = hub_access()
     # This call first: it fails at once, while downloads retry and print warnings.
     commit = hub.model_info(repo_id, timeout=HUB_TIMEOUT).sha
-    config = json.loads(
-        Path(hub.hf_hub_download(repo_id, "config.json", revision=commit)).read_text("utf-8")
-    )
+    path = hub.hf_hub_download(repo_id, "config.json", revision=commit)
+    config = read_json(path, "a model configuration")
     files = hub.get_safetensors_metadata(repo_id, revision=commit).files_metadata.values()
     return measure([hub_entries(file).values() for file in files], config)
 
@@ -152,7 +154,17 @@ def hub_entries(
     header: SafetensorsFileMetadata, path: Path = Path(SINGLE)
 ) -> dict[str, TensorEntry]:
     """The tensors of a file on the hub, as if it lay at `path`; the bytes of each are counted from
-    0."""
+    0. Raises MoEColabError for a header that the library refuses."""
+    tensors = {
+        name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
+        for name, t in header.tensors.items()
+    }
+    complaint = f"{path.name} on the hub is not a complete safetensors file"
+    try:
+        end = max((t.data_offsets[1] for t in header.tensors.values()), default=0)
+        check_header(json.dumps(tensors).encode(), end, complaint)
+    except (TypeError, ValueError, IndexError) as error:
+        raise MoEColabError(f"{complaint}: {one_line(error)}.") from error
     return {
         name: TensorEntry(
             path, name, t.dtype, tuple(t.shape), 0, t.data_offsets[1] - t.data_offsets[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -64,6 +65,16 @@ def named(source: str | os.PathLike[str] | None, revision: str | None = None) ->
             f"give {name!r} with one of them."
         )
     return Named(name, revision or (None if parts[3] == "main" else parts[3]))
+
+
+def folder_name(folder: Path) -> str:
+    """The name of the model in a checkpoint's folder: org/name for one in the hub's cache folder,
+    where it is …/models--org--name/snapshots/REVISION; else the folder's own name."""
+    folder = folder.resolve()
+    kind, *name = folder.parent.parent.name.split("--")
+    if folder.parent.name == "snapshots" and kind == "models" and len(name) >= 2:
+        return f"{name[0]}/{'--'.join(name[1:])}"
+    return folder.name
 
 
 def page_of(text: str) -> str | None:

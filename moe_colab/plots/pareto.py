@@ -20,6 +20,8 @@ COLUMNS = (
     *("attention_bits", "expert_bits", "expert_group"),
 )
 APART = 1.16  # smallest ratio of bytes between two labels
+LABEL_WIDTH = 1.5  # of a label, as a ratio of bytes
+LABEL_HEIGHT, LABEL_POINTS = 0.04, 24  # in ratios, and in points
 Row = Mapping[str, Any]
 
 
@@ -88,16 +90,21 @@ def draw(axes: Axes, row: Row, factor: float) -> None:
 
 def name_some(axes: Axes, best: Sequence[Row], factor: float) -> None:
     """Label the best point of the front for each format of the experts, if it is far enough from
-    the label before."""
+    the label before; below that one where they would touch."""
     by_experts = {(row["expert_bits"], name(row).partition(",")[0]): row for row in best}
-    last = 0.0
+    last: Row = {"bytes": 0, "ratio": 0}
+    below = 0
     for row in sorted(by_experts.values(), key=lambda row: row["bytes"]):
-        if row["bytes"] > APART * last:
+        if row["bytes"] > APART * last["bytes"]:
+            touches = row["bytes"] < LABEL_WIDTH * last["bytes"]
+            touches = touches and last["ratio"] - row["ratio"] < LABEL_HEIGHT
+            below = below + 1 if touches else 0
             axes.annotate(
                 name(row).replace(", ", "\n"), (row["bytes"] / factor, row["ratio"]),
-                xytext=(-7, -5), textcoords="offset points", ha="right", va="top", fontsize=8.5,
+                xytext=(-7, -5 - LABEL_POINTS * below), textcoords="offset points",
+                ha="right", va="top", fontsize=8.5,
             )  # fmt: skip
-            last = row["bytes"]
+            last = row
 
 
 def frame(axes: Axes, unit: str) -> None:
@@ -111,7 +118,7 @@ def frame(axes: Axes, unit: str) -> None:
     axes.set_ylabel("perplexity / full precision")
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     axes.set_xlim(left / 1.25, right)  # space for the labels
-    axes.set_ylim(low - 0.08 * (high - low), high)
+    axes.set_ylim(low - 0.12 * (high - low), high)
     plain_axes(axes, "y")
 
 

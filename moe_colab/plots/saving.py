@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import MoEColabError
+from ..files import write_file
 
 Forms = Mapping[str, Callable[[], bytes]]
 """The content of a file by its ending, ".png" for example."""
@@ -19,12 +20,7 @@ def save(path: str | os.PathLike[str], forms: Forms) -> Path:
     path = Path(path).expanduser()
     if path.suffix not in forms:
         raise MoEColabError(f"{path} must end in {' or '.join(forms)}.")
-    content = forms[path.suffix]()
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
-    return path
+    return write_file(path, forms[path.suffix]())
 
 
 def how_to_save(title: str, name: str, forms: Forms) -> str:

@@ -23,7 +23,7 @@ from ..units import human
 from .bits import quantize_matrix
 from .devices import pick_device
 from .format import Format, stored_bytes
-from .hqq import choose_scales
+from .scales import choose_scales
 
 TRIAL = (1024, 1024)  # the shape of the matrix whose quantizing is timed
 COLUMNS = 4096  # assumed of every matrix, to count what a row's scales take
@@ -133,7 +133,7 @@ def forecast(
 def speed(fmt: Format, device: torch.device) -> float:
     """Weights quantized in a second, measured on a matrix of random weights; without reading and
     writing. The first of two runs is a warm-up."""
-    matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0)).to(device)
+    matrix = torch.randn(TRIAL, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     for _ in range(2):
         start = time.perf_counter()
         quantize_matrix(matrix, fmt, choose_scales)  # returns a number, so it waits for the device

@@ -36,7 +36,9 @@ class Format:
 
     def check_choice(self) -> None:
         """Raises MoEColabError for a combination that exists for no matrix."""
-        if self.bits not in BITS or self.group not in (None, *GROUPS) or self.axis not in (0, 1):
+        whole = all(type(number) is int for number in (self.bits, self.group or 16, self.axis))
+        choices = self.bits in BITS and self.group in (None, *GROUPS) and self.axis in (0, 1)
+        if not whole or not choices:
             groups = "" if self.group is None else f" in groups of {self.group}"
             raise MoEColabError(
                 f"there is no format of {self.bits} bits{groups} along axis {self.axis}: choose "
@@ -57,10 +59,11 @@ class Format:
         """Raises MoEColabError where the matrix `name` cannot be stored in this format."""
         self.check_choice()
         if not self.fits(shape):
+            fitting = [group for group in GROUPS if replace(self, group=group).fits(shape)]
+            advice = f"choose group_size={max(fitting)}, or keep" if fitting else "keep"
             raise MoEColabError(
                 f"{name} is {shape[0]} x {shape[1]}: groups of {self.group} along axis {self.axis} "
-                "do not divide it, or 32 does not divide its columns; choose a smaller group_size, "
-                "or keep it at 16 bits."
+                f"do not divide it, or 32 does not divide its columns; {advice} it at 16 bits."
             )
 
     def grid(self, shape: Shape) -> Shape:

@@ -10,7 +10,7 @@ from ..errors import MoEColabError
 from .format import Format
 
 
-def choose_scales(weight: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor]:
+def hqq_scales(weight: torch.Tensor, fmt: Format) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros, float32 [grid], for the groups of `weight` [N, K], on its device. Raises
     MoEColabError where hqq is not installed."""
     try:

@@ -21,8 +21,8 @@ from ..store import BlobLayout, DenseMatrix, StoreWriter
 from ..store.blobs import UNPACKED
 from ..store.safetensors import aligned_first
 from .bits import quantize_matrix
-from .hqq import choose_scales
 from .recipe import LOWBIT_TRANSPOSED, format_of
+from .scales import choose_scales
 
 # Not model.safetensors, which transformers alone would load, with random experts.
 DENSE_FILE = "dense.safetensors"
@@ -107,7 +107,7 @@ def make_blob(
     """The bytes of a blob, matrices in their layout and zeros between them, and remarks: the
     relative error of every low-bit matrix. Raises MoEColabError, which names `where`, for NaN or
     infinite weights that should be quantized."""
-    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8), {}
+    blob, errors = torch.zeros(layout.nbytes, dtype=torch.uint8, device="cpu"), {}
     for matrix in layout.matrices:
         weight = tensors[matrix.name]
         fields = {"weight": weight}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +20,15 @@ from tqdm.auto import tqdm
 from ..checkpoint.reader import Checkpoint
 from ..checkpoint.tensors import DTYPE_NAMES
 from ..errors import MoEColabError
+from ..files import read_file, reason
 from ..machine.folders import cache_folder, store_name
 from ..machine.memory import DISK_HEADROOM, free_disk
 from ..store import BlobFile, BlobLayout, DenseMatrix, Manifest, Store, StoreWriter
 from ..store.blobs import align
 from ..store.manifest import NAME, REPORT
-from ..store.writer import DOWNLOADS, update_files
+from ..store.side_files import side_files
+from ..store.update import update_files
+from ..store.writer import DOWNLOADS
 from ..units import human
 from .jobs import DENSE_FILE, Job, dense_jobs, expert_jobs, low_bit_jobs
 from .recipe import Recipe
@@ -39,6 +44,14 @@ def cached_store(
     source, dtype = checkpoint.folder, dtype or checkpoint.dtype()
     key = hashlib.sha256(f"{source.resolve()} {DTYPE_NAMES[dtype]}".encode()).hexdigest()[:12]
     folder = cache_folder() / f"{store_name(checkpoint.name)}-{key}"
+    with alone(folder, f"packing {checkpoint.name}", progress):
+        return _current_store(folder, checkpoint) or _packed(folder, checkpoint, dtype, progress)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, work: str, progress: bool) -> Iterator[None]:
+    """Only one process at a time works on this `folder` of the cache folder; another one waits, and
+    says so."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
@@ -46,20 +59,15 @@ def cached_store(
             lock.acquire(timeout=0)
         except Timeout:
             if progress:
-                tqdm.write(f"another process is packing {checkpoint.name}: waiting for it")
+                tqdm.write(f"another process is {work}: waiting for it")
             lock.acquire()
     except OSError as error:
         raise MoEColabError(
-            f"the cache folder {folder.parent} cannot be written ({error.strerror}): set "
+            f"the cache folder {folder.parent} cannot be written ({reason(error)}): set "
             "MOE_COLAB_CACHE to another folder."
         ) from error
     try:
-        store = _current_store(folder, checkpoint)
-        if store is None:
-            pack(checkpoint, folder, dtype, progress)
-        elif not update_files(folder, checkpoint.side_files()):
-            return store
-        return Store(folder)
+        yield
     finally:
         lock.release()
 
@@ -94,6 +102,8 @@ def pack(
     _check_disk(checkpoint, folder, layouts, matrices)
     if recipe != Recipe():
         source["recipe"] = recipe.as_dict()
+    # Read before anything is cleared: they may be unreadable.
+    side = {name: read_file(path) for name, path in side_files(checkpoint.folder).items()}
     identity = {**source, "dtype": DTYPE_NAMES[dtype]}
     writer = StoreWriter(folder, identity, may_clear)
     try:
@@ -101,14 +111,16 @@ def pack(
         jobs += low_bit_jobs(checkpoint, writer, matrices, device)
         jobs += dense_jobs(checkpoint, writer, matrices)
         _run_jobs(checkpoint, writer, jobs, progress)
-        side = checkpoint.side_files()
-        for path in side:
-            if not writer.has_file(path.name):
-                writer.write_file(path.name, [path.read_bytes()])
-        names = [path.name for path in side]
+        for name, content in side.items():
+            writer.write_file(name, [content])
+        names = list(side)
         if "recipe" in source:
             writer.write_file(REPORT, [_report(writer, source["recipe"])])
             names.append(REPORT)
+        if checkpoint.fingerprint() != source["fingerprint"]:
+            raise MoEColabError(
+                f"{checkpoint.folder} has changed while it was packed: pack it again."
+            )
         family = checkpoint.config.model_type
         return writer.finish(source, family, DTYPE_NAMES[dtype], DENSE_FILE, names)
     finally:
@@ -157,15 +169,26 @@ def _report(writer: StoreWriter, recipe: dict) -> bytes:
 
 
 def _current_store(folder: Path, checkpoint: Checkpoint) -> Store | None:
-    """The finished store of this checkpoint, None where there is none, or it is outdated, or it
-    cannot be opened."""
-    if not (folder / NAME).exists():
+    """The finished store of this checkpoint, with its side files as they are now. None where there
+    is none, or it is outdated, or it cannot be opened."""
+    if not os.path.exists(folder / NAME):
         return None
+    fingerprint = checkpoint.fingerprint()
     try:
-        store = Store(folder)
+        if Manifest.load(folder).source.get("fingerprint") != fingerprint:
+            return None
     except MoEColabError:
         return None
-    return store if store.manifest.source.get("fingerprint") == checkpoint.fingerprint() else None
+    update_files(folder, side_files(checkpoint.folder))
+    try:
+        return Store(folder)
+    except MoEColabError:
+        return None
+
+
+def _packed(folder: Path, checkpoint: Checkpoint, dtype: torch.dtype, progress: bool) -> Store:
+    pack(checkpoint, folder, dtype, progress)
+    return Store(folder)
 
 
 def _check_disk(

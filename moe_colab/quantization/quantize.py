@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from ..checkpoint.source import open_checkpoint
 from ..errors import MoEColabError
@@ -22,8 +21,8 @@ from ..store import Summary, inspect
 from ..store.manifest import NAME
 from .devices import pick_device, pick_dtype, usable_dtype
 from .format import Format
-from .pack import pack
-from .recipe import Recipe
+from .pack import alone, pack
+from .recipe import Recipe, check_overrides
 
 KEEP = 16
 EMBEDDING_BITS = (KEEP, 8, 4)
@@ -74,6 +73,7 @@ def quantize(
         raise MoEColabError(
             f"embedding_bits must be one of {EMBEDDING_BITS}, not {embedding_bits}."
         )
+    check_overrides(overrides or {})
     recipe = Recipe(
         experts=format_of_bits(expert_bits, group_size, axis),
         dense=format_of_bits(attention_bits, group_size, axis),
@@ -82,7 +82,7 @@ def quantize(
     )
     checkpoint = open_checkpoint(source, revision, progress)
     usable = usable_dtype(checkpoint.dtype(), wanted, target)
-    if (folder / NAME).exists():
+    if os.path.exists(folder / NAME):
         raise MoEColabError(
             f"{folder} is a finished store already: load it, or choose another folder."
         )
@@ -111,8 +111,7 @@ def quantized(
     options = {"of": checkpoint.fingerprint(), **settings}
     key = hashlib.sha256(json.dumps(options, sort_keys=True, default=repr).encode()).hexdigest()
     folder = cache_folder() / "quantized" / f"{store_name(checkpoint.name)}-{key[:12]}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if (folder / NAME).exists():  # written last: the store is whole
+    with alone(folder, f"quantizing {checkpoint.name}", progress):
+        if os.path.exists(folder / NAME):  # written last: the store is whole
             return inspect(folder)
         return quantize(source, folder, progress=progress, **settings)

@@ -48,6 +48,7 @@ class Recipe:
     def check(self, names: Iterable[str]) -> None:
         """Raises MoEColabError for a format that does not exist, and for an override that matches
         none of the matrices' `names`."""
+        check_overrides(self.overrides)
         for fmt in (self.experts, self.dense, self.embeddings, *self.overrides.values()):
             if fmt is not None:
                 fmt.check_choice()
@@ -94,6 +95,16 @@ class Recipe:
             raise MoEColabError(f"{modules[0]} is looked up by rows: give it a format of axis 1.")
         # Not aligned to pages: it is read once, and pages would add up in a small model.
         return blob_layout([low_bit_matrix("weight", shape, grouped, False)], FIELD_ALIGNMENT)
+
+
+def check_overrides(overrides: object) -> None:
+    """Raises MoEColabError unless these are formats, or None, by patterns of names."""
+    if not isinstance(overrides, Mapping) or not all(
+        isinstance(name, str) and isinstance(fmt, Format | None) for name, fmt in overrides.items()
+    ):
+        raise MoEColabError(
+            f"overrides must be formats by names, as {{'lm_head': mc.Format(8)}}, not {overrides}."
+        )
 
 
 def expert_name(layer: int, matrix: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 EXPERTS, DENSE, EMBEDDINGS = "experts", "dense", "embeddings"
 """The parts of a model that can be in low bits: the routed experts; the other matrices of the
@@ -72,17 +71,19 @@ class BlobLayout:
         """The number of weights and biases."""
         return sum(math.prod(matrix.shape) for matrix in self.matrices)
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> BlobLayout:
-        def field(f):
-            return Field(f["name"], f["dtype"], tuple(f["shape"]), f["offset"])
-
-        def matrix(m):
-            return Matrix(
-                **{**m, "shape": tuple(m["shape"]), "fields": tuple(map(field, m["fields"]))}
-            )
-
-        return cls(tuple(map(matrix, data["matrices"])), data["nbytes"])
+    def check(self) -> None:
+        """Raises ValueError where the fields do not lie one after the other in the blob, each where
+        its dtype can be read."""
+        end = 0
+        for matrix in self.matrices:
+            for field in matrix.fields:
+                if field.dtype not in DTYPE_BYTES or min(field.shape, default=1) < 0:
+                    raise ValueError(f"{matrix.name} is {field.dtype} {field.shape}")
+                if field.offset < end or field.offset % FIELD_ALIGNMENT:
+                    raise ValueError(f"{matrix.name} begins at byte {field.offset}")
+                end = field.offset + field.nbytes
+        if not end <= self.nbytes:
+            raise ValueError(f"a blob has {self.nbytes} bytes, and its fields end at {end}")
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ class BlobFile(ABC):
     def file_bytes(self) -> int:
         return self.data_offset + self.nbytes
 
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """The number of blobs."""
+
+    def check(self) -> None:
+        """Raises ValueError where the layouts or digests cannot be those of such a file."""
+        if not len(self.crc32) == len(self.sha256) == self.count or self.data_offset < 0:
+            raise ValueError(f"{self.file} has {len(self.crc32)} digests for {self.count} blobs")
+        for layout in {id(layout): layout for layout in self.layouts()}.values():
+            layout.check()
+
 
 @dataclass(frozen=True)
 class LayerEntry(BlobFile):
@@ -129,6 +142,10 @@ class LayerEntry(BlobFile):
     module: str
     experts: int
     layout: BlobLayout
+
+    @property
+    def count(self) -> int:
+        return self.experts
 
     def layouts(self) -> Sequence[BlobLayout]:
         return (self.layout,) * self.experts
@@ -162,6 +179,10 @@ class DenseEntry(BlobFile):
     """All low-bit matrices outside the experts, one blob each."""
 
     matrices: tuple[DenseMatrix, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.matrices)
 
     def layouts(self) -> Sequence[BlobLayout]:
         return tuple(matrix.layout for matrix in self.matrices)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
-from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
+from ..files import one_line, parse_json, read_file
+from .blobs import DTYPE_BYTES, BlobFile, DenseEntry, DenseMatrix, LayerEntry
+from .typed import typed
 
 NAME = "moe_colab.json"
 REPORT = "quantization.json"  # the relative errors of quantizing
@@ -20,7 +22,7 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file without blobs, which is read as a whole."""
+    """A file without blobs, which is read as a whole. `name`: its path in the store, with "/"."""
 
     name: str
     nbytes: int
@@ -53,17 +55,16 @@ class Manifest:
         """The manifest of a store's folder. Raises MoEColabError where it is missing, altered, or
         of another version of the format."""
         path = folder / NAME
+        missing = f"{folder} is not a finished store: it has no {NAME}."
+        data = read_file(path, missing)  # reading text would change "\r" into "\n"
+        body = parse_json(data, f"{path} is damaged, make the store again")
         try:
-            data = path.read_bytes()  # reading text would change "\r" into "\n"
-            body = json.loads(data)
             digest = body.pop("digest")
             version = body.pop("format")
-        except FileNotFoundError:
-            raise MoEColabError(f"{folder} is not a finished store: it has no {NAME}.") from None
-        except OSError as error:
-            raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise MoEColabError(f"{path} is damaged ({error}): make the store again.") from error
+        except (KeyError, AttributeError, TypeError) as error:
+            raise MoEColabError(
+                f"{path} is damaged ({one_line(error)}): make the store again."
+            ) from error
         if isinstance(version, int) and version != FORMAT:
             age, upgrade = (
                 ("a newer", "upgrade moe_colab, or ") if version > FORMAT else ("an older", "")
@@ -72,21 +73,47 @@ class Manifest:
                 f"{folder} was made by {age} moe_colab (store format {version}, this one reads "
                 f"{FORMAT}): {upgrade}make the store again."
             )
-        whole = _text({"digest": digest, "format": version, **body}).encode()
-        if digest != _digest({"format": version, **body}) or data != whole:
-            raise MoEColabError(
-                f"{path} was altered, its digest does not match: make the store again."
-            )
-        files = tuple(FileEntry(**entry) for entry in body["files"])
-        return cls(
-            body["source"],
-            body["family"],
-            body["dtype"],
-            FileEntry(**body["dense"]),
-            files,
-            tuple(map(_layer_entry, body["layers"])),
-            body["low_bit"] and _dense_entry(body["low_bit"]),
+        try:
+            whole = _text({"digest": digest, "format": version, **body}).encode()
+            if digest != _digest({"format": version, **body}) or data != whole:
+                raise MoEColabError(
+                    f"{path} was altered, its digest does not match: make the store again."
+                )
+            manifest = typed(cls, body, NAME)
+            manifest._check()
+        except (ValueError, RecursionError) as error:
+            raise cls._wrong(folder, error) from error
+        return manifest
+
+    def check_blobs(self, folder: Path) -> None:
+        """Raises MoEColabError where the files of blobs cannot be as this manifest says."""
+        try:
+            if len({*self.file_names()}) < len(self.file_names()):
+                raise ValueError("it names a file twice")
+            for entry in self.blob_files():
+                entry.check()
+        except ValueError as error:
+            raise self._wrong(folder, error) from error
+
+    def _check(self) -> None:
+        """Raises ValueError where no store can be like this."""
+        for name in self.file_names():
+            check_name(name)
+        if self.dtype not in DTYPE_BYTES or "F" not in self.dtype:
+            raise ValueError(f"nothing is computed in {self.dtype}")
+        if not isinstance(self.source.get("id"), str) or not self.layers:
+            raise ValueError("it names no model, or no layers")
+
+    @staticmethod
+    def _wrong(folder: Path, error: Exception) -> MoEColabError:
+        return MoEColabError(
+            f"{folder / NAME} does not describe a store ({one_line(error)}): make the store again."
         )
+
+    def file_names(self) -> list[str]:
+        """The names of all files of the store, its manifest first."""
+        whole = [NAME, *(entry.name for entry in (self.dense, *self.files))]
+        return whole + [entry.file for entry in self.blob_files()]
 
     def blob_files(self) -> tuple[BlobFile, ...]:
         """One for each MoE layer, then the low-bit matrices outside the experts."""
@@ -109,22 +136,12 @@ class Manifest:
         return sum(file.nbytes for file in self.blob_files()) + self.dense.nbytes
 
 
-def _layer_entry(data: Mapping[str, Any]) -> LayerEntry:
-    return LayerEntry(**_digests(data), layout=BlobLayout.from_json(data["layout"]))
-
-
-def _dense_entry(data: Mapping[str, Any]) -> DenseEntry:
-    matrices = tuple(
-        DenseMatrix(m["part"], tuple(m["modules"]), BlobLayout.from_json(m["layout"]))
-        for m in data["matrices"]
-    )
-    return DenseEntry(**_digests(data), matrices=matrices)
-
-
-def _digests(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a BlobFile, without its layouts."""
-    rest = {key: value for key, value in data.items() if key not in ("layout", "matrices")}
-    return {**rest, "crc32": tuple(data["crc32"]), "sha256": tuple(data["sha256"])}
+def check_name(name: str) -> None:
+    """Raises ValueError unless `name` is that of a file in a store, or in a folder of it."""
+    name.encode()  # a ValueError where no file can have this name
+    parts = name.split("/")
+    if len(parts) > 2 or not all(parts) or {".", ".."} & {*parts} or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in a store")
 
 
 def _text(body: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@ Knows manifests and headers; reads no weights."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -14,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import MoEColabError
+from ..files import one_line, read_json
 from ..units import human
 from .blobs import DENSE, EMBEDDINGS, EXPERTS, Matrix
 from .manifest import REPORT, Manifest
@@ -133,7 +134,7 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
         bits_per_weight=parts[EXPERTS].bits_per_weight,
         bits=dict(bits),
         parts=parts,
-        relative_error=relative_errors(folder),
+        relative_error=relative_errors(folder, manifest),
         files=tuple(entry.name for entry in manifest.files),
     )
 
@@ -153,8 +154,8 @@ def _parts(folder: Path, manifest: Manifest) -> Iterator[tuple[str, Part]]:
 
 # ---------------------------------------------------------------------- every tensor
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    manifest, quantizing = Store(folder).manifest, report(folder)
-    by_layer, outside = quantizing.get("relative_errors"), quantizing.get("dense", {})
+    manifest = Store(folder).manifest
+    by_layer, outside = report(folder, manifest)
     for number, layer in enumerate(manifest.layers):
         for expert in range(layer.experts):
             errors = by_layer[number][expert] if by_layer else {}
@@ -187,23 +188,41 @@ def _row(part: str, name: str, matrix: Matrix, error: float | None) -> dict[str,
 
 
 # ---------------------------------------------------------------------- errors of quantizing
-def relative_errors(folder: Path) -> dict[str, float]:
+def relative_errors(folder: Path, manifest: Manifest) -> dict[str, float]:
     """{matrix: mean relative error}; empty where nothing was quantized."""
     by_name: defaultdict[str, list[float]] = defaultdict(list)
-    quantizing = report(folder)
-    for layer in quantizing.get("relative_errors", ()):
+    by_layer, outside = report(folder, manifest)
+    for layer in by_layer:
         for expert in layer:
             for name, error in expert.items():
                 by_name[name].append(error)
-    for module, error in quantizing.get("dense", {}).items():
+    for module, error in outside.items():
         by_name[re.sub(r".*\.\d+\.", "", module)].append(error)
     return {name: statistics.fmean(errors) for name, errors in by_name.items()}
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """The relative errors of a store: "relative_errors" by layer, expert and matrix, "dense" by
-    module; empty where nothing was quantized."""
+def report(
+    folder: Path, manifest: Manifest
+) -> tuple[list[list[dict[str, float]]], dict[str, float]]:
+    """The relative errors of a store: by layer, expert and matrix; by module outside the experts.
+    Both are empty where nothing was quantized. Raises MoEColabError for a report of another
+    store."""
+    if not any(entry.name == REPORT for entry in manifest.files):
+        return [], {}
+    body = read_json(folder / REPORT, "a report of quantizing")
     try:
-        return json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        by_layer, outside = body["relative_errors"], body["dense"]
+        right = [len(layer) for layer in by_layer] == [layer.experts for layer in manifest.layers]
+        experts = [expert for layer in by_layer for expert in layer]
+        for errors in (outside, *experts):
+            right = right and all(0 <= error < 1e300 for error in errors.values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MoEColabError(
+            f"{folder / REPORT} is not a report of quantizing ({one_line(error)}): make the store "
+            "again."
+        ) from error
+    if not right:
+        raise MoEColabError(
+            f"{folder / REPORT} is not the report of this store: make the store again."
+        )
+    return by_layer, outside

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MoEColabError
+from ..files import open_file, read_errors, read_exactly
 from .blobs import BlobFile
 from .files import file_entry
 from .reader import Store, store_folder
@@ -31,13 +32,13 @@ class VerifyReport:
 
 def verify(store: str | os.PathLike[str]) -> VerifyReport:
     """Read the whole store and compare every sha256. Raises MoEColabError, which names what is
-    damaged."""
+    damaged, missing, or there without being listed."""
     folder = store_folder(store)
     manifest = Store(folder).manifest
     damaged = [
         entry.name
         for entry in (manifest.dense, *manifest.files)
-        if file_entry(folder / entry.name) != entry
+        if file_entry(folder, entry.name) != entry
     ]
     for entry in manifest.blob_files():
         damaged += [f"{entry.label(n)} in {entry.file}" for n in _damaged_blobs(folder, entry)]
@@ -46,15 +47,18 @@ def verify(store: str | os.PathLike[str]) -> VerifyReport:
         raise MoEColabError(
             f"{folder} is damaged: {', '.join(damaged[:5])}{more}; make the store again."
         )
-    files = 2 + len(manifest.files) + len(manifest.blob_files())
+    files = len(manifest.file_names())
     experts = sum(layer.experts for layer in manifest.layers)
-    nbytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    with read_errors(folder):
+        nbytes = sum(os.stat(folder / name).st_size for name in manifest.file_names())
     return VerifyReport(str(folder), files, experts, nbytes)
 
 
 def _damaged_blobs(folder: Path, entry: BlobFile) -> Iterator[int]:
-    with open(folder / entry.file, "rb") as file:
+    path = folder / entry.file
+    with read_errors(path), open_file(path) as file:
         file.seek(entry.data_offset)
         for number, layout in enumerate(entry.layouts()):
-            if hashlib.sha256(file.read(layout.nbytes)).hexdigest() != entry.sha256[number]:
+            blob = read_exactly(file, layout.nbytes)
+            if hashlib.sha256(blob).hexdigest() != entry.sha256[number]:
                 yield number

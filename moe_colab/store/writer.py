@@ -9,8 +9,8 @@ store. Knows files and journals; knows no checkpoint.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-import json
 import os
 import shutil
 import zlib
@@ -22,14 +22,16 @@ from typing import Any
 from ..errors import MoEColabError
 from .blobs import BlobFile, BlobLayout, DenseEntry, DenseMatrix, LayerEntry
 from .files import allocate, disk_errors, file_entry, write_all, write_whole
-from .manifest import NAME, FileEntry, Manifest
+from .journal import JOURNAL, line_of, open_journal, read_journal
+from .manifest import NAME, Manifest
 from .safetensors import TensorSpec, make_header, read_bytes
+from .side_files import PATTERNS, TEMPLATES
 
-JOURNAL = "moe_colab.journal.jsonl"
 LOW_BIT = "dense-lowbit.safetensors"
 DOWNLOADS = "shards"  # a folder for downloads; a finished store has none
 # The files of a store; a folder with any other file is never cleared.
-SUFFIXES = {".json", ".jsonl", ".safetensors", ".part", ".jinja", ".txt", ".model", ".tiktoken"}
+SUFFIXES = {".jsonl", ".safetensors", ".part", *(pattern[1:] for pattern in PATTERNS)}
+FOLDERS = (DOWNLOADS, TEMPLATES)
 
 
 class StoreWriter:
@@ -45,16 +47,14 @@ class StoreWriter:
         self.journal_path = folder / JOURNAL
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if not self._resume():
-                # Empty files do not count: a kill at the beginning leaves an empty journal.
-                contents = [path for path in folder.iterdir() if path.stat().st_size]
-                if contents and not may_clear:
-                    raise MoEColabError(
-                        f"{folder} is not empty, and holds no unfinished store with these options: "
-                        "give the same options again as at its start, or choose an empty folder."
-                    )
-                self._start_over()
-            self.journal = open(self.journal_path, "a", encoding="utf-8")
+            self.journal = open_journal(self.journal_path, lambda: self._check_clearing(may_clear))
+            try:
+                if not self._resume():
+                    self._check_clearing(may_clear)
+                    self._start_over()
+            except BaseException:
+                self.close()
+                raise
 
     # ------------------------------------------------------------------ files written part by part
     def add_file(self, name: str, parts: Sequence[TensorSpec]) -> bytes:
@@ -120,19 +120,9 @@ class StoreWriter:
         return self.records[f"{file}/{part}"]
 
     # ------------------------------------------------------------------ other files
-    def has_file(self, name: str) -> bool:
-        """Whether an earlier writer finished this file, and it has not changed since."""
-        record = self.records.get(name)
-        return (
-            record is not None
-            and self._exists(name)
-            and file_entry(self.folder / name).crc32 == record["crc32"]
-        )
-
     def write_file(self, name: str, parts: Iterable[memoryview | bytes]) -> None:
         """Write a whole file from its parts, in order."""
-        entry = write_whole(self.folder, name, parts)
-        self._note(name, nbytes=entry.nbytes, crc32=entry.crc32, sha256=entry.sha256)
+        write_whole(self.folder, name, parts)
 
     # ------------------------------------------------------------------ the end
     def finish(
@@ -144,14 +134,15 @@ class StoreWriter:
             for name in self.parts:
                 with open(self.folder / name, "rb") as file:
                     os.fsync(file.fileno())
-        whole = file_entry(self.folder / dense)
-        entries = tuple(FileEntry(name, **self.records[name]) for name in files)
+        whole = file_entry(self.folder, dense)
+        entries = tuple(file_entry(self.folder, name) for name in files)
         layers = tuple(map(self._with_digests, self.layers))
         low_bit = self.low_bit and self._with_digests(self.low_bit)
         manifest = Manifest(source, family, dtype, whole, entries, layers, low_bit)
         write_whole(self.folder, NAME, [manifest.dump().encode()])
+        with disk_errors(self.folder):
+            self.journal_path.unlink()  # while it is locked
         self.close()
-        self.journal_path.unlink()
         return manifest
 
     def _with_digests(self, entry: BlobFile) -> BlobFile:
@@ -163,36 +154,44 @@ class StoreWriter:
         )
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # the full disk was reported already
+        """Let another process write here."""
+        with contextlib.suppress(OSError, ValueError):  # reported already, or closed
+            fcntl.flock(self.journal, fcntl.LOCK_UN)  # a fork of this process may have the file too
             self.journal.close()
 
     # ------------------------------------------------------------------ journal
     def _resume(self) -> bool:
-        if not self.journal_path.exists():
-            return False
-        lines = self.journal_path.read_text(encoding="utf-8", errors="replace").splitlines()
-        notes = []
-        for line in lines:
-            # A kill may leave a line unfinished; its part is written again.
-            with contextlib.suppress(ValueError):
-                notes.append(json.loads(line))
+        """Take over what an earlier writer with the same identity has noted."""
+        notes = read_journal(self.journal_path)
         if not notes or notes[0] != {"identity": self.identity}:
             return False
-        self.records = {note.pop("key"): note for note in notes[1:]}
+        self.records = {note.pop("key"): note for note in notes[1:] if "key" in note}
         return True
+
+    def _check_clearing(self, may_clear: bool) -> None:
+        """Raises MoEColabError where the folder may not be cleared."""
+        # Empty files do not count: a kill at the beginning leaves an empty journal.
+        contents = [path for path in self.folder.iterdir() if path.stat().st_size]
+        if contents and not may_clear:
+            raise MoEColabError(
+                f"{self.folder} is not empty, and holds no unfinished store with these options: "
+                "give the same options again as at its start, or choose an empty folder."
+            )
+        self._check_ours()
 
     def _start_over(self) -> None:
         """Clear what an earlier store or writer left. The journal gets its identity last, so that
         a file that was not cleared is never taken for one of this writer."""
-        self._check_ours()
-        self.journal_path.write_text("")
+        self.journal.truncate(0)
         # The manifest goes first: a folder that lacks files must not look like a store.
         (self.folder / NAME).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / DOWNLOADS, ignore_errors=True)
         for path in self.folder.iterdir():
-            if path != self.journal_path:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != self.journal_path:
                 path.unlink()
-        self.journal_path.write_text(json.dumps({"identity": self.identity}) + "\n")
+        self.journal.write(line_of({"identity": self.identity}))
+        self.journal.flush()
 
     def _check_ours(self) -> None:
         """Raises MoEColabError where the folder holds something that no store or writer has
@@ -201,9 +200,9 @@ class StoreWriter:
         foreign = [
             path
             for path in paths
-            if path.name != DOWNLOADS and (path.is_dir() or path.suffix not in SUFFIXES)
+            if (path.name not in FOLDERS if path.is_dir() else path.suffix not in SUFFIXES)
         ]
-        if not self._exists(NAME) and not self.journal_path.exists():
+        if not self._exists(NAME) and not os.path.lexists(self.journal_path):
             foreign = paths
         if foreign:
             raise MoEColabError(
@@ -214,28 +213,8 @@ class StoreWriter:
     def _note(self, key: str, **record: Any) -> None:
         self.records[key] = record
         with disk_errors(self.folder):
-            # The newline comes first, because the last line may be unfinished.
-            self.journal.write("\n" + json.dumps({"key": key, **record}) + "\n")
+            self.journal.write(line_of({"key": key, **record}))
             self.journal.flush()
 
     def _exists(self, name: str) -> bool:
-        return (self.folder / name).exists()
-
-
-def update_files(folder: Path, paths: Sequence[Path]) -> bool:
-    """Make the side files (configuration, tokenizer) of a finished store equal to `paths`; True if
-    that changed any."""
-    manifest = Manifest.load(folder)
-    before = {entry.name: entry for entry in manifest.files}
-    after = tuple(
-        before[path.name]
-        if file_entry(path) == before.get(path.name)
-        else write_whole(folder, path.name, [path.read_bytes()])
-        for path in paths
-    )
-    if after == manifest.files:
-        return False
-    write_whole(folder, NAME, [replace(manifest, files=after).dump().encode()])
-    for name in before.keys() - {entry.name for entry in after}:
-        (folder / name).unlink(missing_ok=True)
-    return True
+        return os.path.exists(self.folder / name)

@@ -11,36 +11,26 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import MoEColabError
+from ..files import one_line, read_file, write_file
 
+MOST = 4 << 30  # bytes of a file, packed or not
 HEADER = "moe_colab"  # the member that marks a file as ours
 
 
 def write(
     path: str | os.PathLike[str], kind: str, version: int, header: Mapping[str, Any], **arrays
 ) -> None:
-    """Write to a temporary name, then rename, so that the file is never incomplete. Raises
-    MoEColabError where it cannot be written."""
-    path = Path(path)
+    """Write the file, complete or not at all. Raises MoEColabError where it cannot be written."""
     text = json.dumps({"kind": kind, "version": version, **header}, ensure_ascii=False)
     whole = io.BytesIO()
     marked = {HEADER: np.frombuffer(text.encode(), np.uint8), **columns(arrays)}
     np.savez_compressed(whole, allow_pickle=False, **marked)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            file.write(whole.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise MoEColabError(f"{path} cannot be written: {error.strerror}.") from error
+    write_file(path, whole.getbuffer())
 
 
 def read(
@@ -49,19 +39,23 @@ def read(
     """Read (header, arrays by name). Raises MoEColabError for a file that is missing, damaged, of
     another kind or of a later version."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(read_file(path, f"{path} does not exist: name a saved file.", MOST))
+        with zipfile.ZipFile(content) as archive:
+            if sum(member.file_size for member in archive.infolist()) > MOST:
+                raise ValueError("it unpacks to more than any trace")
             damaged = archive.testzip()  # the crc of every member
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} has a wrong checksum")
-        with np.load(path, allow_pickle=False) as file:
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as file:
             arrays = tables({name: file[name] for name in file.files})
         header = json.loads(arrays.pop(HEADER).tobytes())
-        file_kind, file_version = header.pop("kind"), header.pop("version")
-    except FileNotFoundError as error:
-        raise MoEColabError(f"{path} does not exist: name a saved file.") from error
+        file_kind, file_version = str(header.pop("kind")), int(header.pop("version"))
+    except MoEColabError:
+        raise
     except Exception as error:  # zipfile, zlib, numpy and json share no error class
         raise MoEColabError(
-            f"{path} is not a complete {kind} of moe_colab ({type(error).__name__}: {error}): it "
+            f"{path} is not a complete {kind} of moe_colab ({one_line(error)}): it "
             "is damaged, or of another program. Use another file."
         ) from error
     if file_kind != kind or file_version > version:

@@ -8,6 +8,7 @@ token that skips a layer has no line there. expert_bytes: the bytes loaded for i
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from typing import Any
@@ -15,9 +16,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import MoEColabError
+from ..files import one_line, read_file
 from . import arrays
+from .header import MOST_BYTES, MOST_EXPERTS
 
 MARK = "# route_trace v1"
+MOST = 1 << 32  # bytes of a file, and numbers of its arrays
+MOST_LAYERS, NUMBER = 1000, 2**31 - 1  # the least numbers that are too large
 COLUMNS = ["turn", "phase", "step", "layer", "slot", "expert", "expert_bytes"]
 
 
@@ -26,20 +31,20 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nda
     of another format."""
     import pandas as pd
 
+    content = read_file(path, f"{path} cannot be read: there is no such file.", MOST)
     try:
-        with open(path, encoding="utf-8") as file:
-            comments = [line for line in iter(file.readline, "") if line.startswith("#")]
+        text = content.decode("utf-8")
+        comments = [line for line in text.splitlines() if line.startswith("#")]
         if not comments or comments[0].strip() != MARK:
             raise ValueError(f"its first line is not {MARK!r}")
-        table = pd.read_csv(path, comment="#", usecols=COLUMNS)
+        table = pd.read_csv(io.StringIO(text), comment="#", usecols=COLUMNS, dtype=np.int64)
         shape = _shape(comments)
+        _check(shape, table)
         return shape, _arrays(shape, table)
-    except OSError as error:
-        raise MoEColabError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
         raise MoEColabError(
-            f"{path} is not a complete routing trace ({error}): it must begin with {MARK!r} and "
-            f"hold the columns {', '.join(COLUMNS)}."
+            f"{path} is not a complete routing trace ({one_line(error)}): it must begin with "
+            f"{MARK!r} and hold the columns {', '.join(COLUMNS)}."
         ) from error
 
 
@@ -51,6 +56,8 @@ def _shape(comments: list[str]) -> dict[str, Any]:
         key: int(re.search(rf"\b{key}=(\d+)", text)[1])
         for key in ("n_layer", "n_expert", "n_expert_used")
     }
+    if not 0 < numbers["n_layer"] < MOST_LAYERS or not 0 < numbers["n_expert"] <= MOST_EXPERTS:
+        raise ValueError("no model has so many layers or experts")
     sizes = dict(re.findall(r"layer=(\d+) expert_bytes=(\d+)", text))
     return {
         "model": re.split(r"[/\\]", model[1])[-1].removesuffix(".gguf"),
@@ -58,6 +65,20 @@ def _shape(comments: list[str]) -> dict[str, Any]:
         "expert_bytes": tuple(int(sizes[str(layer)]) for layer in range(numbers["n_layer"])),
         "top_k": numbers["n_expert_used"],
     }
+
+
+def _check(shape: dict[str, Any], table) -> None:
+    """Raises ValueError where a number cannot be one of a trace, or a choice is there twice."""
+    layers, experts, top_k = len(shape["experts"]), shape["experts"][0], shape["top_k"]
+    if not 0 < top_k <= experts or max(shape["expert_bytes"]) > MOST_BYTES:
+        raise ValueError("its top-k or its bytes are out of range")
+    limits = {"turn": NUMBER, "phase": 2, "step": NUMBER, "layer": layers, "slot": top_k}
+    for column, limit in {**limits, "expert": experts, "expert_bytes": MOST_BYTES}.items():
+        arrays.within(table[column].to_numpy(), 0, limit)
+    if table.duplicated(list(limits)).any():
+        raise ValueError("a choice is in it twice")
+    if len(table) * layers * experts > MOST:
+        raise ValueError("it is too large")
 
 
 def _arrays(shape: dict[str, Any], table) -> arrays.Arrays:

@@ -20,6 +20,7 @@ from ..errors import MoEColabError
 from ..machine.folders import shipped_trace
 from ..units import parse_bytes
 from . import archive, arrays, frames, route_csv
+from .header import NAMES, checked
 
 if TYPE_CHECKING:
     import pandas
@@ -203,10 +204,9 @@ class Trace:
         path = shipped_trace() if path is None else path
         header, stored = archive.read(path, KIND, VERSION)
         try:
-            header["texts"] = {int(token): text for token, text in header["texts"].items()}
             trace = cls._of(header, stored)
             arrays.check(trace._arrays(), trace.experts, len(trace.labels), len(trace.sources))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MoEColabError(
                 f"{path} does not hold what a trace must hold ({type(error).__name__}: {error}): "
                 "record it again."
@@ -228,17 +228,14 @@ class Trace:
 
     @classmethod
     def _of(cls, header: Mapping[str, Any], stored: arrays.Arrays) -> Trace:
-        known = {name: header[name] for name in HEADER if name in header}
-        for name in ("experts", "expert_bytes", "labels", "sources"):
-            if name in known:
-                known[name] = tuple(known[name])
-        return cls(**known, **{name: stored[name] for name in arrays.NAMES})
+        named = {name: stored[name] for name in arrays.NAMES}
+        return cls(**checked(header), **named)
 
     def _steps(self, kept: np.ndarray) -> Trace:
         return Trace(**self._header(), **arrays.take(self._arrays(), kept))
 
     def _header(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in HEADER}
+        return {name: getattr(self, name) for name in NAMES}
 
     def _arrays(self) -> arrays.Arrays:
         return {name: getattr(self, name) for name in arrays.NAMES}
@@ -249,6 +246,3 @@ class Trace:
             f"<Trace of {self.model}: {self.steps:,} steps ({prompts:,} of prompts), "
             f"{len(self.tokens):,} tokens, {self.layers} MoE layers of {max(self.experts)} experts>"
         )
-
-
-HEADER = ("model", "experts", "expert_bytes", "labels", "sources", "texts", "settings")

@@ -158,13 +158,59 @@ def test_a_damaged_expert_is_named_and_stays_refused(shelf):
     assert fill(shelf.home(4)) == shelf.data[4], "its neighbour is whole"
 
 
-def test_the_crc_is_checked_the_first_time_only(shelf):
+@pytest.fixture
+def checks(monkeypatch) -> list[int]:
+    """The calls of zlib.crc32."""
+    calls, real = [], zlib.crc32
+    monkeypatch.setattr(zlib, "crc32", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_the_crc_is_checked_once_while_the_file_stays_as_it_is(shelf, checks, monkeypatch):
+    monkeypatch.setattr(homes, "TICK", 0)
+    home = shelf.home(3)
+    fill(home)
+    checks.clear()
+    assert fill(home) == shelf.data[3] and not checks
+
+
+def test_a_file_that_was_written_just_now_is_checked_again(shelf, checks):
+    """A later change could still have the same times."""
+    home = shelf.home(3)
+    for _ in range(2):
+        checks.clear()
+        assert fill(home) == shelf.data[3] and checks
+
+
+@pytest.mark.parametrize("times", ["as they come", "set back"])
+def test_a_file_that_changed_after_the_first_read_is_refused(shelf, times, monkeypatch):
+    monkeypatch.setattr(homes, "TICK", 0)
+    home, before = shelf.home(3), shelf.path.stat()
+    assert fill(home) == shelf.data[3]
+    time.sleep(0.02)  # more than a tick of the disk's clock
+    shelf.damage(3)
+    if times == "set back":
+        os.utime(shelf.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        with pytest.raises(MoEColabError, match="expert 3"):
+            fill(home)
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(shelf, monkeypatch):
+    monkeypatch.setattr(homes, "TICK", 0)
     home = shelf.home(3)
     assert fill(home) == shelf.data[3]
-    shelf.damage(3)
-    assert fill(home) != shelf.data[3]
+    time.sleep(0.02)
+    reading = home.fill(Room(home.nbytes).buffer)
+    real = os.preadv
+
+    def damaged(*args):
+        shelf.damage(3)
+        return real(*args)
+
+    monkeypatch.setattr(os, "preadv", damaged)
     with pytest.raises(MoEColabError, match="expert 3"):
-        fill(shelf.home(3))
+        list(reading)
 
 
 def test_a_first_read_that_was_broken_off_counts_as_no_check(shelf):

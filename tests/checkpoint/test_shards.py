@@ -10,18 +10,21 @@ import contextlib
 import itertools
 import json
 import random
+import shutil
 import threading
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import fake_hub
 import pytest
 import torch
 from fake_hub import COMMIT, FakeHub
 from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from moe_colab import MoEColabError
@@ -300,6 +303,111 @@ def test_a_file_that_is_not_what_was_announced_is_refused_and_not_kept(hub, sour
     assert NAMES[0] in str(caught.value) and "\n" not in str(caught.value)
     hub.instead.clear()
     run(shards(), jobs, place, source)
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("way", ["at once", "in two parts", "by a hub without parts"])
+@pytest.mark.parametrize("at", [-1, 20_000, 30_000])
+def test_a_flipped_bit_is_refused_and_not_kept(hub, source, place, way, at):
+    """The header is as announced, and so is the size; only the hub's sha256 tells."""
+    hub.instead[NAMES[1]] = flipped((source / NAMES[1]).read_bytes(), at % 60_000)
+    if way != "at once":
+        hub.break_at[NAMES[1]] = [25_000]
+    hub.parts = way != "by a hub without parts"
+    with pytest.raises(MoEColabError, match=f"{NAMES[1]} of {REPO} was damaged") as caught:
+        run(shards(), jobs_for("1"), place, source)
+    assert "\n" not in str(caught.value) and not on_disk(place)
+    hub.instead.clear()
+    run(shards(), jobs_for("1"), place, source)
+
+
+def test_a_part_that_was_damaged_on_the_disk_is_not_gone_on_with(hub, source, place):
+    data = (source / NAMES[1]).read_bytes()
+    (place / COMMIT).mkdir(parents=True)
+    (place / COMMIT / (NAMES[1] + PART)).write_bytes(flipped(data[:30_000], 29_000))
+    with pytest.raises(MoEColabError, match="was damaged"):
+        run(shards(), jobs_for("1"), place, source)
+    run(shards(), jobs_for("1"), place, source)
+
+
+@pytest.mark.parametrize("kind", ["hub", "folder", "folder, offline"])
+def test_a_damaged_file_in_the_hubs_cache_folder_is_named(hub, source, place, kind, monkeypatch):
+    """It is named after its sha256 there."""
+    access = fetch(REPO, progress=False).access
+    paths = [Path(access.hf_hub_download(REPO, name)) for name in NAMES]
+    folder = paths[1].parent
+    data = paths[1].read_bytes()
+    paths[1].resolve().write_bytes(flipped(data, len(data) - 10))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", "offline" in kind)
+    delivering = shards() if kind == "hub" else FolderShards(folder)
+    done = []
+    with pytest.raises(MoEColabError, match=r"is damaged: its sha256 .* Delete ") as caught:
+        done.extend(delivering.deliver(jobs_for("0", "1"), place))
+    assert NAMES[1] in str(caught.value) and "\n" not in str(caught.value)
+    paths[1].resolve().write_bytes(data)
+    assert list(delivering.deliver(jobs_for("0", "1"), place)) == jobs_for("0", "1")
+
+
+def test_a_file_of_which_the_hub_tells_no_digest_is_taken_as_it_is(hub, source, place, monkeypatch):
+    monkeypatch.setattr(fake_hub, "large", lambda path: {})
+    run(shards(), jobs_for("1"), place, source)
+
+
+def test_a_damaged_small_file_is_named(hub, tmp_path):
+    folder = Path(shutil.copytree(hub.models[REPO], tmp_path / "other"))
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    hub.models["someone/other"] = folder
+    hub.instead["tokenizer.json"] = b'{"version": "1.1"}'
+    with pytest.raises(MoEColabError, match=r"tokenizer\.json is damaged"):
+        fetch("someone/other", progress=False)
+
+
+def with_header(change, data: bytes) -> bytes:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def tensors_of(header: dict) -> list[dict]:
+    return [entry for name, entry in header.items() if name != "__metadata__"]
+
+
+WRONG_HEADERS = {
+    "a hole": lambda h: tensors_of(h)[0].update(data_offsets=[4, 4004]),
+    "an overlap": lambda h: tensors_of(h)[1].update(tensors_of(h)[0]),
+    "a negative offset": lambda h: tensors_of(h)[0].update(data_offsets=[-4000, 0]),
+    "offsets that are no integers": lambda h: [
+        t.update(data_offsets=[float(n) for n in t["data_offsets"]]) for t in tensors_of(h)
+    ],
+    "a negative shape": lambda h: tensors_of(h)[0].update(shape=[-1, -1000]),
+    "no offsets": lambda h: tensors_of(h)[0].pop("data_offsets"),
+    "a shape that is text": lambda h: tensors_of(h)[0].update(shape="8"),
+    "more than the file": lambda h: tensors_of(h)[1].update(data_offsets=[32000, 10**15]),
+    "an offset of many digits": lambda h: tensors_of(h)[1].update(data_offsets=[0, 10**30]),
+    "a tensor that is a list": lambda h: h.update(x=[]),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_HEADERS)
+@pytest.mark.parametrize("where", ["here", "on the hub"])
+def test_headers_that_the_library_refuses_are_refused(hub, tmp_path, kind, where):
+    folder = Path(shutil.copytree(hub.models[REPO], tmp_path / "wrong"))
+    path = folder / NAMES[0]
+    path.write_bytes(with_header(WRONG_HEADERS[kind], path.read_bytes()))
+    with pytest.raises(SafetensorError), safe_open(path, framework="pt"):
+        pass
+    hub.models["someone/wrong"] = folder
+    wrong = FolderShards(folder)
+    if where == "on the hub":
+        wrong = HubShards(fetch("someone/wrong", progress=False), progress=False)
+    with pytest.raises(MoEColabError) as caught:
+        wrong.entries()
+    assert "\n" not in str(caught.value) and not hub.sent.keys() & {*NAMES}
 
 
 def test_a_folder_that_cannot_be_written_is_named(hub, place):

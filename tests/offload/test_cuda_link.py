@@ -78,12 +78,14 @@ class Event:
 
 
 class Device:
-    """What offload/cuda.py takes for torch.cuda. favoured: a stream that runs as far as it can
-    before the other does, or None for any."""
+    """What offload/cuda.py takes for torch.cuda. favoured: streams that run as far as they
+    can before the others do, the first named first, or None for any."""
 
     def __init__(self, seed: int, favoured: str | None):
         self.dice, self.favoured, self.lock = random.Random(seed), favoured, threading.RLock()
         self.compute, self.copies = Stream(self, "compute"), Stream(self, "copies")
+        self.others = Stream(self, "others")  # a second stream of the user
+        self.streams = (self.compute, self.copies, self.others)
         self.local = threading.local()
         self.cuda = self
 
@@ -108,10 +110,11 @@ class Device:
     def step(self) -> bool:
         """Let one piece of work be done."""
         with self.lock:
-            able = [stream for stream in (self.compute, self.copies) if stream.may_run()]
-            liked = [stream for stream in able if stream.name == self.favoured]
+            able = [stream for stream in self.streams if stream.may_run()]
+            names = (self.favoured or "").split(", ")
+            liked = [stream for name in names for stream in able if stream.name == name]
             if able:
-                self.dice.choice(liked or able).run()
+                (liked[0] if liked else self.dice.choice(able)).run()
             return bool(able)
 
     def run_until(self, condition) -> None:
@@ -120,7 +123,7 @@ class Device:
 
     def working_elsewhere(self) -> bool:
         """Another thread may have taken the last step."""
-        return bool(self.compute.work or self.copies.work)
+        return any(stream.work for stream in self.streams)
 
 
 @dataclass
@@ -182,8 +185,13 @@ class World:
         return ticket is None or ticket.urgent
 
     def forward(self, layer: int) -> None:
-        """The router speaks, which waits for compute; then its experts are computed."""
-        self.device.compute.synchronize()
+        """The router speaks, which waits for compute; then its experts are computed. A forward
+        runs on one of two streams."""
+        if layer == 0:
+            streams = (self.device.compute, self.device.others)
+            self.device.local.stream = self.dice.choice(streams)
+            self.link.begin_forward()
+        self.device.current_stream().synchronize()
         needed = sorted(self.dice.sample(range(EXPERTS), self.dice.randint(1, 5)))
         ahead = [((layer + 1) % LAYERS, [(e, 1.0) for e in self.dice.sample(range(EXPERTS), 3)])]
         for expert, block in self.pool.experts(layer, needed, None, ahead):
@@ -195,7 +203,7 @@ class World:
         def use():
             self.used.append(bytes(block.tensor.numpy()) == blob(layer, expert))
 
-        self.device.compute.add(use)
+        self.device.current_stream().add(use)
 
     def check(self, rounds: int = 12) -> None:
         """Everything computed had its own bytes; books can be read; nothing is left behind."""
@@ -204,6 +212,7 @@ class World:
                 self.forward(number % LAYERS)
             self.link.book_stalls()
             self.device.compute.synchronize()
+            self.device.others.synchronize()
             assert self.used and all(self.used), "compute has read what was not there"
             waits = self.pool.tracker.stats().stall_seconds * 1000
             assert waits > 0 and waits == pytest.approx(round(waits))
@@ -226,7 +235,8 @@ def every() -> list[tuple[int, int]]:
     return [(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
 
 
-WORLDS = [(seed, favoured) for favoured in ("compute", "copies", None) for seed in range(3)]
+ORDERS = ("compute", "copies", "others, copies", None)
+WORLDS = [(seed, favoured) for favoured in ORDERS for seed in range(3)]
 
 
 @pytest.mark.parametrize(("seed", "favoured"), WORLDS)
@@ -271,6 +281,10 @@ SEEDED = {
     "staging memory is written while it is being copied": (
         *(cuda.Staging, "__getitem__"),
         *("self.copied[self.turn].synchronize()", "pass"),
+    ),
+    "another stream of the user does not wait for the last one": (
+        *(cuda.CudaLink, "begin_forward"),
+        *("stream.wait_event(event)", "pass"),
     ),
     "a guess fills the stream": (
         *(cuda.CudaLink, "move_chunk"),

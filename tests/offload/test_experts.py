@@ -20,6 +20,7 @@ from transformers import pipeline
 
 import moe_colab as mc
 from moe_colab.cache.spares import SPARES
+from moe_colab.offload.dense import OffloadConfig
 from moe_colab.offload.experts import TokensByExpert
 from moe_colab.offload.hooks import OffloadedLayer
 from moe_colab.offload.slots import Block
@@ -171,7 +172,7 @@ def test_many_rows_of_different_length(plain, offloaded):
 def test_an_unattached_model_says_so():
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(TINY_MOE, experts_implementation="moe_colab")
+    model = AutoModelForCausalLM.from_pretrained(TINY_MOE, quantization_config=OffloadConfig())
     with pytest.raises(mc.MoEColabError, match="were never loaded"):
         model(IDS)
 

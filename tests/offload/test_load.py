@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,7 @@ from moe_colab.cache.policies import LRU
 from moe_colab.cache.spares import SPARES
 from moe_colab.checkpoint import source as source_module
 from moe_colab.checkpoint.reader import Checkpoint
+from moe_colab.machine.memory import FORWARD_RESERVE
 from moe_colab.offload import placement
 from moe_colab.quantization import devices
 from moe_colab.quantization.pack import cached_store
@@ -154,22 +156,35 @@ def cut(nbytes: int) -> Callable[[Path], None]:
 
 
 def header(change: Callable[[dict], object]) -> Callable[[Path], None]:
-    """Rewrite the header of the weights; the tensors' bytes stay."""
+    """Rewrite the header of the weights; the bytes of the tensors that are left stay."""
 
     def spoil(folder: Path) -> None:
         data = (folder / "model.safetensors").read_bytes()
         length = int.from_bytes(data[:8], "little")
         tensors = json.loads(data[8 : 8 + length])
         change(tensors)
+        left = sorted((t for t in tensors.values() if "shape" in t), key=itemgetter("data_offsets"))
+        parts = []
+        for tensor in left:
+            start, end = (8 + length + offset for offset in tensor["data_offsets"])
+            begin = sum(map(len, parts))
+            parts.append(data[start:end])
+            tensor["data_offsets"] = [begin, begin + end - start]
         text = json.dumps(tensors).encode()
-        body = len(text).to_bytes(8, "little") + text + data[8 + length :]
+        body = len(text).to_bytes(8, "little") + text + b"".join(parts)
         (folder / "model.safetensors").write_bytes(body)
 
     return spoil
 
 
 def index(text: str) -> Callable[[Path], object]:
-    return file("model.safetensors.index.json", text)
+    """An index and no single file, which would count instead."""
+
+    def spoil(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return spoil
 
 
 EXPERT = "model.layers.1.mlp.experts"  # in the model; w1, w2, w3 in the checkpoint
@@ -230,12 +245,12 @@ SPOILT = {
         "is kept in torch.int32",
     ),
     "experts in an unknown dtype": (
-        header(lambda h: h[f"{TENSOR}.w2.weight"].update(dtype="F8_E4M3")),
+        header(lambda h: h[f"{TENSOR}.w2.weight"].update(dtype="F8_E4M3", shape=[64, 384])),
         f"{TENSOR}.w2.weight as F8_E4M3",
     ),
     "a shape that its bytes do not fill": (
         header(lambda h: h[f"{TENSOR}.w2.weight"].update(shape=[64, 95])),
-        f"{TENSOR}.w2.weight has 24576 bytes, not 24320",
+        "model.safetensors is not a complete safetensors file",
     ),
     "a dtype to compute in that is none": (config(dtype="int8"), "dtype=torch.int8"),
     "a dense tensor is missing": (
@@ -352,15 +367,17 @@ def test_a_wrong_setting_is_found_before_the_packing(tmp_path, cache_folder):
 
 
 def test_more_ram_than_the_machine_has_left_is_refused(store, monkeypatch):
-    monkeypatch.setattr(placement, "available_memory", lambda: 20 * BLOB)
-    assert "ram=2.0 GB was asked for, but 1.5 MB are free" in refusal(store, slots=2, ram="2GB")
+    monkeypatch.setattr(placement, "available_memory", lambda: 1_500_000_000)
+    assert "ram=2.0 GB was asked for, but 1.5 GB are free" in refusal(store, slots=2, ram="2GB")
 
 
 def test_slots_that_do_not_fit_are_refused_with_what_would(store, monkeypatch):
-    monkeypatch.setattr(placement, "available_memory", lambda: 8 * BLOB)
+    free = FORWARD_RESERVE + 8 * BLOB
+    monkeypatch.setattr(placement, "available_memory", lambda: free + 173_312)  # beside the rest
     message = refusal(store, slots=4)  # and two spares
-    assert "these slots need 737.3 kB on cpu (147.5 kB for one slot in every layer)" in message
-    assert "589.8 kB are free: use fewer slots" in message
+    assert "with these slots this model needs" in message
+    assert "(173.3 kB without its experts, 147.5 kB for one slot in every layer)" in message
+    assert "are free: use fewer slots" in message
     mc.load(store, slots=3)
 
 

@@ -100,10 +100,10 @@ def measure(folder: Path) -> None:
 
 def measure_one_matrix() -> None:
     """Dequantize, and quantize, a matrix of 33 million weights."""
-    from moe_colab.quantization import bits, hqq
+    from moe_colab.quantization import bits, scales
 
     fmt, shape = bits.Format(2, 64), (8192, 4096)
-    fields, _ = bits.quantize_matrix(torch.randn(64, 4096), fmt, hqq.choose_scales)
+    fields, _ = bits.quantize_matrix(torch.randn(64, 4096), fmt, scales.choose_scales)
     rows = shape[0] // 64
     many = {
         name: part.repeat(rows, *[1] * (part.dim() - 1)).view(fmt.fields(shape)[name][1])
@@ -112,7 +112,7 @@ def measure_one_matrix() -> None:
     at_start = peak()
     weight = bits.dequantize(many, fmt, shape, torch.bfloat16)
     dequantized = peak()
-    fields, _ = bits.quantize_matrix(weight, fmt, hqq.choose_scales)
+    fields, _ = bits.quantize_matrix(weight, fmt, scales.choose_scales)
     sizes = {"fields": sum(field.nbytes for field in fields.values()), "weight": weight.nbytes}
     peaks = {"at_start": at_start, "dequantized": dequantized, "quantized": peak()}
     print(json.dumps({**sizes, **peaks}))

@@ -334,7 +334,7 @@ class PlayedGpu:
         return SimpleNamespace(Event=lambda: event)
 
     @staticmethod
-    def empty(shape, pin_memory: bool) -> torch.Tensor:
+    def empty(shape, device: str, pin_memory: bool) -> torch.Tensor:
         return torch.empty(shape)
 
 

@@ -13,7 +13,7 @@ import moe_colab as mc
 from moe_colab.checkpoint.reader import Checkpoint
 from moe_colab.quantization import bits as bits_module
 from moe_colab.quantization import format as formats
-from moe_colab.quantization import hqq as hqq_module
+from moe_colab.quantization import scales as scales_module
 from moe_colab.quantization.format import BITS, GROUPS, Format
 
 pytestmark = pytest.mark.colab
@@ -42,7 +42,7 @@ def error(got: torch.Tensor, weight: torch.Tensor) -> float:
 
 
 def quantized(weight: torch.Tensor, fmt: Format) -> dict[str, torch.Tensor]:
-    return bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)[0]
+    return bits_module.quantize_matrix(weight, fmt, scales_module.choose_scales)[0]
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
@@ -131,7 +131,7 @@ def test_a_matrix_is_worked_on_in_pieces(fmt, monkeypatch):
     weight = matrix(512, 384)
     before = weight.clone()
     monkeypatch.setattr(formats, "PIECE", 300 * 384 if fmt.axis else fmt.group * 384)
-    fields, lost = bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)
+    fields, lost = bits_module.quantize_matrix(weight, fmt, scales_module.choose_scales)
     assert torch.equal(weight, before)
     pieces = list(fmt.pieces((512, 384)))
     assert len(pieces) == (2 if fmt.axis else 512 // fmt.group)
@@ -165,7 +165,7 @@ def test_error_and_bits_beside_hqq(bits, group, capsys):
         for weight in matrices:
             codes, meta = hqq(weight, fmt)
             theirs = Quantizer.dequantize(codes, meta)
-            fields, lost = bits_module.quantize_matrix(weight, fmt, hqq_module.choose_scales)
+            fields, lost = bits_module.quantize_matrix(weight, fmt, scales_module.choose_scales)
             ratios.append(lost / error(theirs, weight))
             ours_bits.append(8 * sum(f.nbytes for f in fields.values()) / weight.numel())
             floats = meta["scale"].nbytes + meta["zero"].nbytes

@@ -96,9 +96,10 @@ def picture(excerpt: Excerpt, words: list[str]) -> Picture:
 # ---------------------------------------------------------------------- data for the page
 def page_data(excerpt: Excerpt) -> dict[str, Any]:
     """What web/xray.js reads, except for the texts."""
-    trace, routing = excerpt.trace, excerpt.routing
+    # Of Python's size: newer versions of numpy refuse 65535 beside an int16.
+    trace, routing = excerpt.trace, excerpt.routing.astype(np.int64)
     dtype = np.uint8 if max(trace.experts) <= 255 else np.uint16
-    no_expert = np.iinfo(dtype).max
+    no_expert = int(np.iinfo(dtype).max)
     rest, rest_of = excerpt.rest()
     return {
         "model": trace.model,

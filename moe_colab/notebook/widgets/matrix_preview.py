@@ -23,7 +23,7 @@ from ...errors import MoEColabError
 from ...machine.folders import shipped_model
 from ...quantization.bits import dequantize_scales, quantize_matrix
 from ...quantization.format import GROUPS, Format, stored_bytes
-from ...quantization.hqq import choose_scales
+from ...quantization.scales import choose_scales
 from ...store.safetensors import TensorEntry, read_header, weight_files
 
 EXPERT = re.compile(r"\.(\d+)\..*\bexperts\.(\d+)\.(.+)\.weight$")

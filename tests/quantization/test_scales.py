@@ -1,0 +1,71 @@
+"""The choice of scales: never worse than plain rounding, nor than HQQ, at the same bytes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_bits import FORMATS, matrix, trained_matrices
+
+from moe_colab.quantization.bits import Scales, quantize_matrix
+from moe_colab.quantization.format import Format
+from moe_colab.quantization.hqq import hqq_scales
+from moe_colab.quantization.scales import choose_scales
+
+
+def rounded(weight: torch.Tensor, fmt: Format) -> Scales:
+    """The scales of plain rounding, written down by hand."""
+    rows, columns = weight.shape
+    if fmt.axis:
+        groups = weight.reshape(rows, columns // fmt.group, fmt.group)
+        low, high = groups.min(-1).values, groups.max(-1).values
+    else:  # a group has every (rows / group)th weight of a column
+        groups = weight.reshape(fmt.group, rows // fmt.group, columns)
+        low, high = groups.min(0).values, groups.max(0).values
+    scale = ((high - low) / (2**fmt.bits - 1)).clamp(min=1e-8)
+    return scale, -low / scale
+
+
+def outliers() -> torch.Tensor:
+    weight = matrix(128, 256, seed=5)
+    weight[::7, ::31] *= 40
+    return weight
+
+
+def steps() -> torch.Tensor:
+    """Of few different values, so that the plain range is exact at 3 bits and more."""
+    return (torch.arange(128 * 256) % 8).view(128, 256) / 4 - 1
+
+
+MATRICES = {
+    "normal": lambda: matrix(128, 256, heavy=False),
+    "heavy tails": lambda: matrix(128, 256),
+    "outliers": outliers,
+    "one sign": lambda: matrix(128, 256).abs() + 0.1,
+    "steps": steps,
+    "tiny": lambda: matrix(128, 256) * 1e-6,
+    "a row of zeros": lambda: matrix(128, 256) * (torch.arange(128) % 3 > 0)[:, None],
+}
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_no_matrix_loses_more_than_by_plain_rounding_or_by_hqq(fmt, kind):
+    weight = MATRICES[kind]()
+    ours = quantize_matrix(weight, fmt, choose_scales)[1]
+    for other in (rounded, hqq_scales):
+        assert ours <= quantize_matrix(weight, fmt, other)[1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("fmt", [Format(2, 64), Format(3, 64), Format(4, 64)], ids=str)
+def test_trained_matrices_lose_less_than_by_either(fmt):
+    for weight in trained_matrices():
+        ours = quantize_matrix(weight, fmt, choose_scales)[1]
+        best = min(quantize_matrix(weight, fmt, f)[1] for f in (rounded, hqq_scales))
+        assert ours < best * {2: 0.85, 3: 0.96, 4: 0.99}[fmt.bits]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.37, 3e-4])
+def test_equal_weights_stay_as_they_are(bits, value):
+    weight = torch.full((64, 128), value)
+    assert quantize_matrix(weight, Format(bits, 64), choose_scales)[1] < 0.004  # of bfloat16
