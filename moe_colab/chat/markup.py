@@ -107,7 +107,7 @@ def left_out_note(count: int) -> str:
 
 def numbers(turn: Turn, rate: float) -> str:
     """The numbers of an answer under way; rate: tokens per second over the last few tokens."""
-    text = f"reading {turn.prompt_tokens} tokens, {turn.seconds:.1f} s"
+    text = f"reading {turn.prompt_tokens - turn.reused_tokens} tokens, {turn.seconds:.1f} s"
     if turn.tokens:
         text = (
             f"{turn.tokens} tokens, first after {turn.first_token_seconds:.2f} s, now {rate:.1f} "

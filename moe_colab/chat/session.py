@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
 from ..files import write_file
+from ..offload.text_ids import check_ids
 from ..units import parse_bytes
 from .answer import Answer
 from .kept import Kept
-from .settings import answer_tokens, check_ids, plan
+from .settings import answer_tokens, plan
 from .template import end_ids, prompt_ids
 from .turn import Turn
 

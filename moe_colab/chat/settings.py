@@ -34,10 +34,8 @@ GONE = (  # ways to generate that are no longer in transformers
     *("penalty_alpha", "num_beam_groups", "diversity_penalty"),
     *("constraints", "force_words_ids", "dola_layers", "custom_generate"),
 )
-TOKEN_IDS = (  # ids that index the scores: on a GPU a wrong one would end the process
-    *("forced_bos_token_id", "forced_eos_token_id"),
-    *("suppress_tokens", "begin_suppress_tokens", "bad_words_ids"),
-)
+# Ids that index the scores: on a GPU a wrong one would end the process.
+TOKEN_IDS = ("forced_bos_token_id", "forced_eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -142,17 +140,6 @@ def refuse(model: Any, given: Mapping[str, Any]) -> None:
                     f"{name} ({source(given, name)}) holds {token}, which is no token id of this "
                     f"model: give ids from 0 to {vocabulary - 1}, or leave it out."
                 )
-
-
-def check_ids(model: Any, ids: Sequence[int]) -> None:
-    """Raises MoEColabError for an id past the model's vocabulary: on a GPU it would end the
-    process."""
-    vocabulary = model.config.get_text_config().vocab_size
-    if max(ids) >= vocabulary:
-        raise MoEColabError(
-            f"the tokenizer gives token {max(ids)} for this message, and the model knows "
-            f"{vocabulary} tokens only: write it in another way, or use the model's own tokenizer."
-        )
 
 
 def own_ends(model: Any, given: Mapping[str, Any]) -> list[int]:

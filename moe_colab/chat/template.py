@@ -6,6 +6,7 @@ becomes one MoEColabError.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,11 +137,10 @@ def end_in_template(tokenizer: Any) -> set[int]:
     try:
         name = only_name(tokenizer)
         text = tokenizer.apply_chat_template(messages, chat_template=name, tokenize=False)
-        parts = text.lower().split(PROBE)
-        if len(parts) < 4:
+        found = [match.end() for match in re.finditer(PROBE, text, re.I)]
+        if len(found) < len(roles):
             return set()
-        at = sum(map(len, parts[:2])) + 2 * len(PROBE)
-        after = tokenizer(text[at:], add_special_tokens=False)["input_ids"]
+        after = tokenizer(text[found[1] :], add_special_tokens=False)["input_ids"]
     except Exception:  # a template that fails here says so when it is used
         return set()
     special = set(tokenizer.all_special_ids)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MoEColabError
 from ..machine.folders import evaluation_folder
-from ..offload.text_ids import text_ids
+from ..offload.text_ids import check_ids, text_ids
 
 SEPARATOR = "<|doc|>"
 ROLES = {"U: ": "user", "A: ": "assistant"}
@@ -88,7 +88,8 @@ def perplexity(
         at least `window - stride` tokens before it, where the text has so many.
     progress: show a progress bar.
 
-    Raises MoEColabError where no text has two tokens, or for a stride outside 1 to window - 1.
+    Raises MoEColabError where no text has two tokens, for tokens past the model's vocabulary, or
+    for a stride outside 1 to window - 1.
     """
     stride = window // 2 if stride is None else stride
     if not 0 < stride < window:
@@ -100,6 +101,7 @@ def perplexity(
     nll, top1, documents, nbytes = [], [], [], 0
     for number, text in enumerate(tqdm(texts, desc="scoring", disable=not progress, leave=False)):
         ids = text_ids(tokenizer, text)[0]
+        check_ids(model, ids)
         nbytes += len(tokenizer.decode(ids[1:]).encode())
         for begin, first, end in windows(len(ids), window, stride):
             logits = model(ids[None, begin : end - 1].to(model.device)).logits[0].float()

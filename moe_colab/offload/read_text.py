@@ -22,7 +22,7 @@ from ..errors import MoEColabError
 from ..trace import Trace
 from .handle import Offload, offload_of
 from .record import record
-from .text_ids import text_ids
+from .text_ids import check_ids, text_ids
 
 PROMPT = 32  # tokens of the prompt
 
@@ -82,6 +82,7 @@ def record_ids(
     sources: Sequence[str],
 ) -> Trace:
     """`record_text` for token ids [1, T], inside `exclusive`."""
+    check_ids(model, ids[0])
     settings = {"speculate": speculate, "lookahead": lookahead, "stand_aside": False}
     traces = []
     for guess_from in sources:

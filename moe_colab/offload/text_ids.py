@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from ..errors import MoEColabError
 
 SAMPLE = "a"  # any text: what a tokenizer adds does not depend on it
 
@@ -30,6 +33,18 @@ def text_ids(tokenizer: Any, text: str, *, goes_on: bool = False) -> torch.Tenso
     else:
         ids = added
     return torch.tensor([ids], dtype=torch.int64)
+
+
+def check_ids(model: Any, ids: Sequence[int] | torch.Tensor) -> None:
+    """Raises MoEColabError for an id past the model's vocabulary: on a GPU it would end the
+    process."""
+    vocabulary = model.config.get_text_config().vocab_size
+    most = int(torch.as_tensor(ids).max()) if len(ids) else 0
+    if most >= vocabulary:
+        raise MoEColabError(
+            f"the tokenizer gives token {most} for this text, and the model knows {vocabulary} "
+            "tokens only: write it in another way, or use the model's own tokenizer."
+        )
 
 
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:

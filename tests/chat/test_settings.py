@@ -100,6 +100,14 @@ def test_temperature_0_is_greedy_wherever_it_is_said(chat):
     assert "".join(chat.ask(QUESTION, max_new_tokens=12, do_sample=True, temperature=0)) == greedy
 
 
+def test_beams_can_be_stopped(chat):
+    answer = chat.start("Tell me a story", num_beams=3, min_new_tokens=900, max_new_tokens=900)
+    while answer.count < 3:
+        assert not answer.done
+    answer.end()
+    assert chat.turn.stopped and 0 < chat.turn.tokens < 900 and chat.turn.text
+
+
 def test_criteria_of_the_user_are_asked_too(chat):
     length = chat.start(QUESTION, max_new_tokens=1)
     length.end()

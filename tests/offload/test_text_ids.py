@@ -76,6 +76,14 @@ def test_dialogues_are_scored_as_the_chat_template_encodes_them(model):
     )
 
 
+def test_tokens_past_the_vocabulary_are_told(model, monkeypatch):
+    tokenizer = tokenizer_that_adds("$A")
+    monkeypatch.setattr(model.config, "vocab_size", 40)
+    for read in (mc.perplexity, mc.record_text, mc.stepper):
+        with pytest.raises(mc.MoEColabError, match="knows 40 tokens only"):
+            read(model, tokenizer, "Old Tabitha Crewe kept the ferry.")
+
+
 @pytest.mark.parametrize("single", ["BOS $A", "BOS $A EOS"])
 def test_a_text_is_recorded_with_one_bos_and_without_an_eos_before_it_goes_on(model, single):
     tokenizer = tokenizer_that_adds(single)
