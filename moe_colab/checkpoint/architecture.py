@@ -25,6 +25,7 @@ from ..errors import MoEColabError
 from ..files import read_file, read_json
 from .families import experts_modules
 
+MOST_LAYERS = 10_000
 OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 
 
@@ -101,6 +102,9 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
         raise MoEColabError(
             f"the family {family!r} is not a causal language model, and moe_colab runs only these."
         )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # building them would take for ever
+        raise MoEColabError(f"its config.json asks for {layers:,} layers: no model has so many.")
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
