@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from ..errors import MoEColabError
-from ..files import read_file, read_json
+from ..files import one_line, read_file, read_json
 from .families import experts_modules
 
 ADAPTER = "adapter_config.json"
@@ -159,8 +159,3 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
             "dense model, or stores its experts in an unusual way. Load it with transformers."
         )
     return model
-
-
-def one_line(error: Exception) -> str:
-    """The type and message of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -19,9 +19,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoint.architecture import BUILDING, load_config, one_line
+from ..checkpoint.architecture import BUILDING, load_config
 from ..checkpoint.families import experts_modules, parameter_names
 from ..errors import MoEColabError
+from ..files import one_line
 from ..quantization.kernels.dispatch import AUTO
 from ..store import Store
 from ..store.blobs import EMBEDDINGS
