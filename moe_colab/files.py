@@ -40,6 +40,13 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+class ReadFile(FileIO):
+    """Is closed when nothing refers to it any more: experts may be read until then."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def open_file(path: Named) -> FileIO:
     """Open a regular file for reading, unbuffered. Raises OSError, also for a folder, a pipe, a
     socket or a device, for which another program would wait."""
@@ -48,7 +55,7 @@ def open_file(path: Named) -> FileIO:
         return os.open(name, flags | os.O_NONBLOCK)
 
     try:
-        file = open(path, "rb", buffering=0, opener=without_waiting)
+        file = ReadFile(path, "rb", opener=without_waiting)
     except ValueError as error:  # a NUL, or what the system cannot encode
         raise OSError(errno.EINVAL, "no file can have this name") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -7,7 +7,7 @@ the prefetcher to the pool. Decides nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from ..checkpoint import families
 from ..errors import MoEColabError
 from ..quantization.kernels import LowBitWeight
 from ..store import BlobLayout
+from .experts import refuse_copies
 from .prefetch import Prefetcher
 from .runtime import Runtime
 
@@ -179,6 +180,18 @@ def ranked(guess: np.ndarray, least: float) -> Ranked:
     return [(expert, probability) for expert, probability in pairs if probability >= least]
 
 
+class Hook:
+    """Calls a function with the module. `pickle` meets it first, and is told what is wrong."""
+
+    __reduce_ex__ = refuse_copies
+
+    def __init__(self, call: Callable[[torch.nn.Module], None]):
+        self.call = call
+
+    def __call__(self, module: torch.nn.Module, *_) -> None:
+        self.call(module)
+
+
 def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
     """Give every experts module its layer object, and hang hooks on routers and model; the
     prefetcher of these hooks."""
@@ -204,8 +217,10 @@ def attach(model: torch.nn.Module, runtime: Runtime) -> Prefetcher:
     # The inner model's: it runs in model(...), model.forward(...) and model.model(...).
     model.base_model.register_forward_pre_hook(begin_forward, with_kwargs=True)
     for part in {model, model.base_model}:  # the head runs after the inner model
-        part.register_forward_pre_hook(lambda part, _: runtime.forwards.begin(part), prepend=True)
-        part.register_forward_hook(lambda part, *_: runtime.forwards.end(part), always_call=True)
+        part.register_forward_pre_hook(
+            Hook(lambda part: runtime.forwards.begin(part)), prepend=True
+        )
+        part.register_forward_hook(Hook(lambda part: runtime.forwards.end(part)), always_call=True)
     return Prefetcher(model, runtime.wants_guesses, PrefetchWorker(runtime).send)
 
 

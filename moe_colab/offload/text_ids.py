@@ -32,14 +32,14 @@ def text_ids(tokenizer: Any, text: str, *, goes_on: bool = False) -> torch.Tenso
         ids = [*before, *plain]
     else:
         ids = added
-    return torch.tensor([ids], dtype=torch.int64)
+    return torch.tensor([ids], dtype=torch.int64, device="cpu")
 
 
 def check_ids(model: Any, ids: Sequence[int] | torch.Tensor) -> None:
     """Raises MoEColabError for an id past the model's vocabulary: on a GPU it would end the
     process."""
     vocabulary = model.config.get_text_config().vocab_size
-    most = int(torch.as_tensor(ids).max()) if len(ids) else 0
+    most = int(ids.max() if torch.is_tensor(ids) else max(ids)) if len(ids) else 0
     if most >= vocabulary:
         raise MoEColabError(
             f"the tokenizer gives token {most} for this text, and the model knows {vocabulary} "

@@ -3,7 +3,10 @@ of experts, threads, forks, and files that change under it."""
 
 from __future__ import annotations
 
+import copy
+import io
 import os
+import pickle
 import threading
 from collections import Counter
 
@@ -240,3 +243,54 @@ def test_slots_of_a_cpu_are_as_many_as_fit(monkeypatch, own_store):
         assert placement.fitting_slots(memory, None, 2, torch.device("cpu")) == [wanted] * 8
     monkeypatch.setattr(placement, "free_memory", lambda device: 1 << 40)
     assert placement.fitting_slots(memory, None, 2, torch.device("cpu")) == [4] * 8
+
+
+# ---------------------------------------------------------------------- copies and the end
+@pytest.mark.parametrize(
+    "copy_it",
+    [
+        pickle.dumps,
+        copy.deepcopy,
+        lambda model: torch.save(model, io.BytesIO()),
+        lambda model: pickle.dumps(model.offload),
+        lambda model: copy.deepcopy(model.offload),
+    ],
+    ids=["pickle", "deepcopy", "torch.save", "pickle the handle", "deepcopy the handle"],
+)
+def test_a_copy_is_refused_in_one_sentence(copy_it):
+    model, _ = mc.load(slots=2, progress=False)
+    with pytest.raises(mc.MoEColabError, match="cannot be copied or pickled: load it a second"):
+        copy_it(model)
+    assert model(IDS).logits.isfinite().all()
+
+
+def test_a_dropped_model_leaves_no_open_files():
+    code = """
+import gc, os, sys, warnings
+sys.stderr = sys.stdout
+warnings.simplefilter("error", ResourceWarning)
+import torch, moe_colab as mc
+model, _ = mc.load(slots=2, progress=False)
+model(torch.arange(5, 9)[None])
+del model, _
+gc.collect()
+open_files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd > "2"
+              and os.path.lexists(f"/proc/self/fd/{fd}")]
+assert not [name for name in open_files if "experts" in name], open_files
+"""
+    assert "ResourceWarning" not in python(code)
+
+
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_attention_is_computed_as_asked(tmp_path, name):
+    source = make_checkpoint("mixtral", tmp_path / "model")
+    model, _ = mc.load(source, slots=2, attn_implementation=name, progress=False)
+    assert model.config._attn_implementation == name
+    plain = reference(source, attn_implementation=name)
+    assert torch.equal(model(IDS).logits, plain(IDS).logits)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "flash_attention_2", 5])
+def test_attention_that_this_machine_lacks_is_one_sentence(name):
+    with pytest.raises(mc.MoEColabError, match=r"attn_implementation|flash_attn|FlashAttention"):
+        mc.load(attn_implementation=name, progress=False)
