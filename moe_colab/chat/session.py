@@ -181,6 +181,7 @@ class ChatSession:
         try:
             left_out, ids, room = self._fit(history, text, answer_tokens(self.model, given))
             check_ids(self.model, ids)
+            planned = plan(self.model, self.tokenizer, given, self._ends(), room)
 
             def keep(answer: Answer) -> None:  # in the answer's thread, before it is done
                 try:
@@ -199,7 +200,7 @@ class ChatSession:
                 seed=seed,
                 left_out=left_out,
                 given=given,
-                plan=plan(self.model, self.tokenizer, given, self._ends(), room),
+                plan=planned,
                 kept=self._kept,
                 on_end=keep,
             )
