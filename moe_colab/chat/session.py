@@ -161,7 +161,9 @@ class ChatSession:
         try:
             path = Path(path).expanduser()
         except RuntimeError as error:  # "~name" of someone who does not exist
-            raise MoEColabError(f"{str(path)!r} cannot be written: {error}.") from error
+            raise MoEColabError(
+                f"{str(path)!r} cannot be written: {str(error).rstrip('.')}."
+            ) from error
         if path.suffix not in (".json", ".md"):
             raise MoEColabError(f"{str(path)!r} must end with .json or .md: choose one of these.")
         if path.suffix == ".json":
