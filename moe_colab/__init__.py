@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from .analysis.timeline import timeline as timeline
     from .cache.policies import Policy as Policy
     from .chat.session import ChatSession as ChatSession
+    from .checkpoint.configure import configure as configure
     from .evaluation.comparison import compare as compare
     from .evaluation.perplexity import evaluation_texts as evaluation_texts
     from .evaluation.perplexity import perplexity as perplexity
+    from .evaluation.quantize import quantize as quantize
+    from .evaluation.quantize import quantized as quantized
     from .evaluation.sensitivity import allocate as allocate
     from .evaluation.sensitivity import measure_sensitivity as measure_sensitivity
     from .machine.folders import benchmark as benchmark
@@ -40,8 +43,6 @@ if TYPE_CHECKING:
     from .planner.preflight import preflight as preflight
     from .quantization.forecast import forecast as forecast
     from .quantization.format import Format as Format
-    from .quantization.quantize import quantize as quantize
-    from .quantization.quantize import quantized as quantized
     from .store import Store as Store
     from .store import inspect as inspect
     from .store import verify as verify
@@ -55,6 +56,7 @@ _MODULES = {  # public name: the module it lives in, imported when the name is f
     "ChatWidget": "notebook.widgets.chat",
     "close_all": "offload.handle",
     "compare": "evaluation.comparison",
+    "configure": "checkpoint.configure",
     "evaluation_texts": "evaluation.perplexity",
     "exercises": "notebook.exercises",
     "Explorer": "notebook.widgets.explorer",
@@ -70,8 +72,8 @@ _MODULES = {  # public name: the module it lives in, imported when the name is f
     "plots": "plots",
     "Policy": "cache.policies",
     "preflight": "planner.preflight",
-    "quantize": "quantization.quantize",
-    "quantized": "quantization.quantize",
+    "quantize": "evaluation.quantize",
+    "quantized": "evaluation.quantize",
     "QuantizeWidget": "notebook.widgets.quantize",
     "record": "offload.record",
     "record_text": "offload.read_text",

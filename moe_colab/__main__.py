@@ -1,4 +1,4 @@
-"""The command line: chat, quantize, inspect, verify, replay, bench.
+"""The command line: chat, quantize, configure, inspect, verify, replay, bench.
 
 Knows the arguments of each command and the function that runs it; knows nothing of how it works. A
 function is called with the arguments as keywords, and imports what it needs: `--help` needs no
@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_chat(commands)
     add_quantize(commands)
+    add_configure(commands)
     for name, run, text in (
         ("inspect", run_inspect, "show what a store holds: bytes by part, bits per weight"),
         ("verify", run_verify, "compare every byte of a store with its sha256"),
@@ -141,7 +142,7 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
         default=4,
         help="of attention, shared experts and dense layers: 2, 3, 4, 8 or 16 (keep); default: 4",
     )
-    add("--expert-bits", type=positive, default=2, help="of routed experts, as above; default: 2")
+    add("--expert-bits", type=positive, default=4, help="of routed experts, as above; default: 4")
     add("--embedding-bits", type=positive, default=16, help="of embedding and head: 4, 8 or 16")
     add(
         "--group-size",
@@ -151,14 +152,47 @@ def add_quantize(commands: argparse._SubParsersAction) -> None:
     add("--axis", type=int, default=1, help="groups along rows (1) or down columns (0)")
     add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add("--dtype", default="auto", help="the dtype that the model computes in; default: auto")
+    add(
+        "--no-check",
+        dest="check",
+        action="store_false",
+        help="do not let the result read a text, which shows whether it is noise",
+    )
     add_json(quantize)
     quantize.set_defaults(run=run_quantize)
 
 
 def run_quantize(*, json: bool, **options: Any) -> None:
-    from .quantization.quantize import quantize
+    from .evaluation.quantize import quantize
 
     report = quantize(**options)
+    show(report.as_dict(), report.text(), json)
+
+
+def add_configure(commands: argparse._SubParsersAction) -> None:
+    text = "change top-k, chat template or generation settings of a finished store"
+    configure = commands.add_parser("configure", help=text, description=text)
+    add = configure.add_argument
+    add("store", help="a folder that quantize has made")
+    add("--top-k", type=positive, help="how many experts each token is sent to")
+    add("--chat-template", metavar="FILE", help="a file with a template in Jinja")
+    add(
+        "--set",
+        action="append",
+        type=setting,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of generation, such as temperature=0.5; null takes it out",
+    )
+    add_json(configure)
+    configure.set_defaults(run=run_configure)
+
+
+def run_configure(*, store, top_k, chat_template, set, json: bool) -> None:
+    from .checkpoint.configure import configure, template_in
+
+    template = None if chat_template is None else template_in(chat_template)
+    report = configure(store, top_k=top_k, chat_template=template, generation=dict(set) or None)
     show(report.as_dict(), report.text(), json)
 
 
@@ -237,6 +271,16 @@ positive, count = partial(whole, least=1, most=10**9), partial(whole, least=0, m
 seed = partial(whole, least=0, most=2**32 - 1)
 temperature, share = partial(number, most=100), partial(number, most=1)
 seconds = partial(number, most=1000)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # a word
 
 
 def slots(text: str) -> int | list[int] | str:

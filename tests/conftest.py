@@ -42,7 +42,7 @@ def processes():
     """Starts processes from a server that has imported everything already, in milliseconds each."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["families", "moe_colab.quantization.quantize", "hqq.core.quantize"]
+        ["families", "moe_colab.evaluation.quantize", "hqq.core.quantize"]
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))

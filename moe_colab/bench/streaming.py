@@ -106,7 +106,7 @@ def stage(name: str, source: str, store: str) -> dict[str, Any]:
     """Run one of STAGES; its seconds, its peak of memory over what this process had after its
     imports, and some of its results."""
     import moe_colab as mc
-    import moe_colab.quantization.quantize
+    import moe_colab.evaluation.quantize
 
     def generate() -> dict[str, Any]:
         model, _ = mc.load(store, slots=2, progress=False)

@@ -23,10 +23,11 @@ from transformers import (
 )
 
 from ..errors import MoEColabError
-from ..files import read_file, read_json
+from ..files import one_line, read_file, read_json
 from .families import experts_modules
 
 ADAPTER = "adapter_config.json"
+MOST_LAYERS = 10_000
 OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 BUILDING = threading.RLock()
 """Held while transformers builds or loads a model: it changes torch's default dtype, and classes of
@@ -139,6 +140,9 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
         raise MoEColabError(
             f"the family {family!r} is not a causal language model, and moe_colab runs only these."
         )
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # building them would take for ever
+        raise MoEColabError(f"its config.json asks for {layers:,} layers: no model has so many.")
     try:
         with BUILDING, torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -155,8 +159,3 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
             "dense model, or stores its experts in an unusual way. Load it with transformers."
         )
     return model
-
-
-def one_line(error: Exception) -> str:
-    """The type and message of an error, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

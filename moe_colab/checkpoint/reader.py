@@ -24,10 +24,10 @@ from transformers.core_model_loading import (
 )
 
 from ..errors import MoEColabError
-from ..files import read_file
+from ..files import one_line, read_file
 from ..planner.sources import folder_name
 from ..store.safetensors import TensorEntry
-from .architecture import load_config, one_line, skeleton
+from .architecture import load_config, skeleton
 from .families import expert_shapes, experts_modules
 from .shards import FolderShards, Shards, refuse_quantized
 from .tensors import DTYPE_NAMES, read_tensor, torch_dtype

@@ -33,7 +33,6 @@ from ..offload.load import load
 from ..quantization.bits import quantize_matrix
 from ..quantization.devices import pick_device
 from ..quantization.format import Format
-from ..quantization.quantize import quantize
 from ..quantization.recipe import Recipe, expert_name
 from ..quantization.scales import choose_scales
 from ..quantization.targets import low_bit_targets
@@ -42,6 +41,7 @@ from ..units import parse_bytes
 from .allocation import Option, best_options
 from .comparison import Interval, Resamples
 from .perplexity import Scores, perplexity
+from .quantize import quantize
 
 if TYPE_CHECKING:
     import pandas
@@ -187,7 +187,7 @@ def score_quantized(
     all experts in slots and by plain torch, so that every machine gives the same scores."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "store"
-        summary = quantize(source, folder, progress=False, **options)
+        summary = quantize(source, folder, check=False, progress=False, **options)
         model, tokenizer = load(
             folder,
             slots=[layer.experts for layer in Store(folder).manifest.layers],

@@ -19,14 +19,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoint.architecture import BUILDING, load_config, one_line
+from ..checkpoint.architecture import BUILDING, load_config
 from ..checkpoint.families import experts_modules, parameter_names
 from ..errors import MoEColabError
+from ..files import one_line
 from ..quantization.kernels.dispatch import AUTO
 from ..store import Store
 from ..store.blobs import EMBEDDINGS
 from . import experts, lowbit_modules
 from .adapters import refuse_expert_adapters
+from .match import check_match, layers_of
 
 
 @register_quantization_config(experts.NAME)
@@ -45,6 +47,7 @@ class OffloadQuantizer(HfQuantizer):
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model, **kwargs):
+        self.layers = layers_of(model)
         self.pre_quantized = False  # or 5.15 keeps the checkpoint's dtype of renamed weights
         for _, module in experts_modules(model):
             for name in parameter_names(module):
@@ -100,6 +103,7 @@ def load_dense(
             raise MoEColabError(
                 f"transformers cannot load the model in {store.folder}: {one_line(error)}"
             ) from error
+    check_match(store, model.hf_quantizer.layers)
     mismatched = (name for name, *_ in info["mismatched_keys"])
     # With a quantizer, some versions of transformers load other shapes and report nothing.
     built = model.hf_quantizer.shapes

@@ -88,7 +88,10 @@ def load(
     progress: show progress bars.
 
     `model` is an ordinary transformers model in eval mode, and `model.offload` its handle to
-    settings and statistics. `num_parameters` and `get_memory_footprint` leave the experts out.
+    settings and statistics. `num_parameters` and `get_memory_footprint` leave the experts out. Its
+    logits are those of the plain model after `requires_grad_(False)`, bit for bit: in float32,
+    torch rounds a product of several rows otherwise where a weight may be trained. Adapters of peft
+    work on everything but the routed experts. A forked process may use the model, on a CPU.
     Raises MoEColabError where the source cannot be used, an argument is wrong or memory is short.
     """
     target, wanted = pick_device(device), pick_dtype(dtype)

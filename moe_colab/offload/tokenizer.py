@@ -5,6 +5,7 @@ Knows transformers' tokenizers and what goes wrong with them; knows no model and
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..checkpoint.hub import fetch_small
 from ..checkpoint.source import find_source, is_on_hub
 from ..errors import MoEColabError
-from ..files import one_line
+from ..files import one_line, read_json
 from ..planner.sources import named
 
 FILES = (
@@ -60,8 +61,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing more specific
-        own_code = "trust_remote_code" in str(error)
-        why = "it needs code of its own, which is never run" if own_code else one_line(error)
+        own_code = "it needs code of its own, which is never run"
+        why = own_code if _has_own_code(folder) else one_line(error)
         raise MoEColabError(
             f"the tokenizer in {folder} cannot be loaded ({why}): {OTHERS}."
         ) from error
+
+
+def _has_own_code(folder: Path) -> bool:
+    """Whether a configuration in the folder names code for its tokenizer."""
+    for name in ("tokenizer_config.json", "config.json"):
+        if os.path.isfile(folder / name):
+            with contextlib.suppress(MoEColabError):  # reported already, or no JSON
+                body = read_json(folder / name, "a configuration")
+                own = body.get("auto_map") if isinstance(body, dict) else None
+                if isinstance(own, dict) and "AutoTokenizer" in own:
+                    return True
+    return False

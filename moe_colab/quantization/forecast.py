@@ -102,7 +102,7 @@ def forecast(
     source: str | None,
     folder: str | os.PathLike[str] | None = None,
     *,
-    expert_bits: int = 2,
+    expert_bits: int = 4,
     group_size: int = 64,
     device: str | torch.device = "auto",
 ) -> Forecast:

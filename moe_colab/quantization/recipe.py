@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import MoEColabError
 from ..store import BlobLayout, Field, Matrix
-from ..store.blobs import BLOB_ALIGNMENT, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, align
+from ..store.blobs import BLOB_ALIGNMENT, EMBEDDINGS, EXPERTS, FIELD_ALIGNMENT, UNPACKED, align
 from .format import Format
 
 LOWBIT, LOWBIT_TRANSPOSED = "lowbit", "lowbit-transposed"
@@ -131,6 +131,26 @@ def blob_layout(matrices: Iterable[Matrix], alignment: int) -> BlobLayout:
             offset = align(offset + part.nbytes, FIELD_ALIGNMENT)
         placed.append(replace(matrix, fields=tuple(fields)))
     return BlobLayout(tuple(placed), align(offset, alignment))
+
+
+def check_layout(layout: BlobLayout, dtype: str, alignment: int) -> None:
+    """Raises MoEColabError where a blob is not laid out as packing does it. dtype: of the matrices
+    that stay as they are; alignment: of the blob's size."""
+    matrices = []
+    for matrix in layout.matrices:
+        transposed = matrix.packing == LOWBIT_TRANSPOSED
+        across = tuple(reversed(matrix.shape)) if transposed else matrix.shape
+        if matrix.packing == UNPACKED:
+            matrices.append(Matrix.unpacked(matrix.name, matrix.shape, dtype))
+        elif len(across) == 2 and matrix.group and matrix.axis is not None:
+            fmt = format_of(matrix)
+            fmt.check(matrix.name, across)
+            matrices.append(low_bit_matrix(matrix.name, matrix.shape, fmt, transposed))
+    if blob_layout(matrices, alignment) != layout:
+        raise MoEColabError(
+            "the manifest of the store describes its matrices in a way that no moe_colab writes: "
+            "make the store again."
+        )
 
 
 def format_of(matrix: Matrix) -> Format:

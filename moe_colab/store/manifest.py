@@ -47,8 +47,7 @@ class Manifest:
 
     def dump(self) -> str:
         """The text of moe_colab.json, with a digest of itself."""
-        body = {"format": FORMAT, **asdict(self)}
-        return _text({"digest": _digest(body), **body})
+        return sealed({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -142,6 +141,12 @@ def check_name(name: str) -> None:
     parts = name.split("/")
     if len(parts) > 2 or not all(parts) or {".", ".."} & {*parts} or "\0" in name:
         raise ValueError(f"{name!r} is not the name of a file in a store")
+
+
+def sealed(body: Mapping[str, Any]) -> str:
+    """The text of a manifest with this body, with a digest of itself."""
+    body = {key: value for key, value in body.items() if key != "digest"}
+    return _text({"digest": _digest(body), **body})
 
 
 def _text(body: Mapping[str, Any]) -> str:

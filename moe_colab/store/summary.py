@@ -17,6 +17,7 @@ from ..errors import MoEColabError
 from ..files import one_line, read_json
 from ..units import human
 from .blobs import DENSE, EMBEDDINGS, EXPERTS, Matrix
+from .check import Check
 from .manifest import REPORT, Manifest
 from .reader import Store, store_folder
 from .safetensors import read_header
@@ -49,8 +50,8 @@ class Summary:
     `dense_bytes` counts everything but the experts. `bits`: how many of the experts' matrices are
     stored in so many bits; `bits_per_weight`: of the experts. `relative_error`: that of quantizing,
     by matrix, the mean over layers and experts; an expert's matrix by its name, others by their
-    path in a block. `seconds`: the time of quantizing, from `mc.quantize` only, because stores of
-    the same options are equal to the byte."""
+    path in a block. `check`: whether the quantized model still predicts text, None where it was not
+    tried. `seconds`: the time of quantizing, from `mc.quantize` only."""
 
     store: str
     source: str
@@ -68,6 +69,7 @@ class Summary:
     parts: dict[str, Part]
     relative_error: dict[str, float]
     files: tuple[str, ...]
+    check: Check | None = None
     seconds: float | None = field(default=None, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,6 +105,7 @@ class Summary:
                 *parts,
                 f"  experts' tensors: {bits}",
                 *errors,
+                *([f"  check: {self.check.line()}"] if self.check else []),
                 f"  other files: {', '.join(self.files)}",
                 *([f"  quantized in {self.seconds:.0f} s"] if self.seconds is not None else []),
             )
@@ -136,6 +139,7 @@ def inspect(store: str | os.PathLike[str]) -> Summary:
         parts=parts,
         relative_error=relative_errors(folder, manifest),
         files=tuple(entry.name for entry in manifest.files),
+        check=found_by_check(folder, manifest),
     )
 
 
@@ -201,15 +205,37 @@ def relative_errors(folder: Path, manifest: Manifest) -> dict[str, float]:
     return {name: statistics.fmean(errors) for name, errors in by_name.items()}
 
 
+def found_by_check(folder: Path, manifest: Manifest) -> Check | None:
+    """What a check of this store has found, None without one. Raises MoEColabError where that is
+    damaged."""
+    data = _report(folder, manifest).get("check")
+    try:
+        return None if data is None else Check.from_dict(data)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MoEColabError(
+            f"{folder / REPORT} is damaged ({one_line(error)}): make the store again."
+        ) from error
+
+
+def _report(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """The report of quantizing; empty where nothing was quantized."""
+    if not any(entry.name == REPORT for entry in manifest.files):
+        return {}
+    body = read_json(folder / REPORT, "a report of quantizing")
+    if not isinstance(body, dict):
+        raise MoEColabError(f"{folder / REPORT} is no report of quantizing: make the store again.")
+    return body
+
+
 def report(
     folder: Path, manifest: Manifest
 ) -> tuple[list[list[dict[str, float]]], dict[str, float]]:
     """The relative errors of a store: by layer, expert and matrix; by module outside the experts.
     Both are empty where nothing was quantized. Raises MoEColabError for a report of another
     store."""
-    if not any(entry.name == REPORT for entry in manifest.files):
+    body = _report(folder, manifest)
+    if not body:
         return [], {}
-    body = read_json(folder / REPORT, "a report of quantizing")
     try:
         by_layer, outside = body["relative_errors"], body["dense"]
         right = [len(layer) for layer in by_layer] == [layer.experts for layer in manifest.layers]

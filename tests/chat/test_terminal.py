@@ -282,7 +282,7 @@ def test_bytes_that_are_no_text_are_no_traceback():
     done = subprocess.run(command, input=typed, capture_output=True, cwd=ROOT, env=env)
     told = done.stdout.decode() + done.stderr.decode()
     assert done.returncode == 0 and "Traceback" not in told
-    assert told.count("moe_colab: ") == 2  # neither file can be written
+    assert "cannot be the name of a file" in told and "cannot be written" in told
 
 
 # ---------------------------------------------------------------------- what is said

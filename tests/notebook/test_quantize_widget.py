@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import moe_colab as mc
 from moe_colab import MoEColabError, plots
+from moe_colab.evaluation import quantize as quantize_module
 from moe_colab.notebook.widgets import matrix_preview, panel
 from moe_colab.notebook.widgets.matrix_preview import Matrices
 from moe_colab.planner import catalogue
 from moe_colab.planner.device_memory import DeviceMemory
 from moe_colab.planner.sizes import Sizes
 from moe_colab.quantization import forecast
-from moe_colab.quantization import quantize as quantize_module
 from moe_colab.quantization.format import Format
 
 pytestmark = pytest.mark.colab

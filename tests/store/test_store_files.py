@@ -27,7 +27,7 @@ from moe_colab.machine.folders import shipped_model
 from moe_colab.quantization.pack import cached_store, pack
 from moe_colab.store import Manifest, Store, StoreWriter
 from moe_colab.store.journal import JOURNAL
-from moe_colab.store.manifest import NAME, _digest, _text
+from moe_colab.store.manifest import NAME, sealed
 from moe_colab.store.update import update_files
 
 NOBODY = 65534
@@ -164,7 +164,7 @@ def test_a_manifest_that_names_a_file_outside_is_refused(store, name):
     body = json.loads((store / NAME).read_text())
     body.pop("digest")
     body["files"].append({"name": name, "nbytes": 4, "crc32": 0, "sha256": ""})
-    (store / NAME).write_text(_text({"digest": _digest(body), **body}))
+    (store / NAME).write_text(sealed(body))
     assert "is not the name of a file" in refusal(Store, store) or "surrogates" in refusal(
         Store, store
     )

@@ -1,5 +1,6 @@
-"""Quantizing a checkpoint into a store of fewer bits: `mc.quantize`, and `mc.quantized`, which
-keeps the store in the cache folder. Knows sources, recipes and packing; knows no scales."""
+"""Quantizing a checkpoint into a store of fewer bits, and a check of what it says then:
+`mc.quantize`, and `mc.quantized`, which keeps the store in the cache folder. Knows sources, recipes
+and packing; knows no scales."""
 
 from __future__ import annotations
 
@@ -17,12 +18,13 @@ import torch
 from ..checkpoint.source import open_checkpoint
 from ..errors import MoEColabError
 from ..machine.folders import cache_folder, store_name
+from ..quantization.devices import pick_device, pick_dtype, usable_dtype
+from ..quantization.format import Format
+from ..quantization.pack import alone, pack
+from ..quantization.recipe import Recipe, check_overrides
 from ..store import Summary, inspect
 from ..store.manifest import NAME
-from .devices import pick_device, pick_dtype, usable_dtype
-from .format import Format
-from .pack import alone, pack
-from .recipe import Recipe, check_overrides
+from .check import check_store
 
 KEEP = 16
 EMBEDDING_BITS = (KEEP, 8, 4)
@@ -33,7 +35,7 @@ def quantize(
     store: str | os.PathLike[str],
     *,
     attention_bits: int = 4,
-    expert_bits: int = 2,
+    expert_bits: int = 4,
     embedding_bits: int = 16,
     group_size: int | None = None,
     axis: int = 1,
@@ -41,10 +43,10 @@ def quantize(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    check: bool = True,
     progress: bool = True,
 ) -> Summary:
-    """Write the model of `source` in fewer bits, by HQQ, into the folder `store`; `load(store)`
-    runs it.
+    """Write the model of `source` in fewer bits into the folder `store`; `load(store)` runs it.
 
     source: None or "shipped" for the small model, a checkpoint folder, or "org/name" of the hub at
     `revision`.
@@ -58,7 +60,9 @@ def quantize(
     and 16 that fits it. axis: 1 groups neighbours in a row, 0 groups weights of a column.
     overrides: other formats for some matrices, see `Recipe`. device: where scales are computed.
     dtype: the model will compute in it; "auto" is the checkpoint's own, but float16 instead of
-    bfloat16 on a GPU without bfloat16.
+    bfloat16 on a GPU without bfloat16. check: let the result read a short text, for 60 seconds at
+    most, and warn if it predicts only noise, as many models do in 2 bits; the report says what was
+    found.
 
     Only one expert or other matrix is in memory at a time. If it is killed, call it again with the
     same options to go on. A folder that holds a store, part of a store with other options, or
@@ -88,6 +92,8 @@ def quantize(
         )
     start = time.monotonic()
     pack(checkpoint, folder, usable, progress, recipe, target, may_clear=False)
+    if check and recipe != Recipe():
+        check_store(folder, target)
     return replace(inspect(folder), seconds=time.monotonic() - start)
 
 
