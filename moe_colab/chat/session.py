@@ -161,7 +161,9 @@ class ChatSession:
         try:
             path = Path(path).expanduser()
         except RuntimeError as error:  # "~name" of someone who does not exist
-            raise MoEColabError(f"{str(path)!r} cannot be written: {error}.") from error
+            raise MoEColabError(
+                f"{str(path)!r} cannot be written: {str(error).rstrip('.')}."
+            ) from error
         if path.suffix not in (".json", ".md"):
             raise MoEColabError(f"{str(path)!r} must end with .json or .md: choose one of these.")
         if path.suffix == ".json":
@@ -181,6 +183,7 @@ class ChatSession:
         try:
             left_out, ids, room = self._fit(history, text, answer_tokens(self.model, given))
             check_ids(self.model, ids)
+            planned = plan(self.model, self.tokenizer, given, self._ends(), room)
 
             def keep(answer: Answer) -> None:  # in the answer's thread, before it is done
                 try:
@@ -199,7 +202,7 @@ class ChatSession:
                 seed=seed,
                 left_out=left_out,
                 given=given,
-                plan=plan(self.model, self.tokenizer, given, self._ends(), room),
+                plan=planned,
                 kept=self._kept,
                 on_end=keep,
             )
