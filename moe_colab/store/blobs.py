@@ -189,3 +189,10 @@ class DenseEntry(BlobFile):
 
     def part(self, number: int) -> str:
         return self.matrices[number].modules[0]
+
+    def check(self) -> None:
+        super().check()
+        for matrix in self.matrices:
+            whole = [inner.name for inner in matrix.layout.matrices] == ["weight"]
+            if matrix.part not in (DENSE, EMBEDDINGS) or not matrix.modules or not whole:
+                raise ValueError(f"{self.file} holds something else than one weight of a module")

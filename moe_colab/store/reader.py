@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zlib
 from io import FileIO
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from ..cache.homes import DiskHome
 from ..errors import MoEColabError
 from ..files import open_file, read_errors, read_exactly
 from .blobs import BlobFile
-from .files import file_entry
 from .journal import JOURNAL
 from .manifest import NAME, FileEntry, Manifest
 from .side_files import unlisted_files
@@ -63,8 +63,11 @@ class Store:
 
     def _check_file(self, entry: FileEntry) -> None:
         path = self.folder / entry.name
-        self._open(path, entry.nbytes).close()
-        if file_entry(self.folder, entry.name).crc32 != entry.crc32:
+        crc = 0
+        with self._open(path, entry.nbytes) as file, read_errors(path):
+            while chunk := file.read(4 << 20):
+                crc = zlib.crc32(chunk, crc)
+        if crc != entry.crc32:
             raise MoEColabError(
                 f"{path} was altered since the store was made: make the store again."
             )

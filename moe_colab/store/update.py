@@ -18,7 +18,7 @@ from .side_files import unlisted_files
 def update_files(folder: Path, paths: Mapping[str, Path]) -> bool:
     """Make the side files (configuration, tokenizer) of a finished store equal to `paths`, by their
     names in the store, and delete others; True if that changed any. A kill leaves files that the
-    next call mends."""
+    next call corrects."""
     manifest = Manifest.load(folder)
     before, after, changed = {entry.name: entry for entry in manifest.files}, [], False
     for name, path in paths.items():

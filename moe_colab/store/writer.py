@@ -104,7 +104,7 @@ class StoreWriter:
             return False
         buffer = memoryview(bytearray(nbytes))
         read_bytes(self.folder / file, start, buffer)
-        return zlib.crc32(buffer) == record["crc32"]
+        return all(record[name] == digest for name, digest in digests(buffer).items())
 
     def write(self, file: str, part: str, data: memoryview, **remarks: Any) -> None:
         """Write one part. `remarks` go to the journal, so `record` returns them even after a
@@ -112,8 +112,7 @@ class StoreWriter:
         with disk_errors(self.folder), open(self.folder / file, "r+b", buffering=0) as out:
             out.seek(self.parts[file][part][0])
             write_all(out, data)
-        digests = {"crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}
-        self._note(f"{file}/{part}", **digests, **remarks)
+        self._note(f"{file}/{part}", **digests(data), **remarks)
 
     def record(self, file: str, part: str) -> dict[str, Any]:
         """The digests and remarks of a written part."""
@@ -218,3 +217,8 @@ class StoreWriter:
 
     def _exists(self, name: str) -> bool:
         return os.path.exists(self.folder / name)
+
+
+def digests(data: memoryview) -> dict[str, Any]:
+    """The digests of a part."""
+    return {"crc32": zlib.crc32(data), "sha256": hashlib.sha256(data).hexdigest()}

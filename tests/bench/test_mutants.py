@@ -72,7 +72,9 @@ def logits(folder: Path) -> torch.Tensor | None:
     with model.offload, torch.no_grad():
         try:
             return model(IDS).logits
-        except RuntimeError:
+        except mc.MoEColabError:
+            raise
+        except Exception:
             return None
 
 
@@ -196,10 +198,12 @@ def test_mutants_of_a_configuration(family, tmp_path):
 
 
 def test_mutants_of_an_index(tmp_path):
+    """Where transformers wants more of an index than the names of the files, ours still loads."""
     folder = make("mixtral", tmp_path / "model", max_shard_size="20kB")
+    whole = logits(folder)
     run(
         *(folder / INDEX, mutants.of_json, 80, lambda: logits(folder)),
-        lambda result: same(plain_logits(folder), result),
+        lambda result: same(plain_logits(folder), result) or same(whole, result),
         20,
     )
 

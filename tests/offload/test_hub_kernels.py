@@ -48,11 +48,12 @@ def package(tmp_path_factory) -> Path:
     """A folder of packages with `kernels` in a version that transformers takes."""
     folder, version = tmp_path_factory.mktemp("packages"), import_utils.KERNELS_MIN_VERSION
     (folder / "kernels").mkdir()
-    (folder / "kernels" / "__init__.py").write_text(PACKAGE)
+    (folder / "kernels" / "__init__.py").write_text(f'__version__ = "{version}"\n{PACKAGE}')
     (folder / f"kernels-{version}.dist-info").mkdir()
     (folder / f"kernels-{version}.dist-info" / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: kernels\nVersion: {version}\n"
     )
+    (folder / f"kernels-{version}.dist-info" / "top_level.txt").write_text("kernels\n")
     return folder
 
 
