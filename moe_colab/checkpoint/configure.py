@@ -68,7 +68,7 @@ def with_top_k(config: dict[str, Any], top_k: int) -> dict[str, Any]:
     part = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     names = [name for name in TOP_K if part.get(name) is not None]
     if not names:
-        raise MoEColabError("the configuration does not say how many experts a token is sent to.")
+        raise MoEColabError("the configuration does not say how many experts each token gets.")
     for name in names:
         before = part[name]  # some families have a number for each layer
         part[name] = [top_k] * len(before) if isinstance(before, list) else top_k
