@@ -84,7 +84,7 @@ class Matrices:
         return [group for group in GROUPS if not any(count % group for count in columns)]
 
     def sample(self, entry: TensorEntry, name: str, fmt: Format, row: int = 0) -> MatrixPreview:
-        """Quantize one matrix by HQQ; the preview shows the first group of `row`. Raises
+        """Quantize one matrix; the preview shows the first group of `row`. Raises
         MoEColabError if the format does not fit the matrix, or if hqq is not installed."""
         shape = tuple(entry.shape)
         fmt.check(name, shape)
