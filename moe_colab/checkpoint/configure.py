@@ -43,7 +43,9 @@ def configure(
 
     Raises MoEColabError, and changes nothing, where a value cannot be used.
 
-        mc.configure("my-store", top_k=1, generation={"temperature": 0.5, "do_sample": True})
+        mc.quantize("shipped", "my-store")
+        report = mc.configure("my-store", top_k=1, generation={"temperature": 0.5})
+        print(report.text())
     """
     folder = store_folder(store)
     manifest, contents = Store(folder).manifest, {}

@@ -67,8 +67,8 @@ def read_some(folder: Path, device: torch.device | str) -> tuple[int, float | No
                 counts.update(ids)
                 if counts.total() >= TOKENS:
                     break
-        except OutOfTime:
-            pass  # what was read until then counts
+        except (OutOfTime, MoEColabError):
+            pass  # what was read until then counts; a tokenizer may not fit the model
         finally:
             runtime.check_stop = lambda: None
     tokens = counts.total()

@@ -84,7 +84,8 @@ def test_noise_is_called_noise_and_what_to_use_instead(tmp_path, brittle):
 
 
 def test_where_nothing_can_be_read_the_error_must_do(tmp_path):
-    source = make_checkpoint("mixtral", tmp_path / "model")  # it has no tokenizer
+    wide = {"intermediate_size": 64}
+    source = make_checkpoint("mixtral", tmp_path / "model", changes=wide)  # it has no tokenizer
     low = mc.quantize(source, tmp_path / "low", **LOW)
     assert low.check.tokens == 0 and not low.check.ran and not low.check.noise
     assert "could not read a text" in low.check.line()

@@ -130,7 +130,7 @@ def files(folder) -> dict[str, bytes]:
 
 OPTIONS = {
     **{"attention_bits": 2, "expert_bits": 3, "embedding_bits": 8},
-    **{"group_size": 32, "progress": False},
+    **{"group_size": 32, "check": False, "progress": False},
 }
 QUANTIZED = 3 * 8 + 3 * 4 + 2  # experts, attention, embedding and head: a part each
 
