@@ -1,4 +1,4 @@
-"""The choice of scales: never worse than plain rounding, nor than HQQ, at the same bytes."""
+"""The choice of scales: never a larger error than by plain rounding, nor than by HQQ."""
 
 from __future__ import annotations
 
@@ -56,12 +56,21 @@ def test_no_matrix_loses_more_than_by_plain_rounding_or_by_hqq(fmt, kind):
         assert ours <= quantize_matrix(weight, fmt, other)[1] * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("fmt", [Format(2, 64), Format(3, 64), Format(4, 64)], ids=str)
-def test_trained_matrices_lose_less_than_by_either(fmt):
-    for weight in trained_matrices():
+@pytest.mark.parametrize("fmt", [Format(4, 64), Format(3, 32)], ids=str)
+def test_each_of_the_two_is_chosen_where_it_is_better(fmt):
+    other = {"tiny": hqq_scales, "heavy tails": rounded}
+    for kind, worse in other.items():
+        weight = MATRICES[kind]()
         ours = quantize_matrix(weight, fmt, choose_scales)[1]
-        best = min(quantize_matrix(weight, fmt, f)[1] for f in (rounded, hqq_scales))
-        assert ours < best * {2: 0.85, 3: 0.96, 4: 0.99}[fmt.bits]
+        assert ours < 0.97 * quantize_matrix(weight, fmt, worse)[1], kind
+
+
+def test_on_the_small_model_hqq_is_always_better():
+    """So the measured numbers of the small model are those of HQQ."""
+    for weight in trained_matrices():
+        for fmt in (Format(2, 16), Format(3, 64), Format(4, 64)):
+            chosen, hqq = choose_scales(weight, fmt), hqq_scales(weight, fmt)
+            assert all(map(torch.equal, chosen, hqq))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
