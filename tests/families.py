@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-)
+from transformers import CONFIG_MAPPING, MixtralConfig, MixtralForCausalLM
 
 import moe_colab as mc
+from moe_colab.bench.toys import reference as reference
+from moe_colab.bench.toys import save_random
 from moe_colab.cache.homes import DiskHome
 from moe_colab.checkpoint.families import experts_modules
 from moe_colab.offload.slots import Block
@@ -170,26 +167,7 @@ def make_checkpoint(
 ) -> Path:
     """A saved model of random weights, wide enough apart that every expert and every route
     counts; `changes` of its tiny configuration."""
-    torch.manual_seed(seed)
-    config = tiny_config(family, **(changes or {}))
-    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" not in name and parameter.dim() > 0:
-                parameter.normal_(std=0.2)
-    model.to(dtype).save_pretrained(folder, **save)
-    return folder
-
-
-def reference(folder: Path, **load):
-    """The plain model, its experts computed by transformers' eager code, its weights in memory of
-    their own: mapped views are not aligned, and products on them may differ in the last bit."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, experts_implementation="eager", **load
-    ).eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    return model.requires_grad_(False)
+    return save_random(tiny_config(family, **(changes or {})), folder, dtype, seed, **save)
 
 
 def with_weights_of(store: Path, plain: torch.nn.Module) -> torch.nn.Module:

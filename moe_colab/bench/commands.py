@@ -38,6 +38,14 @@ def add_benches(benches: argparse._SubParsersAction) -> None:
     quality.add_argument("source", nargs="?", help=CHECKPOINT)
     quality.add_argument("--quick", action="store_true", help="few rows, few documents")
 
+    reliability = add_bench(benches, "reliability", "damaged files, kills, threads, full disks")
+    reliability.add_argument("--quick", action="store_true", help="a few trials of each kind")
+    reliability.add_argument("--scale", type=float, default=1.0, help="share of the long run")
+    reliability.add_argument("--processes", type=int, default=2, help="at once (default: 2)")
+    reliability.add_argument("--seed", type=int, default=0, help="of everything random")
+    reliability.add_argument("--kind", help="only this kind of trial, such as 'manifest'")
+    reliability.add_argument("--trial", type=int, help="only the trial of this number")
+
 
 def add_bench(benches: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
     """The parser of one benchmark: its module is called like it."""

@@ -1,6 +1,5 @@
-"""The machine that a measurement ran on: processor, memory, GPU, versions of the packages.
-
-Knows the machine; knows nothing of the measurement.
+"""The machine that a measurement ran on: processor, memory, GPU, versions of the packages; and the
+peak of memory of this process. Knows the machine; knows nothing of the measurement.
 """
 
 from __future__ import annotations
@@ -8,6 +7,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -46,3 +46,13 @@ def _cpu_name() -> str:
     except OSError:
         named = []
     return named[0].partition(":")[2].strip() if named else platform.processor()
+
+
+def resident_peak(reset: bool = False) -> int:
+    """Peak of this process's resident memory since its start or the last reset, in bytes. reset:
+    first lower the peak to what is resident now."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10

@@ -50,9 +50,7 @@ def of_bytes(data: bytes, dice: Random) -> bytes:
     before, piece, after = data[:start], data[start : start + length], data[start + length :]
     return dice.choice(
         (
-            lambda: (
-                before + bytes([(piece or b"\0")[0] ^ 1 << dice.randrange(8)]) + data[start + 1 :]
-            ),
+            lambda: one_bit(data, dice),
             lambda: before,
             lambda: before + after,
             lambda: before + piece + piece + after,
@@ -62,6 +60,12 @@ def of_bytes(data: bytes, dice: Random) -> bytes:
             lambda: data + dice.randbytes(length % 1000),
         )
     )()
+
+
+def one_bit(data: bytes, dice: Random) -> bytes:
+    """One bit of the file is flipped."""
+    place = dice.randrange(len(data))
+    return data[:place] + bytes([data[place] ^ 1 << dice.randrange(8)]) + data[place + 1 :]
 
 
 # ---------------------------------------------------------------------- JSON

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ from ..checkpoint.source import is_on_hub
 from ..errors import MoEColabError
 from ..planner.sources import named
 from ..store.safetensors import INDEX, make_header, read_header, weight_files
-from .machine import describe
+from .machine import describe, resident_peak
 from .report import publish
 
 SHAPES = {
@@ -130,16 +131,6 @@ def stage(name: str, source: str, store: str) -> dict[str, Any]:
     }
 
 
-def resident_peak(reset: bool = False) -> int:
-    """Peak of this process's resident memory since its start or the last reset, in bytes. reset:
-    first lower the peak to what is resident now."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) << 10
-
-
 # ---------------------------------------------------------------------- all of them
 def run(source: str | None, work: str | None, out: str | None) -> int:
     """Run every stage and publish the report; 0 if all stayed within the limits, else 1. Raises
@@ -214,10 +205,12 @@ def in_process(name: str, source: str, store: Path) -> tuple[dict[str, Any], int
 
 
 def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder, without those that are deleted meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # deleted just now
-            total += path.stat().st_size if path.is_file() else 0
+    for root, _, names in os.walk(folder):  # which passes over folders that are gone
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(root, name)).st_size
     return total
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,3 +112,19 @@ def test_memory_is_read_off_the_process():
 def test_a_stage_that_fails_says_why(small, tmp_path):
     with pytest.raises(mc.MoEColabError, match=r"verify failed: .* is not a folder"):
         streaming.in_process("verify", "", tmp_path / "nothing")
+
+
+def test_what_is_deleted_while_it_is_counted_is_left_out(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(bytes(100))
+    assert streaming.folder_bytes(tmp_path) == 200
+    real = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "b":
+            os.rename(path, tmp_path.with_suffix(".gone"))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert streaming.folder_bytes(tmp_path) == 100
