@@ -22,7 +22,7 @@ WITHOUT_TORCH = PACKAGES[: PACKAGES.index("checkpoint")]
 WITHOUT_NUMPY = [
     *("cache", "store", "machine", "planner"),
     *("checkpoint/hub.py", "checkpoint/hub_errors.py", "evaluation/allocation.py"),
-    *("offload/interrupts.py", "notebook/install.py", "notebook/exercises"),
+    *("notebook/install.py", "notebook/exercises"),
 ]
 ANYWHERE = {"errors", "files", "units", "version"}  # modules that every package may import
 FILES = sorted(PACKAGE.rglob("*.py"))

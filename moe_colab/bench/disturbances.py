@@ -25,7 +25,7 @@ from .. import files
 from .trials import Aside, Kind, Trial, Wrong, replaced
 from .work import WORKS, Work
 
-EVENTS = ("call", "c_call", "c_return")  # around these Python handles a signal
+EVENTS = ("call", "c_return")  # after these, and not before a call, Python handles signals
 SPARED = {"logging"}  # modules of Python that keep their lock where a signal raises an error
 
 
@@ -108,8 +108,8 @@ def killed(folder: Path, make: Callable[[Path], Work]) -> Trial:
 
 
 def interrupted(folder: Path, make: Callable[[Path], Work]) -> Trial:
-    """Ctrl-C at some moment of the work, which another thread does again: the interrupted one may
-    hold no lock."""
+    """Ctrl-C at some moment of the work. Another thread does it again, for the interrupted one may
+    hold no lock; then the interrupted one does, for no state of torch may be left in it."""
     work = make(folder)
     calls = calls_of(work)
 
@@ -119,8 +119,10 @@ def interrupted(folder: Path, make: Callable[[Path], Work]) -> Trial:
         moment = Moment(dice.randrange(calls), interrupt)
         with contextlib.suppress(KeyboardInterrupt), meanwhile(moment):
             work.do()
-        for then in (work.peek, work.finish):
-            Aside(then).end()
+        Aside(work.peek).end()
+        Aside(work.finish).end()
+        work.clear()
+        work.finish()
 
     return trial
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from .machine import resident_peak
 
 HANG = 20.0  # seconds
 OVER = 512 << 20  # bytes
+DEPTH = 8  # calls of each thread that are told of a hang
 FAULTS = ("wrong", "raw_errors", "hangs", "over_allocations")
 OUTCOMES = ("right", "refused", *FAULTS)
 
@@ -110,8 +112,8 @@ def attempt(trial: Trial, dice: Random, limits: Limits, refusable: bool) -> tupl
     try:
         with alarm(limits.seconds):
             outcome = call(trial, dice)
-    except Hang:
-        return "hangs", "".join(traceback.format_exc(-3).split("\n")[-8:])
+    except Hang as error:
+        return "hangs", str(error)
     if outcome[0] == "refused" and not refusable:
         return "wrong", f"refused: {outcome[1]}"
     if (taken := resident_peak() - before) > limits.nbytes:
@@ -140,7 +142,7 @@ def alarm(seconds: float) -> Iterator[None]:
     """Raises Hang in the main thread after so many seconds, again and again until it ends."""
 
     def ring(number: int, frame: FrameType | None) -> None:
-        raise Hang
+        raise Hang(where_threads_are())
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds, 5)
@@ -149,6 +151,15 @@ def alarm(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def where_threads_are() -> str:
+    """The innermost calls of every thread, as "function (file:line) < its caller < ..."."""
+    stacks = []
+    for top in sys._current_frames().values():
+        calls = reversed(traceback.extract_stack(top, limit=DEPTH))
+        stacks.append(" < ".join(f"{c.name} ({Path(c.filename).name}:{c.lineno})" for c in calls))
+    return " | ".join(stacks)
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ Knows which families can be offloaded, and explains why others cannot. Reads no 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,14 +26,13 @@ from transformers import (
 
 from ..errors import MoEColabError
 from ..files import one_line, read_file, read_json
+from ..machine.interrupts import deferred_interrupts
 from .families import experts_modules
 
 ADAPTER = "adapter_config.json"
 MOST_LAYERS = 10_000
 OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
-BUILDING = threading.RLock()
-"""Held while transformers builds or loads a model: it changes torch's default dtype, and classes of
-its own, for the whole process."""
+BUILDING = threading.RLock()  # held while a model is built
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -132,6 +133,15 @@ def of_causal_lm(config: PreTrainedConfig) -> PreTrainedConfig:
     return text
 
 
+@contextlib.contextmanager
+def building(device: str) -> Iterator[None]:
+    """Transformers may build or load a model on this device, one at a time: it changes torch's
+    default dtype and device, and classes of its own, for the whole process. A Ctrl-C waits until
+    all is changed back; a second one acts at once."""
+    with BUILDING, deferred_interrupts(), torch.device(device):
+        yield
+
+
 def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     """The model with its weights on the meta device, without memory. Raises MoEColabError unless it
     is a causal language model with routed experts."""
@@ -144,7 +154,7 @@ def skeleton(config: PreTrainedConfig) -> torch.nn.Module:
     if isinstance(layers, int) and layers > MOST_LAYERS:  # building them would take for ever
         raise MoEColabError(f"its config.json asks for {layers:,} layers: no model has so many.")
     try:
-        with BUILDING, torch.device("meta"):
+        with building("meta"):
             model = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), experts_implementation="eager"
             )

@@ -19,7 +19,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..checkpoint.architecture import BUILDING, load_config
+from ..checkpoint.architecture import building, load_config
 from ..checkpoint.families import experts_modules, parameter_names
 from ..errors import MoEColabError
 from ..files import one_line
@@ -85,7 +85,7 @@ def load_dense(
     if any(matrix.part == EMBEDDINGS for matrix in low_bit):
         untie(config)  # no parameter is left to tie; a tied head shares the blob
     # Where a user has set another default device, transformers would load to that.
-    with BUILDING, quiet_transformers(), torch.device("cpu"):
+    with building("cpu"), quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 store.folder,

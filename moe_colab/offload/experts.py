@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import MoEColabError
+from ..machine.interrupts import deferred_interrupts
 from ..quantization.kernels import LowBitWeight
-from .interrupts import deferred_interrupts
 
 NAME = "moe_colab"
 

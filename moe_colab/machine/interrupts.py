@@ -1,5 +1,5 @@
-"""Ctrl-C that waits for the end of a layer: a KeyboardInterrupt in the middle of one could lose a
-slot. Knows signals; knows nothing of models."""
+"""Ctrl-C that waits for the end of work which must not stop halfway. Knows signals; knows nothing
+of models."""
 
 from __future__ import annotations
 
