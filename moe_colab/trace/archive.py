@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import MoEColabError
 from ..files import one_line, read_file, write_file
+from ..machine.interrupts import deferred_interrupts
 
 MOST = 4 << 30  # bytes of a file, packed or not
 HEADER = "moe_colab"  # the member that marks a file as ours
@@ -29,7 +30,8 @@ def write(
     text = json.dumps({"kind": kind, "version": version, **header}, ensure_ascii=False)
     whole = io.BytesIO()
     marked = {HEADER: np.frombuffer(text.encode(), np.uint8), **columns(arrays)}
-    np.savez_compressed(whole, allow_pickle=False, **marked)
+    with deferred_interrupts():  # zipfile would raise an error of its own
+        np.savez_compressed(whole, allow_pickle=False, **marked)
     write_file(path, whole.getbuffer())
 
 

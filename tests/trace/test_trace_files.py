@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import resource
+import signal
+import zipfile
 
 import numpy as np
 import pytest
@@ -100,3 +102,23 @@ def test_a_header_that_no_trace_has_is_one_sentence(tmp_path, name):
         with pytest.raises(mc.MoEColabError) as caught:
             mc.Trace.load(tmp_path / "trace.npz")
         assert "\n" not in str(caught.value) and "trace.npz" in str(caught.value)
+
+
+@pytest.mark.parametrize("member", range(3))
+def test_ctrl_c_while_a_trace_is_saved_leaves_the_old_file(member, tmp_path, monkeypatch):
+    """Not an error of zipfile, which has a member open then."""
+    whole = mc.Trace.load()
+    path = whole.between(0, 2).save(tmp_path / "trace.npz")
+    old, opened, real = path.read_bytes(), [], zipfile.ZipFile.open
+
+    def interrupted(self, *args, **kwargs):
+        file = real(self, *args, **kwargs)
+        opened.append(file)
+        if len(opened) == member + 1:
+            signal.raise_signal(signal.SIGINT)
+        return file
+
+    monkeypatch.setattr(zipfile.ZipFile, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        whole.between(0, 5).save(path)
+    assert path.read_bytes() == old and [*tmp_path.iterdir()] == [path]
