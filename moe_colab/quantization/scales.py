@@ -1,7 +1,8 @@
 """Choosing scales: HQQ's, or those of plain rounding where these lose less.
 
 HQQ is nearer to the weights than plain rounding from the smallest to the largest weight on nearly
-all matrices, but it fails where the weights are very small. Knows one matrix and how scales are stored; knows no experts.
+all matrices, but it fails where the weights are very small. Knows one matrix and how scales are
+stored; knows no experts.
 """
 
 from __future__ import annotations
