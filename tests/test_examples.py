@@ -124,7 +124,9 @@ def test_an_example_in_a_docstring(runs, name, code):
 def test_the_usage_lines_in_docstrings_are_those_of_the_parser(capsys):
     """`python -m moe_colab ...` in the docstring of a module: its options are all there are."""
     docs = (ast.get_docstring(ast.parse(path.read_text())) for path in FILES)
-    lines = re.findall(r"^    python -m moe_colab (.*)", "\n".join(filter(None, docs)), re.M)
+    lines = re.findall(
+        r"^    python -m moe_colab (.*(?:\n +\[.*)*)", "\n".join(filter(None, docs)), re.M
+    )
     assert len(lines) >= 5
     for line in lines:
         with pytest.raises(SystemExit) as end:
