@@ -136,7 +136,9 @@ def without_room(folder: Path, make: Callable[[Path], Work]) -> Trial:
         work.clear()
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         refused = None
-        resource.setrlimit(resource.RLIMIT_FSIZE, (dice.randrange(dice.choice(sizes)), before[1]))
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (dice.randrange(1 + dice.choice(sizes)), before[1])
+        )
         try:
             if not work.right(work.do()):
                 raise Wrong("another result on a full disk")

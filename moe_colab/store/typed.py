@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1
 hints = cache(get_type_hints)
 
 
@@ -37,4 +38,6 @@ def typed(kind: type[T], value: Any, where: str) -> T:
     plain = get_origin(kind) or kind
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
         raise ValueError(f"{where} is not of the type {plain.__name__}")
+    if plain is int and not -LARGEST <= value <= LARGEST:  # no array or table could hold it
+        raise ValueError(f"{where} is too large a number")
     return value

@@ -477,3 +477,15 @@ def test_a_file_system_without_locks_is_written_all_the_same(tmp_path, monkeypat
     monkeypatch.setattr(fcntl, "flock", no_locks)
     StoreWriter(tmp_path / "store", {"of": "this"}).close()
     assert (tmp_path / "store" / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63), 10**30])
+def test_a_number_that_no_table_can_hold_is_damage(checkpoint, tmp_path, number):
+    store = tmp_path / "store"
+    mc.quantize(checkpoint, store, expert_bits=4, check=False, progress=False)
+    body = json.loads((store / NAME).read_bytes())
+    body["layers"][0]["layout"]["matrices"][0]["group"] = number
+    (store / NAME).write_text(sealed(body))
+    for use in (lambda: mc.inspect(store).frame(), lambda: mc.load(store, progress=False)):
+        with pytest.raises(mc.MoEColabError, match="too large a number"):
+            use()
