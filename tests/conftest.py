@@ -37,6 +37,16 @@ def cache_folder(tmp_path_factory):
         os.environ["MOE_COLAB_CACHE"] = before
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """The small model with 4 slots in each layer, and its tokenizer."""
+    import moe_colab as mc
+
+    model, tokenizer = mc.load(slots=4, progress=False)
+    with model.offload:
+        yield model, tokenizer
+
+
 @pytest.fixture(scope="session")
 def processes():
     """Starts processes from a server that has imported everything already, in milliseconds each."""

@@ -8,6 +8,7 @@ import torch
 from transformers import CONFIG_MAPPING, MixtralConfig, MixtralForCausalLM
 
 import moe_colab as mc
+from moe_colab.bench import toys
 from moe_colab.bench.toys import reference as reference
 from moe_colab.bench.toys import save_random
 from moe_colab.cache.homes import DiskHome
@@ -31,24 +32,7 @@ COMMON = {
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8}
 LOCAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
-DEEPSEEK = {
-    "n_routed_experts": 8,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-}
-LATENT = {
-    **DEEPSEEK,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_key_value_heads": 4,
-}
+DEEPSEEK, LATENT = ({**of, "num_experts_per_tok": 2} for of in (toys.DEEPSEEK, toys.LATENT))
 LINEAR = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,

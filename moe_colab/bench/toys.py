@@ -32,6 +32,23 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+DEEPSEEK = {  # its experts
+    "n_routed_experts": 8,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LATENT = {  # and its attention
+    **DEEPSEEK,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_key_value_heads": 4,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 8},
     "olmoe": {"num_experts": 8},
@@ -42,20 +59,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
         "layer_types": ["full_attention", "sliding_attention"],
     },
-    "deepseek_v3": {
-        "n_routed_experts": 8,
-        "moe_intermediate_size": 16,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "q_lora_rank": 16,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 8,
-        "v_head_dim": 8,
-        "n_group": 2,
-        "topk_group": 1,
-        "num_key_value_heads": 4,
-    },
+    "deepseek_v3": LATENT,
 }
 IDS = torch.arange(3, 20)[None]
 NEW_TOKENS = 6

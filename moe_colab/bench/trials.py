@@ -28,7 +28,7 @@ from .machine import resident_peak
 
 HANG = 20.0  # seconds
 OVER = 512 << 20  # bytes
-DEPTH = 8  # calls of each thread that are told of a hang
+DEPTH = 8  # calls of each thread that the report of a hang shows
 FAULTS = ("wrong", "raw_errors", "hangs", "over_allocations")
 OUTCOMES = ("right", "refused", *FAULTS)
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import MoEColabError
 from ..offload.load import load
 from ..offload.text_ids import text_ids
-from ..store import inspect
+from ..store import Summary
 from ..store.check import Check
 from ..store.update import change_report
 from .perplexity import evaluation_texts, perplexity
@@ -33,10 +33,10 @@ class OutOfTime(Exception):
     """Raised inside the model when the check has taken its time."""
 
 
-def check_store(folder: Path, device: torch.device | str = "auto") -> Check:
-    """Let the store's model read some of the project's evaluation text, keep the result in the
-    store's report, and return it. Warns where the model is noise."""
-    summary = inspect(folder)
+def check_store(summary: Summary, device: torch.device | str = "auto") -> Check:
+    """Let the model of this store read some of the project's evaluation text, keep the result in
+    the store's report, and return it. Warns where the model is noise."""
+    folder = Path(summary.store)
     errors = [error for name, error in summary.relative_error.items() if "." not in name]
     error = sum(errors) / len(errors) if errors else 0.0
     check = Check(*read_some(folder, device), error, min(summary.bits))

@@ -92,9 +92,10 @@ def quantize(
         )
     start = time.monotonic()
     pack(checkpoint, folder, usable, progress, recipe, target, may_clear=False)
+    summary = inspect(folder)
     if check and recipe != Recipe():
-        check_store(folder, target)
-    return replace(inspect(folder), seconds=time.monotonic() - start)
+        summary = replace(summary, check=check_store(summary, target))
+    return replace(summary, seconds=time.monotonic() - start)
 
 
 def format_of_bits(bits: int, group_size: int | None, axis: int) -> Format | None:

@@ -181,7 +181,7 @@ def ranked(guess: np.ndarray, least: float) -> Ranked:
 
 
 class Hook:
-    """Calls a function with the module. `pickle` meets it first, and is told what is wrong."""
+    """Calls a function with the module. Refuses `pickle`, which comes to the hooks first."""
 
     __reduce_ex__ = refuse_copies
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..cache.settings import SPECULATE, PrefetchSettings
 from ..checkpoint.source import find_source, is_on_hub, open_checkpoint
 from ..checkpoint.tensors import TORCH_DTYPES
 from ..errors import MoEColabError
+from ..planner.sizes import store_sizes
 from ..planner.sources import named
 from ..quantization.devices import check_device_dtype, pick_device, pick_dtype, usable_dtype
 from ..quantization.pack import cached_store
@@ -106,11 +108,10 @@ def load(
             "the original checkpoint with that dtype."
         )
     check_device_dtype(target, own)
-    layers = store.manifest.layers
-    checked = settings.checked([layer.experts for layer in layers])
-    check_before_loading(
-        layers, checked.pinned, store.manifest.dense_bytes(), checked.slots, target
-    )
+    memory = store_sizes(store.manifest).memory
+    checked = settings.checked(memory.experts)
+    pinned = [len(experts) for experts in checked.pinned]
+    check_before_loading(replace(memory, pinned=pinned, working=0), checked.slots, target)
     model = load_dense(store, own, target, settings.kernels, attn_implementation)
     model.offload = Offload(model, store, settings, target, own)
     return model, chosen

@@ -68,30 +68,20 @@ def fitting_slots(
 
 
 def check_before_loading(
-    layers: Sequence[LayerEntry],
-    pinned: Pinned,
-    dense: int,
-    slots: Sequence[int] | str,
-    device: torch.device,
+    memory: DeviceMemory, slots: Sequence[int] | str, device: torch.device
 ) -> None:
     """Raises MoEColabError where a model does not fit into the memory that is free now, with one
-    slot in every layer if `slots` is "auto". `dense`: the bytes of all but the experts. What
-    kernels take beside is not known yet: `check_free_memory` counts it too."""
-    memory = DeviceMemory(
-        blobs=[layer.layout.nbytes for layer in layers],
-        experts=[layer.experts for layer in layers],
-        dense=dense,
-        pinned=[len(experts) for experts in pinned],
-    )
-    auto = isinstance(slots, str)
-    need = dense + memory.beside_dense([1] * len(layers) if auto else slots) + FORWARD_RESERVE
+    slot in every layer if `slots` is "auto". What kernels take beside is not known yet:
+    `check_free_memory` counts it too."""
+    auto, ones = isinstance(slots, str), [1] * len(memory.blobs)
+    need = memory.dense + memory.beside_dense(ones if auto else slots) + FORWARD_RESERVE
     free = free_memory(device)
     if need > free:
         what = "one slot in every layer" if auto else "these slots"
         advice = "choose a checkpoint with fewer bits" if auto else "use fewer slots"
-        one = human(memory.slot_bytes([1] * len(layers)))
+        dense, one = human(memory.dense), human(memory.slot_bytes(ones))
         raise MoEColabError(
-            f"with {what} this model needs {human(need)} on {device} ({human(dense)} without its "
+            f"with {what} this model needs {human(need)} on {device} ({dense} without its "
             f"experts, {one} for one slot in every layer), but {human(free)} are free: {advice}."
         )
 

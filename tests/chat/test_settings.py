@@ -17,13 +17,6 @@ pytestmark = pytest.mark.colab
 QUESTION = "Can you play some music?"
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    model, tokenizer = mc.load(slots=4, progress=False)
-    with model.offload:
-        yield model, tokenizer
-
-
 @pytest.fixture
 def chat(loaded):
     """With settings of its own in generation_config.json."""

@@ -1,4 +1,4 @@
-"""What a model thinks is told apart from its answer, and does not come back in the next prompt."""
+"""The thinking of a model is kept apart from its answer, and is not part of the next prompt."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def test_time_is_limited(tmp_path, monkeypatch):
     mc.quantize("shipped", tmp_path / "store", check=False, progress=False)
     assert mc.inspect(tmp_path / "store").check is None
     monkeypatch.setattr(check_module, "SECONDS", 0.0)
-    check = check_store(tmp_path / "store")
+    check = check_store(mc.inspect(tmp_path / "store"))
     assert check.tokens == 0 and "could not read" in check.line()
 
 

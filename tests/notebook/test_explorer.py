@@ -25,13 +25,6 @@ pytestmark = pytest.mark.colab
 TRACE = Trace.load()
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    model, tokenizer = mc.load(slots=4, progress=False)
-    with model.offload:
-        yield model, tokenizer
-
-
 @pytest.fixture
 def explorer(loaded):
     widget = mc.Explorer(*loaded)
